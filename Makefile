@@ -1,0 +1,44 @@
+# Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
+# root or sudo, and Rust are enough.
+
+.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+setup: ## install what building and testing needs, and nothing else
+	@scripts/setup.sh
+
+build: ## build the extension in release mode
+	@scripts/install.sh build
+
+install: ## build it and install it into this machine's Postgres
+	@scripts/install.sh
+
+demo: ## see it work on Debian's package catalogue; KEEP=1 leaves it up to try
+	@demo/run.sh
+
+demo-stop: ## stop what make demo KEEP=1 left up
+	@demo/run.sh stop
+
+test: ## every check and test, as CI does
+	@scripts/test.sh
+
+test-unit: ## the tests that need no engine, and the ones inside the server
+	@scripts/test.sh unit
+	@scripts/test.sh pgrx
+
+test-e2e: ## the end-to-end tests; ARGS='--test smoke' chooses
+	@scripts/test.sh e2e $(ARGS)
+
+lint: ## rustfmt, shellcheck, clippy
+	@scripts/test.sh lint
+
+fmt: ## format the Rust code
+	@cargo fmt --all
+
+bench: ## measure the first load, latency and what writers pay
+	@scripts/test.sh bench
+
+clean: ## remove what was built; downloads stay in the cache
+	@rm -rf target

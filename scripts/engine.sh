@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Runs a real Elasticsearch or OpenSearch in the foreground, on 127.0.0.1, without security.
+#
+#   DIST=FOLDER scripts/engine.sh elasticsearch|opensearch FOLDER PORT
+#
+# DIST is where it is unpacked (once, from the cache that scripts/setup.sh fills); FOLDER gets its settings, data and
+# logs. HEAP (1g) is the JVM's memory. It ends with the process that started it, unless DETACH is set.
+# The end-to-end tests start their private engines with this same script.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+[ $# = 3 ] || die "usage: DIST=FOLDER scripts/engine.sh elasticsearch|opensearch FOLDER PORT"
+name=$1 folder=$2 port=$3
+case $name in
+    elasticsearch) version=$ELASTICSEARCH_VERSION prefix=ES ;;
+    opensearch) version=$OPENSEARCH_VERSION prefix=OPENSEARCH ;;
+    *) die "there is no engine \"$name\"" ;;
+esac
+server_user
+
+mkdir -p "$DIST"
+home=$DIST/$name-$version
+(
+    flock 8
+    if [ ! -d "$home" ]; then
+        rm -rf "$home.new"
+        mkdir "$home.new"
+        unzip -q "$CACHE/engines/$name-$version.zip" -d "$home.new"
+        mv "$home.new/$name-$version" "$home"
+        rmdir "$home.new"
+    fi
+) 8>"$DIST/.lock"
+
+rm -rf "$folder/config"
+mkdir -p "$folder"/{config,data,logs,tmp}
+# The JVM's own logs go to the read-only home otherwise.
+cp -r "$home/config/." "$folder/config/"
+sed -i "s|logs/|$folder/logs/|; s|HeapDumpPath=data|HeapDumpPath=$folder/logs|" "$folder/config/jvm.options"
+cat >"$folder/config/$name.yml" <<YML
+discovery.type: single-node
+network.host: 127.0.0.1
+http.port: $port
+transport.port: 0
+path.data: $folder/data
+path.logs: $folder/logs
+# The tests' disk may be nearly full: an index would turn read-only and tests fail for no reason of ours.
+cluster.routing.allocation.disk.threshold_enabled: false
+YML
+[ "$name" = opensearch ] || echo 'xpack.security.enabled: false' >>"$folder/config/$name.yml"
+[ -z "$SERVER_USER" ] || chown -R "$SERVER_USER:$SERVER_USER" "$folder"
+
+java=$(readlink -f "$(command -v java)")
+# Relative names such as logs/ are the home's, so start there.
+cd "$home"
+as_server env HOME="$folder" "${prefix}_JAVA_HOME=${java%/bin/java}" "${prefix}_PATH_CONF=$folder/config" \
+    "${prefix}_TMPDIR=$folder/tmp" "${prefix}_JAVA_OPTS=-Xms${HEAP:-1g} -Xmx${HEAP:-1g}" "$home/bin/$name"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Builds pg_es_sync in release mode and installs it into this machine's Postgres, with sudo where needed.
+#
+#   scripts/install.sh             build and install
+#   scripts/install.sh build       only build; the files are in target/release/pg_es_sync-pgNN
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+"$ROOT/scripts/setup.sh"
+find_tools
+find_postgres
+build_extension
+[ "${1:-}" != build ] || exit 0
+as_root cp -r --no-preserve=ownership "$BUILT/usr/." /usr/
+cat <<TEXT
+
+Installed for Postgres $PG. To use it: add  shared_preload_libraries = 'pg_es_sync'  to postgresql.conf and restart, then
+    alter system set es_sync.url = 'http://127.0.0.1:9200';
+    select pg_reload_conf();
+    create extension pg_es_sync;
+TEXT

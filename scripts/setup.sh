@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Installs what building, testing and showing pg_es_sync needs and what is missing: Debian packages, cargo-pgrx and the
+# two engines. Rust must be there. Run it as root or as a user with sudo; it is quick when nothing is missing.
+#
+#   scripts/setup.sh
+#
+# Outside Debian's packages it writes only to its cache, ${XDG_CACHE_HOME:-~/.cache}/pg_es_sync, which may be deleted:
+#   engines/     Elasticsearch and OpenSearch as zips, 150 MB
+#   tools/       cargo-pgrx, unless the right version is on PATH
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+RUST=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$ROOT/Cargo.toml")
+have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
+if [ -z "$have" ] || [ "$(printf '%s\n' "$RUST" "$have" | sort -V | head -n1)" != "$RUST" ]; then
+    die "Rust $RUST or later is needed, with rustfmt and clippy (found: ${have:-none}): install it with rustup, see https://rustup.rs, and run this again"
+fi
+[ -r /etc/debian_version ] || die "these scripts install their packages with apt: use Debian 12 or 13, or Ubuntu 24.04 or later"
+[ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "packages are missing or may be: run this as root, or install sudo"
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+wanted=(gcc make libc6-dev libclang-dev clang pkg-config libssl-dev maven default-jre-headless unzip curl jq shellcheck sudo procps)
+missing=()
+# One call for all: dpkg-query takes 20 ms.
+mapfile -t there < <(dpkg-query -W -f '${db:Status-Status} ${binary:Package}\n' "${wanted[@]}" 2>/dev/null | sed -n 's/^installed \([^:]*\).*/\1/p')
+for package in "${wanted[@]}"; do
+    [[ " ${there[*]} " = *" $package "* ]] || missing+=("$package")
+done
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y "$@" </dev/null; }
+refreshed=''
+refresh() {
+    if [ -z "$refreshed" ]; then
+        say "reading the package lists"
+        apt update
+        refreshed=yes
+    fi
+}
+find_postgres
+if [ -z "$PG" ]; then
+    refresh
+    for version in 15 16 17; do
+        if grep -q "^pg$version *=" "$ROOT/Cargo.toml" && [ -n "$(apt-cache madison "postgresql-server-dev-$version" 2>/dev/null)" ]; then
+            PG=$version
+            missing+=("postgresql-$version" "postgresql-server-dev-$version")
+            break
+        fi
+    done
+    [ -n "$PG" ] || die "this system has no packages for a Postgres version that pg_es_sync is built for ($(sed -n 's/^\(pg[0-9]*\) *=.*/\1/p' "$ROOT/Cargo.toml" | xargs)): use Debian 12"
+    # Debian's package makes and starts a cluster on port 5432 unless told not to; nobody asked for one.
+    if ! installed postgresql-common; then
+        as_root mkdir -p /etc/postgresql-common
+        [ -e /etc/postgresql-common/createcluster.conf ] ||
+            echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+fi
+if [ ${#missing[@]} != 0 ]; then
+    refresh
+    say "installing ${missing[*]}"
+    # --force-confold: keep the file written above.
+    apt install --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
+fi
+
+if ! cargo_pgrx_is_there cargo-pgrx; then
+    say "installing cargo-pgrx $PGRX_VERSION (four minutes on two cores)"
+    (cd / && cargo install "cargo-pgrx@$PGRX_VERSION" --locked --root "$CACHE/tools" --target-dir "$TARGET/cargo-pgrx")
+    rm -rf "$TARGET/cargo-pgrx"
+fi
+
+# engine GROUP ARTIFACT VERSION: from Maven Central, through maven, whose own folder of plugins is not kept.
+engine() {
+    [ -s "$CACHE/engines/$2-$3.zip" ] && return
+    say "fetching $2 $3"
+    mkdir -p "$CACHE/engines"
+    local new
+    new=$(mktemp -d "$CACHE/engines/.new.XXXXXX")
+    (cd / && mvn -q -B -Dmaven.repo.local="$new/m2" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+        -Dartifact="$1:$2:$3:zip" -DoutputDirectory="$new" </dev/null) || { rm -rf "$new"; die "could not fetch $2 $3"; }
+    mv "$new/$2-$3.zip" "$CACHE/engines/"
+    rm -rf "$new"
+}
+engine org.elasticsearch.distribution.integ-test-zip elasticsearch "$ELASTICSEARCH_VERSION"
+engine org.opensearch.distribution.integ-test-zip opensearch "$OPENSEARCH_VERSION"

@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# Checks everything, on a private Postgres and real engines, and leaves nothing behind.
+#
+#   scripts/test.sh                    all stages but bench, in this order:
+#   scripts/test.sh lint               rustfmt, shellcheck, clippy with warnings denied
+#   scripts/test.sh unit               the engine's package without a server (cargo test -p es)
+#   scripts/test.sh pgrx               the tests inside the server (cargo pgrx test)
+#   scripts/test.sh regress [NAME]     tests/regress/sql/*.sql through psql against expected/*.out; ACCEPT=1 writes these
+#   scripts/test.sh e2e [ARGS]         the end-to-end tests; ARGS go to cargo test, e.g.  e2e --test smoke -- --nocapture
+#   scripts/test.sh bench [ARGS]       the ignored tests of tests/tests/bench.rs, in release mode
+#   scripts/test.sh shell              a shell with the environment of the end-to-end tests, for cargo test by hand
+#
+# What is built, in one target folder: the extension once in release mode (what users get, and what the regress and
+# end-to-end tests run), and in the dev profile what the tests inside the server, clippy and the harness need. In
+# release mode the harness would be linked with LTO for each of its files.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+"$ROOT/scripts/setup.sh"
+find_tools
+find_postgres
+server_user
+cd "$ROOT"
+
+started=()
+# shellcheck disable=SC2329,SC2317  # called by the trap
+cleanup() {
+    local code=$?
+    trap - EXIT
+    stop_all "${started[@]}"
+    # A test binary that was killed leaves servers that are ending now.
+    [ -z "$SERVER_USER" ] || for _ in $(seq 50); do
+        pgrep -u "$SERVER_USER" -f "$RUN/" >/dev/null || break
+        sleep 0.1
+    done
+    close_run
+    exit "$code"
+}
+open_run test
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+make_prefix
+server_folder "$RUN/servers"
+
+# Both of these are part of what the bindings' build depends on: the same for clippy, for cargo pgrx test and for the
+# cargo pgrx install within it, or each would build them anew. The file's date counts, so it is written when it changes.
+export PGRX_PG_CONFIG_PATH=$PG_BIN/pg_config
+mkdir -p "$PGRX_HOME"
+config=$(printf '[configs]\npg%s = "%s"' "$PG" "$PG_BIN/pg_config")
+[ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" = "$config" ] || echo "$config" >"$PGRX_HOME/config.toml"
+
+has_package() { grep -q "^name = \"$2\"" "$1/Cargo.toml" 2>/dev/null; }
+
+engines() {
+    [ -z "${ES_URL:-}" ] || return 0
+    say "starting Elasticsearch and OpenSearch"
+    local es_port os_port
+    es_port=$(free_port)
+    os_port=$(free_port)
+    engine_start elasticsearch "$RUN/elasticsearch" "$es_port"
+    started+=("$ENGINE_PID")
+    engine_start opensearch "$RUN/opensearch" "$os_port"
+    started+=("$ENGINE_PID")
+    engine_ready elasticsearch "$es_port" "${started[-2]}"
+    engine_ready opensearch "$os_port" "${started[-1]}"
+    export ES_URL=http://127.0.0.1:$es_port OPENSEARCH_URL=http://127.0.0.1:$os_port
+}
+built=''
+extension() {
+    [ -z "$built" ] || return 0
+    say "building the extension for Postgres $PG"
+    build_extension
+    install_into_prefix
+    built=yes
+}
+harness_environment() {
+    export PG_ES_SYNC_PG_BIN=$PG_BIN PG_ES_SYNC_RUN=$RUN/servers PG_ES_SYNC_ENGINES=$RUN/engines PG_ES_SYNC_USER=$SERVER_USER
+}
+
+stage_lint() {
+    say "lint: rustfmt, shellcheck, clippy"
+    cargo fmt --all --check
+    shellcheck -x scripts/*.sh demo/*.sh .ci/run
+    cargo clippy --workspace --all-targets --no-default-features --features "pg$PG" -- -D warnings
+}
+stage_unit() {
+    say "unit tests of the engine's package"
+    if has_package src/es es; then cargo test -p es; else echo "src/es is no package yet"; fi
+}
+stage_pgrx() {
+    say "tests inside the server"
+    local options=()
+    if [ -n "$SERVER_USER" ]; then options=(--runas "$SERVER_USER"); fi
+    # Installs its own build, in the dev profile, into the prefix.
+    server_folder "$RUN/pgrx"
+    cargo pgrx test "pg$PG" --no-default-features --features "pg$PG" --package pg_es_sync --pgdata "$RUN/pgrx/data" "${options[@]}"
+    [ -z "$built" ] || install_into_prefix
+}
+
+# Each file in a database of its own, named after it. Not pg_regress: that would run all of them in one.
+stage_regress() {
+    local file name difference port failed=0 passed=0
+    local files=(tests/regress/sql/*.sql)
+    if [ $# != 0 ]; then files=("tests/regress/sql/$1.sql"); fi
+    [ -e "${files[0]}" ] || { echo "no regress files yet"; return; }
+    extension
+    engines
+    say "regress files"
+    port=$(free_port)
+    postgres_start "$RUN/regress" "$port" <<CONF
+fsync = off
+shared_preload_libraries = 'pg_es_sync'
+max_worker_processes = 64
+max_prepared_transactions = 10
+wal_level = logical
+es_sync.url = '$ES_URL'
+# As pg_regress does, so that the output is the same everywhere.
+timezone = 'PST8PDT'
+datestyle = 'Postgres, MDY'
+CONF
+    started+=("$POSTGRES_PID")
+    export PGHOST=$RUN/regress PGPORT=$port PGUSER=postgres PGDATABASE=postgres
+    for file in "${files[@]}"; do
+        name=$(basename "$file" .sql)
+        psql -Xq -c "create database \"regress_$name\""
+        PGDATABASE=regress_$name psql -X -q -a -v VERBOSITY=default -f "$file" >"$RUN/$name.out" 2>&1 </dev/null || true
+        [ -z "${ACCEPT:-}" ] || cp "$RUN/$name.out" "tests/regress/expected/$name.out"
+        if difference=$(diff -u "tests/regress/expected/$name.out" "$RUN/$name.out"); then
+            echo "ok      $name"
+            passed=$((passed + 1))
+        else
+            printf 'FAILED  %s\n%s\n' "$name" "$difference"
+            failed=$((failed + 1))
+        fi
+    done
+    unset PGHOST PGPORT PGUSER PGDATABASE
+    [ "$failed" = 0 ] || tail -n 60 "$RUN/regress/log"
+    stop_all "$POSTGRES_PID"
+    echo "regress: $passed passed, $failed failed"
+    [ "$failed" = 0 ]
+}
+stage_e2e() {
+    # Compiled first: a mistake there should not wait for the engines.
+    cargo test -p pg_es_sync_tests --no-run
+    extension
+    engines
+    harness_environment
+    say "end-to-end tests"
+    cargo test -p pg_es_sync_tests "$@"
+}
+stage_bench() {
+    extension
+    engines
+    harness_environment
+    cargo test --release -p pg_es_sync_tests --test bench "$@" -- --ignored --nocapture --test-threads 1
+}
+stage_shell() {
+    extension
+    engines
+    harness_environment
+    echo "cargo test -p pg_es_sync_tests runs here. Postgres: $PG_BIN, Elasticsearch: $ES_URL, OpenSearch: $OPENSEARCH_URL"
+    "${SHELL:-bash}" || true
+}
+
+stage=${1:-all}
+shift || true
+case $stage in
+    all)
+        stage_lint
+        stage_unit
+        stage_pgrx
+        stage_regress "$@"
+        stage_e2e "$@"
+        ;;
+    lint | unit | pgrx | regress | e2e | bench | shell) "stage_$stage" "$@" ;;
+    *) die "there is no stage \"$stage\"; they are named on top of scripts/test.sh" ;;
+esac
+say "$stage: passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

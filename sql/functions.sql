@@ -1,0 +1,106 @@
+-- What users call. Each function is thin; src/functions/ says what it does.
+
+create function es_sync.capture()
+returns trigger
+language c
+as 'MODULE_PATHNAME', 'es_sync_capture';
+
+comment on function es_sync.capture() is
+    'API: private. Trigger function of attached tables; notes the keys of changed rows.';
+
+create function es_sync.attach(
+    relation regclass,
+    index text default null,
+    document regclass default null,
+    filter text default null,
+    exclude text[] default '{}',
+    options jsonb default '{}'
+)
+returns bigint
+language c volatile
+as 'MODULE_PATHNAME', 'attach_wrapper';
+
+comment on function es_sync.attach(regclass, text, regclass, text, text[], jsonb) is
+    'API: public. Attaches a table to an index and loads it; returns the job.';
+
+create function es_sync.detach(
+    relation regclass,
+    index text default null,
+    drop_index boolean default false
+)
+returns void
+language c volatile
+as 'MODULE_PATHNAME', 'detach_wrapper';
+
+comment on function es_sync.detach(regclass, text, boolean) is
+    'API: public. Detaches a table from one index or all, and drops the index where asked to.';
+
+create function es_sync.reindex(
+    relation regclass,
+    index text default null
+)
+returns bigint
+language c volatile
+as 'MODULE_PATHNAME', 'reindex_wrapper';
+
+comment on function es_sync.reindex(regclass, text) is
+    'API: public. Builds an index anew beside the live one and swaps it in; returns the job.';
+
+create function es_sync.sync(
+    relation regclass,
+    variadic keys anycompatiblearray
+)
+returns bigint
+language c volatile strict
+as 'MODULE_PATHNAME', 'sync_wrapper';
+
+comment on function es_sync.sync(regclass, anycompatiblearray) is
+    'API: public. Indexes the rows of these keys that are there and deletes the documents of those that are not.';
+
+create function es_sync.wait(
+    relation regclass default null,
+    timeout interval default '30 seconds'
+)
+returns boolean
+language c volatile
+as 'MODULE_PATHNAME', 'wait_wrapper';
+
+comment on function es_sync.wait(regclass, interval) is
+    'API: public. Waits until all that was committed before the call is searchable; false if it took too long.';
+
+create function es_sync.index_statistics(
+    attachment integer,
+    out pending bigint,
+    out oldest timestamptz,
+    out indexed bigint,
+    out deleted bigint,
+    out refused bigint,
+    out retried bigint,
+    out batches bigint,
+    out latency_p50_ms double precision,
+    out latency_p99_ms double precision,
+    out cause text,
+    out since timestamptz
+)
+returns setof record
+language c volatile strict
+as 'MODULE_PATHNAME', 'index_statistics_wrapper';
+
+comment on function es_sync.index_statistics(integer) is
+    'API: private. Counters of one index, from shared memory; see the view es_sync.status.';
+
+create function es_sync.worker_state(
+    out pid integer,
+    out trouble text
+)
+returns setof record
+language c volatile strict
+as 'MODULE_PATHNAME', 'worker_state_wrapper';
+
+comment on function es_sync.worker_state() is
+    'API: private. The worker of this database, from shared memory; see the view es_sync.status.';
+
+-- Functions are executable by everybody unless told otherwise. The trigger function must stay so: CREATE TABLE ...
+-- PARTITION OF checks the right of whoever creates the partition.
+revoke execute on all functions in schema es_sync from public;
+grant execute on function es_sync.capture() to public;

@@ -1,0 +1,528 @@
+//! How a table becomes attached, and how it is let go.
+//!
+//! Everything is checked before anything is changed, and all of it is one transaction: rolled back, it leaves nothing.
+
+use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
+
+use super::catalog;
+use super::options::Options;
+use crate::capture;
+use crate::postgres::error::Report;
+use crate::postgres::spi;
+use crate::postgres::transaction::{self, Scope};
+use crate::settings;
+
+/// What `es_sync.attach` was asked for.
+pub struct Request {
+    pub relation: pg_sys::Oid,
+    pub index: Option<String>,
+    pub filter: Option<String>,
+    pub exclude: Vec<String>,
+    pub options: Options,
+}
+
+/// A table that can be attached, and what was found out about it.
+struct Table {
+    oid: pg_sys::Oid,
+    /// Schema-qualified and quoted.
+    name: String,
+    key_columns: Vec<String>,
+    estimated_rows: f64,
+}
+
+/// Fields that the engine keeps for itself: a document that has one is refused.
+const METADATA_FIELDS: [&str; 16] = [
+    "_id", "_index", "_type", "_source", "_routing", "_field_names", "_ignored", "_size", "_doc_count",
+    "_nested_path", "_seq_no", "_version", "_tier", "_feature", "_primary_term", "_meta",
+];
+
+/// Attaches a table; the id of the job that creates its index and loads it.
+///
+/// # Errors
+/// Whatever makes it impossible, with a hint; nothing was changed then.
+pub fn attach(request: Request) -> Result<i64, Report> {
+    require_engine()?;
+    let table = check_table(request.relation)?;
+    let index = check_index(&table, request.index.as_deref())?;
+    check_columns(&table, &request.exclude)?;
+    if let Some(filter) = &request.filter {
+        check_filter(&table, filter);
+    }
+
+    as_extension(|| {
+        lock(&table)?;
+        if let Some(owner) = catalog::owner_of_index(&index) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+                format!("index \"{index}\" already belongs to an attachment"),
+            )
+            .detail(format!("It is filled from table {owner}."))
+            .hint("Pass another name as \"index\", or detach that table first."));
+        }
+        let options = serde_json::to_value(&request.options).unwrap_or_default();
+        let rows = spi::run(
+            "insert into es_sync.attachment (relation, index_name, key_columns, filter, exclude, options)
+             values ($1::oid, $2, $3, $4, $5, $6) returning id",
+            &[
+                (pg_sys::OIDOID, spi::value(table.oid)),
+                (pg_sys::TEXTOID, spi::value(index.as_str())),
+                (pg_sys::TEXTARRAYOID, spi::value(table.key_columns.clone())),
+                (pg_sys::TEXTOID, request.filter.clone().and_then(spi::value)),
+                (pg_sys::TEXTARRAYOID, spi::value(request.exclude.clone())),
+                (pg_sys::JSONBOID, spi::value(JsonB(options))),
+            ],
+        );
+        let attachment: i32 = rows.get(0, 1).unwrap_or_default();
+        spi::run(
+            "insert into es_sync.installation (token) values (pg_catalog.gen_random_uuid()) on conflict do nothing",
+            &[],
+        );
+        create_triggers(&table);
+        let job = create_build(attachment, "load");
+        catalog::invalidate_captures();
+        capture::announce_catalog_change();
+        announce(&table, &index, &request);
+        Ok(job)
+    })
+}
+
+/// Detaches a table from all its indexes, or from one.
+///
+/// # Errors
+/// The table is not attached, or not the caller's.
+pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> Result<(), Report> {
+    let table = owned(relation)?;
+    as_extension(|| {
+        let attachments = attached(relation, index)?;
+        lock(&table)?;
+        for attachment in &attachments {
+            if drop_index {
+                spi::run(
+                    "insert into es_sync.job (kind, relation, index_name, target)
+                     select 'drop', a.relation::text, a.index_name, a.index_name
+                     from es_sync.attachment a where a.id = $1",
+                    &[(pg_sys::INT4OID, spi::value(attachment.id))],
+                );
+            }
+            spi::run(
+                "delete from es_sync.attachment a where a.id = $1",
+                &[(pg_sys::INT4OID, spi::value(attachment.id))],
+            );
+        }
+        if catalog::of_relation(relation, None).is_empty() {
+            drop_triggers(&table);
+        }
+        catalog::invalidate_captures();
+        capture::announce_catalog_change();
+        Ok(())
+    })
+}
+
+/// Asks for a rebuild of all a table's indexes, or of one; the last job's id. During a first load or a rebuild that
+/// is the same job again.
+///
+/// # Errors
+/// The table is not attached, or not the caller's, or no engine is set.
+pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report> {
+    require_engine()?;
+    owned(relation)?;
+    as_extension(|| {
+        let mut job = 0;
+        for attachment in attached(relation, index)? {
+            job = create_build(attachment.id, "reindex");
+        }
+        capture::announce_catalog_change();
+        Ok(job)
+    })
+}
+
+/// The attachments of a table that the caller owns.
+///
+/// # Errors
+/// There are none.
+pub fn attached(relation: pg_sys::Oid, index: Option<&str>) -> Result<Vec<catalog::Attachment>, Report> {
+    let attachments = catalog::of_relation(relation, index);
+    if attachments.is_empty() {
+        let name = crate::postgres::error::relation_name(relation);
+        let report = match index {
+            None => Report::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!("table \"{name}\" is not attached"),
+            ),
+            Some(index) => Report::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!("table \"{name}\" is not attached to index \"{index}\""),
+            ),
+        };
+        return Err(report.hint("Attach it with es_sync.attach(), or look into the view es_sync.status."));
+    }
+    Ok(attachments)
+}
+
+/// Runs `work` as the extension's owner, whoever calls: the caller's own rights were checked before.
+pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: user and settings are restored below, or by the abort if `work` raises.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+        );
+        let level = pg_sys::NewGUCNestLevel();
+        transaction::set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+        spi::connect();
+        let result = work();
+        spi::finish();
+        pg_sys::AtEOXact_GUC(true, level);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+fn require_engine() -> Result<(), Report> {
+    if settings::url().is_none() {
+        return Err(Report::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "es_sync.url is not set")
+            .detail("Without it there is no engine to send documents to.")
+            .hint("Set it, for instance with ALTER SYSTEM SET es_sync.url = 'http://localhost:9200', then SELECT pg_reload_conf()."));
+    }
+    settings::engine().map(|_| ()).map_err(|error| {
+        Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, error)
+            .hint("Write one or more addresses like http://host:9200, separated by commas.")
+    })
+}
+
+/// The table, if the caller owns it.
+fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
+    let rows = with_spi(|| {
+        let rows = spi::run(
+            "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.reltuples::float8,
+                    pg_catalog.pg_has_role(c.relowner, 'usage')
+             from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+             where c.oid = $1",
+            &[(pg_sys::OIDOID, spi::value(relation))],
+        );
+        (!rows.is_empty()).then(|| {
+            (rows.get::<String>(0, 1), rows.get::<f64>(0, 2), rows.get::<bool>(0, 3))
+        })
+    });
+    let Some((Some(name), rows, owner)) = rows else {
+        return Err(Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("relation {} does not exist", relation.to_u32())));
+    };
+    if owner != Some(true) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of table {name}"),
+        ));
+    }
+    Ok(Table { oid: relation, name, key_columns: Vec::new(), estimated_rows: rows.unwrap_or(-1.0) })
+}
+
+/// Makes sure that the caller owns the table.
+///
+/// # Errors
+/// He does not, or there is none.
+pub fn require_owner(relation: pg_sys::Oid) -> Result<(), Report> {
+    owned(relation).map(drop)
+}
+
+fn check_table(relation: pg_sys::Oid) -> Result<Table, Report> {
+    let mut table = owned(relation)?;
+    let name = &table.name;
+    let facts = with_spi(|| {
+        let rows = spi::run(
+            "select c.relkind::text, c.relpersistence::text, c.relforcerowsecurity,
+                    c.relnamespace = any (array['pg_catalog', 'information_schema', 'es_sync']::pg_catalog.regnamespace[]),
+                    exists (select from pg_catalog.pg_inherits i
+                            where i.inhparent = c.oid and c.relkind = 'r'),
+                    (select pg_catalog.array_agg(a.attname::text order by k.place)
+                     from (select i.indrelid, i.indkey, i.indnkeyatts from pg_catalog.pg_index i
+                           where i.indrelid = c.oid and i.indisvalid and (i.indisprimary or i.indisreplident)
+                           order by i.indisprimary desc limit 1) i,
+                          lateral pg_catalog.unnest(i.indkey) with ordinality k (number, place)
+                          join pg_catalog.pg_attribute a on a.attnum = k.number
+                     where a.attrelid = c.oid and k.place <= i.indnkeyatts),
+                    (select pg_catalog.min(x.relation::text) from es_sync.attachment x
+                     where x.relation <> c.oid
+                       and (x.relation in (select relid from pg_catalog.pg_partition_ancestors(c.oid))
+                            or x.relation in (select relid from pg_catalog.pg_partition_tree(c.oid)))),
+                    pg_catalog.getdatabaseencoding()::text
+             from pg_catalog.pg_class c where c.oid = $1",
+            &[(pg_sys::OIDOID, spi::value(relation))],
+        );
+        (
+            rows.get::<String>(0, 1).unwrap_or_default(),
+            rows.get::<String>(0, 2).unwrap_or_default(),
+            rows.get::<bool>(0, 3) == Some(true),
+            rows.get::<bool>(0, 4) == Some(true),
+            rows.get::<bool>(0, 5) == Some(true),
+            rows.get::<Vec<String>>(0, 6),
+            rows.get::<String>(0, 7),
+            rows.get::<String>(0, 8).unwrap_or_default(),
+        )
+    });
+    let (kind, persistence, forced_security, system, has_children, key, relative, encoding) = facts;
+    let wrong = |message: String| Report::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, message);
+    if system {
+        return Err(wrong(format!("cannot attach system table {name}"))
+            .detail("Only ordinary and partitioned tables of your own can be attached."));
+    }
+    if kind != "r" && kind != "p" {
+        let what = match kind.as_str() {
+            "v" => "view",
+            "m" => "materialized view",
+            "f" => "foreign table",
+            _ => "relation",
+        };
+        return Err(wrong(format!("cannot attach {what} {name}"))
+            .detail("Its changes fire no row triggers.")
+            .hint("Attach the table that it reads."));
+    }
+    if persistence == "t" {
+        return Err(wrong(format!("cannot attach temporary table {name}"))
+            .detail("The worker cannot read another session's temporary table."));
+    }
+    if has_children {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot attach table {name} that other tables inherit from"),
+        )
+        .detail("Changes of inheritance children fire no trigger of their parent.")
+        .hint("Attach each child, or use declarative partitioning."));
+    }
+    if let Some(relative) = relative {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot attach table {name} beside table {relative} of the same partition tree"),
+        )
+        .hint("Attach either the partitioned table or single partitions."));
+    }
+    if forced_security {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot attach table {name} with forced row-level security"),
+        )
+        .detail("The worker reads as the table's owner, to whom the policies would apply.")
+        .hint("Use ALTER TABLE ... NO FORCE ROW LEVEL SECURITY."));
+    }
+    if encoding != "UTF8" {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot attach tables of a database with encoding {encoding}"),
+        )
+        .detail("Documents are JSON, which is UTF-8."));
+    }
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            format!("cannot attach table {name} without a primary key"),
+        )
+        .detail("Documents are identified by their row's key.")
+        .hint("Add a primary key, or a unique index on NOT NULL columns named as REPLICA IDENTITY."));
+    };
+    table.key_columns = key;
+    Ok(table)
+}
+
+fn check_index(table: &Table, index: Option<&str>) -> Result<String, Report> {
+    let index = match index {
+        Some(index) => index.to_owned(),
+        // The engine knows no capitals; people who quote "Collectives" expect index collectives.
+        None => crate::postgres::error::relation_name(table.oid).to_lowercase(),
+    };
+    es::check_index_name(&index).map_err(|reason| {
+        Report::new(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("index name \"{index}\" is not valid"))
+            .detail(format!("{reason}."))
+            .hint("Pass a name that Elasticsearch accepts as \"index\".")
+    })?;
+    Ok(index)
+}
+
+fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
+    let columns = catalog::columns(table.oid);
+    for excluded in exclude {
+        if table.key_columns.contains(excluded) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("cannot exclude key column \"{excluded}\""),
+            )
+            .detail("Documents are identified by their row's key."));
+        }
+        if !columns.iter().any(|column| &column.name == excluded) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{excluded}\" of table {} does not exist", table.name),
+            ));
+        }
+    }
+    for column in columns.iter().filter(|column| !exclude.contains(&column.name)) {
+        if METADATA_FIELDS.contains(&column.name.as_str()) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_RESERVED_NAME,
+                format!("column \"{}\" cannot be a field of a document", column.name),
+            )
+            .detail("The engine keeps this name for itself.")
+            .hint("Name it in \"exclude\"."));
+        }
+    }
+    Ok(())
+}
+
+/// Raises what Postgres says of the filter: a syntax error, an unknown column, a value that is not boolean.
+fn check_filter(table: &Table, filter: &str) {
+    // SAFETY: only the search path is changed, and restored below or by the abort.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    // The worker reads under this search path, so names that need another fail here, not later.
+    transaction::set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+    with_spi(|| {
+        spi::run(
+            &format!("select from (select * from {} where (\n{filter}\n) is true limit 0) checked", table.name),
+            &[],
+        );
+    });
+    // SAFETY: paired with NewGUCNestLevel above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+}
+
+fn with_spi<T>(work: impl FnOnce() -> T) -> T {
+    spi::connect();
+    let result = work();
+    spi::finish();
+    result
+}
+
+/// Takes the lock that creating a trigger needs, or says who stands in the way.
+fn lock(table: &Table) -> Result<(), Report> {
+    let holders = spi::run(
+        "select pg_catalog.string_agg(distinct l.pid::text, ', ')
+         from pg_catalog.pg_locks l
+         where l.locktype = 'relation' and l.relation = $1 and l.granted
+           and l.database = (select d.oid from pg_catalog.pg_database d
+                             where d.datname = pg_catalog.current_database())
+           and l.mode not in ('AccessShareLock', 'RowShareLock')
+           and l.pid is distinct from pg_catalog.pg_backend_pid()",
+        &[(pg_sys::OIDOID, spi::value(table.oid))],
+    )
+    .get::<String>(0, 1);
+    let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
+    transaction::set(c"lock_timeout", &timeout, Scope::Nested);
+    let name = &table.name;
+    pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
+        spi::run(&format!("lock table {name} in share row exclusive mode"), &[]);
+    }))
+    .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
+        let who = match &holders {
+            Some(pids) => format!("Its transactions in process {pids} hold a lock: let them end, then try again."),
+            None => "Try again, or raise es_sync.lock_timeout.".to_owned(),
+        };
+        Report::new(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            format!("could not lock table {name} within es_sync.lock_timeout"),
+        )
+        .detail("The table must be quiet for a moment while its triggers change.")
+        .hint(who)
+        .raise()
+    })
+    .execute();
+    transaction::set(c"lock_timeout", c"0", Scope::Nested);
+    Ok(())
+}
+
+/// The table and all its partitions, schema-qualified; the table first.
+fn tree(table: &Table) -> Vec<(String, bool)> {
+    let rows = spi::run(
+        "select pg_catalog.format('%I.%I', n.nspname, c.relname),
+                exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = 'es_sync_truncate')
+         from (select $1::oid as oid, 0 as level
+               union
+               select t.relid, t.level from pg_catalog.pg_partition_tree($1) t) t
+         join pg_catalog.pg_class c on c.oid = t.oid
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'p')
+         order by t.level",
+        &[(pg_sys::OIDOID, spi::value(table.oid))],
+    );
+    (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
+}
+
+fn create_triggers(table: &Table) {
+    for (place, (name, has_triggers)) in tree(table).into_iter().enumerate() {
+        if has_triggers {
+            continue;
+        }
+        if place == 0 {
+            // Row triggers of a partitioned table are cloned to its partitions, present and future.
+            spi::run(
+                &format!(
+                    "create trigger es_sync_capture after insert or update or delete on {name}
+                     for each row execute function es_sync.capture()"
+                ),
+                &[],
+            );
+        }
+        // Truncate triggers are not cloned: one for each partition.
+        spi::run(
+            &format!(
+                "create trigger es_sync_truncate after truncate on {name}
+                 for each statement execute function es_sync.capture()"
+            ),
+            &[],
+        );
+        for trigger in ["es_sync_capture", "es_sync_truncate"] {
+            // ALWAYS: logical replication applies its changes as a replica.
+            spi::run(&format!("alter table {name} enable always trigger {trigger}"), &[]);
+            if place == 0 || trigger == "es_sync_truncate" {
+                // So that DROP EXTENSION needs no CASCADE.
+                spi::run(&format!("alter trigger {trigger} on {name} depends on extension pg_es_sync"), &[]);
+            }
+        }
+    }
+}
+
+fn drop_triggers(table: &Table) {
+    for (place, (name, _)) in tree(table).into_iter().enumerate() {
+        if place == 0 {
+            spi::run(&format!("drop trigger if exists es_sync_capture on {name}"), &[]);
+        }
+        spi::run(&format!("drop trigger if exists es_sync_truncate on {name}"), &[]);
+    }
+}
+
+/// Asks for a build of an attachment's index, unless one is under way; the job's id.
+pub fn create_build(attachment: i32, kind: &str) -> i64 {
+    let rows = spi::run(
+        "with made as (
+             insert into es_sync.job (kind, attachment, relation, index_name)
+             select $2, a.id, a.relation::text, a.index_name from es_sync.attachment a where a.id = $1
+             on conflict (attachment) where kind in ('load', 'reindex') and state in ('queued', 'running') do nothing
+             returning id)
+         select id from made
+         union all
+         select j.id from es_sync.job j
+         where j.attachment = $1 and j.kind in ('load', 'reindex') and j.state in ('queued', 'running')
+         limit 1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(kind))],
+    );
+    if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
+}
+
+fn announce(table: &Table, index: &str, request: &Request) {
+    let left_out: Vec<String> = catalog::columns(table.oid)
+        .into_iter()
+        .filter(|column| request.exclude.contains(&column.name) || !catalog::is_synced(column.type_oid))
+        .map(|column| format!("\"{}\"", column.name))
+        .collect();
+    let rows = if table.estimated_rows < 0.0 {
+        "an unknown number of rows".to_owned()
+    } else {
+        format!("about {} rows", table.estimated_rows)
+    };
+    let left_out =
+        if left_out.is_empty() { String::new() } else { format!("; left out: {}", left_out.join(", ")) };
+    pgrx::notice!(
+        "table {} is attached to index \"{index}\" with {rows}, identified by ({}){left_out}",
+        table.name,
+        table.key_columns.join(", ")
+    );
+}

@@ -1,0 +1,209 @@
+//! The catalog of attachments: `es_sync.attachment` as Rust values.
+
+use std::cell::Cell;
+
+use pgrx::{Array, FromDatum, PgRelation, pg_sys};
+
+use super::options::Options;
+use crate::postgres::spi::{self, Rows};
+
+/// An attached table and its index.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attachment {
+    pub id: i32,
+    pub relation: pg_sys::Oid,
+    /// The alias under which people search.
+    pub index: String,
+    pub key_columns: Vec<String>,
+    pub filter: Option<String>,
+    pub exclude: Vec<String>,
+    pub options: Options,
+    /// The concrete index behind the alias; None until the first load is done.
+    pub live: Option<String>,
+}
+
+const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
+                       a.live_index";
+
+/// All attachments whose table still exists. SPI must be connected.
+pub fn all() -> Vec<Attachment> {
+    select("join pg_catalog.pg_class c on c.oid = a.relation order by a.id", &[])
+}
+
+/// Attachments of a table, oldest first; only that of `index` where one is given.
+pub fn of_relation(relation: pg_sys::Oid, index: Option<&str>) -> Vec<Attachment> {
+    select(
+        "where a.relation = $1::oid and ($2 is null or a.index_name = $2) order by a.id",
+        &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::TEXTOID, index.and_then(spi::value))],
+    )
+}
+
+fn select(rest: &str, parameters: &[(pg_sys::Oid, spi::Value)]) -> Vec<Attachment> {
+    let rows = spi::run(&format!("select {COLUMNS} from es_sync.attachment a {rest}"), parameters);
+    (0..rows.len()).filter_map(|row| read(&rows, row)).collect()
+}
+
+fn read(rows: &Rows, row: usize) -> Option<Attachment> {
+    Some(Attachment {
+        id: rows.get(row, 1)?,
+        relation: rows.get(row, 2)?,
+        index: rows.get(row, 3)?,
+        key_columns: rows.get(row, 4)?,
+        filter: rows.get(row, 5),
+        exclude: rows.get(row, 6)?,
+        options: Options::stored(&rows.get::<String>(row, 7)?),
+        live: rows.get(row, 8),
+    })
+}
+
+/// The index name that is taken, and by which table; None if it is free.
+pub fn owner_of_index(index: &str) -> Option<String> {
+    let rows = spi::run(
+        "select a.relation::text from es_sync.attachment a where a.index_name = $1",
+        &[(pg_sys::TEXTOID, spi::value(index))],
+    );
+    (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
+}
+
+/// Types that no document holds unless the user asks for them.
+pub fn is_synced(type_oid: pg_sys::Oid) -> bool {
+    !matches!(type_oid, pg_sys::BYTEAOID | pg_sys::TSVECTOROID | pg_sys::BYTEAARRAYOID)
+}
+
+/// What capture needs to know of an attachment.
+pub struct Capture {
+    pub relation: pg_sys::Oid,
+    pub key_columns: Vec<String>,
+    pub exclude: Vec<String>,
+    /// No UPDATE may be skipped, because which columns matter is not known.
+    pub every_update: bool,
+}
+
+thread_local! {
+    static ATTACHMENT_TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+}
+
+/// True if a change of this relation means a change of attachments.
+pub fn is_attachment_table(relation: pg_sys::Oid) -> bool {
+    relation == ATTACHMENT_TABLE.get()
+}
+
+/// Tells every backend to read the attachments anew, once this transaction has committed.
+pub fn invalidate_captures() {
+    let table = attachment_table();
+    if table != pg_sys::InvalidOid {
+        // SAFETY: the table exists; the message is sent at commit.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table) };
+    }
+}
+
+fn attachment_table() -> pg_sys::Oid {
+    // SAFETY: syscache lookups in a live transaction.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"es_sync".as_ptr(), true);
+        pg_sys::get_relname_relid(c"attachment".as_ptr(), schema)
+    }
+}
+
+/// Attachments of any of `relations`, read below SQL: a writer has no right on schema es_sync.
+pub fn captures(relations: &[pg_sys::Oid]) -> Vec<Capture> {
+    let oid = attachment_table();
+    ATTACHMENT_TABLE.set(oid);
+    let mut found = Vec::new();
+    if oid == pg_sys::InvalidOid {
+        return found;
+    }
+    // SAFETY: the scan is ended and the table closed before return; an ERROR in between releases both with the
+    // transaction. Columns are looked up by name and read as the types that sql/tables.sql gives them.
+    unsafe {
+        let table = pg_sys::try_table_open(oid, pg_sys::AccessShareLock as i32);
+        if table.is_null() {
+            return found;
+        }
+        let number = |name: &std::ffi::CStr| pg_sys::get_attnum(oid, name.as_ptr());
+        let columns = [c"relation", c"key_columns", c"exclude", c"filter", c"document"].map(number);
+        let descriptor = (*table).rd_att;
+        let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
+        let natts = (*descriptor).natts as usize;
+        let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0usize); natts], vec![false; natts]);
+        loop {
+            let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let [relation, key_columns, exclude, filter, document] = columns.map(|column| column as usize - 1);
+            let Some(relation) = pg_sys::Oid::from_datum(values[relation], nulls[relation]) else { continue };
+            if !relations.contains(&relation) {
+                continue;
+            }
+            found.push(Capture {
+                relation,
+                key_columns: texts(values[key_columns]),
+                exclude: texts(values[exclude]),
+                every_update: !nulls[filter] || !nulls[document],
+            });
+        }
+        pg_sys::table_endscan(scan);
+        pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+    }
+    found
+}
+
+unsafe fn texts(datum: pg_sys::Datum) -> Vec<String> {
+    // SAFETY: the caller passes a non-null text[].
+    unsafe { Array::<String>::from_datum(datum, false) }
+        .map(|array| array.iter().flatten().collect())
+        .unwrap_or_default()
+}
+
+/// The partitioned tables above a partition, nearest first.
+pub fn partition_ancestors(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    unsafe extern "C-unwind" {
+        // Not in pgrx's bindings (catalog/partition.h).
+        fn get_partition_ancestors(relid: pg_sys::Oid) -> *mut pg_sys::List;
+    }
+    // SAFETY: called in a live transaction through pgrx's guard, which turns an ERROR into a panic that unwinds.
+    unsafe {
+        let list = pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(relation));
+        let ancestors = oids(list);
+        pg_sys::list_free(list);
+        ancestors
+    }
+}
+
+/// # Safety
+/// `list` is null or a list of OIDs.
+pub unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
+    // SAFETY: the caller's.
+    unsafe {
+        match list.as_ref() {
+            None => Vec::new(),
+            Some(list) => {
+                (0..list.length as usize).map(|index| (*list.elements.add(index)).oid_value).collect()
+            }
+        }
+    }
+}
+
+/// A column of a relation.
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub name: String,
+    pub type_oid: pg_sys::Oid,
+}
+
+/// The relation's columns, in order, dropped ones left out.
+pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
+    // SAFETY: opens with a lock that lasts as long as the reference.
+    let relation = unsafe { PgRelation::with_lock(relation, pg_sys::AccessShareLock as i32) };
+    relation
+        .tuple_desc()
+        .iter()
+        .filter(|attribute| !attribute.attisdropped)
+        .map(|attribute| Column {
+            name: attribute.name().to_owned(),
+            type_oid: attribute.atttypid,
+        })
+        .collect()
+}

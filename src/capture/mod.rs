@@ -1,0 +1,14 @@
+//! Noting which rows changed, and writing their keys to the queue when the transaction commits.
+//! Runs in: writers' backends.
+//! May touch: backend memory, the queue's heap, the worker's latch. No SPI, no JSON, no network.
+//!
+//! `trigger` notes keys in a `pending` set that knows savepoints; `transaction` hears of commit, prepare, abort and
+//! savepoints and flushes the set; `plan` remembers what to note for each relation.
+
+mod pending;
+mod plan;
+mod transaction;
+mod trigger;
+
+pub use pending::Changes;
+pub use transaction::{announce_catalog_change, announce_extension_change, note_key};

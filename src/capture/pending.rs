@@ -1,0 +1,257 @@
+//! The pending set: which keys the current transaction changed, by savepoint. Plain data, no Postgres.
+//!
+//! A savepoint that rolls back takes its keys along and no others; one that is released hands them to its parent. What
+//! is spilled to the queue early is only ever the innermost level's, because a queue row belongs to the
+//! subtransaction that writes it.
+
+use rustc_hash::FxHashSet;
+
+/// Keys of one table. Integers, the usual case, are kept as such: 16 bytes each instead of 60.
+#[derive(Debug, Default, PartialEq)]
+pub struct Changes {
+    pub integers: FxHashSet<i64>,
+    pub texts: FxHashSet<Box<str>>,
+    /// The whole table changed (TRUNCATE).
+    pub whole_table: bool,
+}
+
+impl Changes {
+    fn absorb(&mut self, mut other: Changes) {
+        // Small into large: a loop of savepoints must not copy a growing parent again and again.
+        if other.integers.len() > self.integers.len() {
+            std::mem::swap(&mut self.integers, &mut other.integers);
+        }
+        if other.texts.len() > self.texts.len() {
+            std::mem::swap(&mut self.texts, &mut other.texts);
+        }
+        self.integers.extend(other.integers);
+        self.texts.extend(other.texts);
+        self.whole_table |= other.whole_table;
+    }
+}
+
+#[derive(Debug)]
+struct Level {
+    subtransaction: u32,
+    tables: Vec<(u32, Changes)>,
+    bytes: usize,
+    /// Tables of which keys went to the queue before the commit.
+    spilled: Vec<u32>,
+}
+
+impl Level {
+    fn new(subtransaction: u32) -> Self {
+        Self { subtransaction, tables: Vec::new(), bytes: 0, spilled: Vec::new() }
+    }
+
+    fn table(&mut self, source: u32) -> &mut Changes {
+        // Few tables a transaction: a search from the last one on beats a map.
+        let found = self.tables.iter().rposition(|(oid, _)| *oid == source);
+        let index = found.unwrap_or_else(|| {
+            self.tables.push((source, Changes::default()));
+            self.tables.len() - 1
+        });
+        &mut self.tables[index].1
+    }
+}
+
+/// Everything the current transaction has noted and not yet written.
+#[derive(Debug, Default)]
+pub struct Pending {
+    levels: Vec<Level>,
+}
+
+const INTEGER_BYTES: usize = 16;
+const TEXT_OVERHEAD: usize = 48;
+
+impl Pending {
+    /// Notes an integer key; returns the bytes that the innermost level holds now.
+    pub fn note_integer(&mut self, subtransaction: u32, source: u32, key: i64) -> usize {
+        let level = self.level(subtransaction);
+        if level.table(source).integers.insert(key) {
+            level.bytes += INTEGER_BYTES;
+        }
+        level.bytes
+    }
+
+    /// Notes a key of any other type; returns the bytes that the innermost level holds now.
+    pub fn note_text(&mut self, subtransaction: u32, source: u32, key: &str) -> usize {
+        let level = self.level(subtransaction);
+        let changes = level.table(source);
+        if !changes.texts.contains(key) {
+            changes.texts.insert(key.into());
+            level.bytes += TEXT_OVERHEAD + key.len();
+        }
+        level.bytes
+    }
+
+    /// Notes that a whole table changed.
+    pub fn note_whole_table(&mut self, subtransaction: u32, source: u32) {
+        self.level(subtransaction).table(source).whole_table = true;
+    }
+
+    /// A savepoint is released: its keys are its parent's now.
+    pub fn release(&mut self, subtransaction: u32, parent: u32) {
+        if self.levels.last().is_none_or(|level| level.subtransaction != subtransaction) {
+            return;
+        }
+        let below = self.levels.len().checked_sub(2).map(|index| self.levels[index].subtransaction);
+        if below != Some(parent) {
+            if let Some(level) = self.levels.last_mut() {
+                level.subtransaction = parent;
+            }
+            return;
+        }
+        if let (Some(child), Some(into)) = (self.levels.pop(), self.levels.last_mut()) {
+            for (source, changes) in child.tables {
+                into.table(source).absorb(changes);
+            }
+            into.bytes += child.bytes;
+            for source in child.spilled {
+                if !into.spilled.contains(&source) {
+                    into.spilled.push(source);
+                }
+            }
+        }
+    }
+
+    /// A savepoint is rolled back: its keys never were.
+    pub fn roll_back(&mut self, subtransaction: u32) {
+        while self.levels.last().is_some_and(|level| level.subtransaction >= subtransaction) {
+            self.levels.pop();
+        }
+    }
+
+    /// Bytes held by all levels.
+    pub fn bytes(&self) -> usize {
+        self.levels.iter().map(|level| level.bytes).sum()
+    }
+
+    /// Takes what `subtransaction` itself noted, to be written under its id.
+    pub fn spill(&mut self, subtransaction: u32) -> Vec<(u32, Changes)> {
+        let Some(level) = self.levels.last_mut().filter(|level| level.subtransaction == subtransaction) else {
+            return Vec::new();
+        };
+        level.bytes = 0;
+        let tables = std::mem::take(&mut level.tables);
+        for (source, _) in &tables {
+            if !level.spilled.contains(source) {
+                level.spilled.push(*source);
+            }
+        }
+        tables
+    }
+
+    /// Takes everything, at the end of the transaction: what was noted, and the tables that had spilled before.
+    pub fn take(&mut self) -> (Vec<(u32, Changes)>, Vec<u32>) {
+        let mut all = Level::new(0);
+        for level in self.levels.drain(..) {
+            for (source, changes) in level.tables {
+                all.table(source).absorb(changes);
+            }
+            all.spilled.extend(level.spilled);
+        }
+        all.spilled.sort_unstable();
+        all.spilled.dedup();
+        (all.tables, all.spilled)
+    }
+
+    /// True if nothing was noted since the last flush or spill.
+    pub fn is_empty(&self) -> bool {
+        self.levels.iter().all(|level| level.tables.is_empty())
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.levels.clear();
+    }
+
+    fn level(&mut self, subtransaction: u32) -> &mut Level {
+        if self.levels.last().is_none_or(|level| level.subtransaction != subtransaction) {
+            self.levels.push(Level::new(subtransaction));
+        }
+        self.levels.last_mut().expect("a level was pushed if there was none")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: u32 = 100;
+
+    fn integers(tables: &[(u32, Changes)]) -> Vec<i64> {
+        let mut keys: Vec<_> = tables.iter().flat_map(|(_, changes)| changes.integers.iter().copied()).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn a_key_noted_twice_is_flushed_once() {
+        let mut pending = Pending::default();
+        pending.note_integer(1, T, 7);
+        pending.note_integer(1, T, 7);
+        pending.note_text(1, T, "a");
+        pending.note_text(1, T, "a");
+        let (tables, _) = pending.take();
+        assert_eq!(tables.len(), 1);
+        assert_eq!((tables[0].1.integers.len(), tables[0].1.texts.len()), (1, 1));
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn a_savepoint_that_rolls_back_takes_only_its_own_keys() {
+        let mut pending = Pending::default();
+        pending.note_integer(1, T, 1);
+        pending.note_integer(2, T, 2);
+        pending.note_integer(3, T, 3);
+        pending.release(3, 2);
+        pending.roll_back(2);
+        assert_eq!(integers(&pending.take().0), [1]);
+    }
+
+    #[test]
+    fn a_released_savepoint_hands_its_keys_to_its_parent() {
+        let mut pending = Pending::default();
+        pending.note_integer(3, T, 3); // levels 1 and 2 noted nothing
+        pending.release(3, 2);
+        pending.release(2, 1);
+        pending.note_integer(1, T, 1);
+        pending.roll_back(4);
+        assert_eq!(integers(&pending.take().0), [1, 3]);
+    }
+
+    #[test]
+    fn a_spill_takes_only_the_innermost_level() {
+        let mut pending = Pending::default();
+        pending.note_integer(1, T, 1);
+        pending.note_integer(2, T, 2);
+        assert_eq!(integers(&pending.spill(2)), [2]);
+        assert!(pending.spill(7).is_empty());
+        pending.roll_back(2);
+        let (tables, spilled) = pending.take();
+        assert_eq!(integers(&tables), [1]);
+        assert!(spilled.is_empty(), "the level that had spilled is gone");
+    }
+
+    #[test]
+    fn a_released_spill_is_remembered() {
+        let mut pending = Pending::default();
+        pending.note_integer(1, T, 1);
+        pending.note_integer(2, T, 2);
+        pending.spill(2);
+        pending.release(2, 1);
+        assert_eq!(pending.take().1, [T]);
+    }
+
+    #[test]
+    fn a_loop_of_savepoints_costs_each_key_once() {
+        let mut pending = Pending::default();
+        for key in 0..100_000 {
+            pending.note_integer(key as u32 + 2, T, key);
+            pending.release(key as u32 + 2, 1);
+        }
+        assert_eq!(pending.bytes(), 100_000 * INTEGER_BYTES);
+        assert_eq!(pending.take().0[0].1.integers.len(), 100_000);
+    }
+}

@@ -1,0 +1,164 @@
+//! What to note for a relation: which sources it feeds, where their key columns are, which columns matter.
+//!
+//! Kept per backend and made anew when the relation or the catalog of attachments changes.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
+
+use crate::attachment::catalog;
+use crate::attachment::key;
+
+/// What to note for one relation. Without sources the trigger is a silent no-op (restored from a dump, or detached).
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub sources: Vec<Source>,
+    /// Highest attribute number needed from a tuple.
+    pub attributes: i32,
+}
+
+/// One attached table that the relation is, or is a partition of.
+#[derive(Debug)]
+pub struct Source {
+    pub oid: u32,
+    /// Key columns: place in the tuple (from 0) and the way to their text.
+    pub key: Vec<(usize, key::Column)>,
+    /// Columns whose change matters; None where every UPDATE does.
+    pub used: Option<Vec<Attribute>>,
+}
+
+/// How to compare two values of a column by their image.
+#[derive(Debug, Clone, Copy)]
+pub struct Attribute {
+    pub place: usize,
+    pub by_value: bool,
+    pub length: i16,
+}
+
+thread_local! {
+    static PLANS: RefCell<FxHashMap<u32, Rc<Plan>>> = RefCell::default();
+    static LAST: RefCell<Option<(u32, Rc<Plan>)>> = const { RefCell::new(None) };
+    static STALE: Cell<bool> = const { Cell::new(false) };
+    static LISTENING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The plan for a relation that a trigger fired on.
+///
+/// # Safety
+/// `relation` is open and locked.
+pub unsafe fn of(relation: pg_sys::Relation) -> Rc<Plan> {
+    if STALE.replace(false) {
+        PLANS.with_borrow_mut(|plans| plans.clear());
+        LAST.set(None);
+    }
+    // SAFETY: the caller's.
+    let oid = unsafe { (*relation).rd_id }.to_u32();
+    let last = LAST.with_borrow(|last| last.as_ref().filter(|(known, _)| *known == oid).map(|(_, plan)| plan.clone()));
+    if let Some(plan) = last {
+        return plan;
+    }
+    let known = PLANS.with_borrow(|plans| plans.get(&oid).cloned());
+    let plan = known.unwrap_or_else(|| {
+        listen();
+        // SAFETY: the caller's.
+        let plan = Rc::new(unsafe { make(relation) });
+        PLANS.with_borrow_mut(|plans| plans.insert(oid, plan.clone()));
+        plan
+    });
+    LAST.set(Some((oid, plan.clone())));
+    plan
+}
+
+/// # Safety
+/// `relation` is open and locked.
+unsafe fn make(relation: pg_sys::Relation) -> Plan {
+    // SAFETY: the relation's descriptor lives as long as it is open.
+    unsafe {
+        let mut candidates = vec![(*relation).rd_id];
+        if (*(*relation).rd_rel).relispartition {
+            candidates.extend(catalog::partition_ancestors((*relation).rd_id));
+        }
+        let mut plan = Plan::default();
+        for capture in catalog::captures(&candidates) {
+            let columns = columns_of((*relation).rd_att);
+            let place = |name: &str| columns.iter().find(|column| column.name == name);
+            // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.
+            let Some(key) = capture.key_columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
+                continue;
+            };
+            let used = (!capture.every_update).then(|| {
+                columns
+                    .iter()
+                    .filter(|column| {
+                        capture.key_columns.contains(&column.name)
+                            || (catalog::is_synced(column.kind) && !capture.exclude.contains(&column.name))
+                    })
+                    .map(|column| column.attribute)
+                    .collect::<Vec<_>>()
+            });
+            let key: Vec<_> =
+                key.iter().map(|column| (column.attribute.place, key::Column::new(column.kind))).collect();
+            match plan.sources.iter_mut().find(|source| source.oid == capture.relation.to_u32()) {
+                // A second index on the same table: what either uses matters.
+                Some(source) => match (&mut source.used, used) {
+                    (Some(mine), Some(its)) => {
+                        for attribute in its {
+                            if !mine.iter().any(|known| known.place == attribute.place) {
+                                mine.push(attribute);
+                            }
+                        }
+                    }
+                    (mine, _) => *mine = None,
+                },
+                None => plan.sources.push(Source { oid: capture.relation.to_u32(), key, used }),
+            }
+            plan.attributes = columns.iter().map(|column| column.attribute.place as i32 + 1).max().unwrap_or(0);
+        }
+        plan
+    }
+}
+
+struct Named {
+    name: String,
+    kind: pg_sys::Oid,
+    attribute: Attribute,
+}
+
+/// # Safety
+/// `descriptor` is valid.
+unsafe fn columns_of(descriptor: pg_sys::TupleDesc) -> Vec<Named> {
+    // SAFETY: the descriptor has `natts` attributes.
+    unsafe {
+        let attributes = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+        attributes
+            .iter()
+            .enumerate()
+            .filter(|(_, attribute)| !attribute.attisdropped)
+            .map(|(place, attribute)| Named {
+                name: std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_string_lossy().into_owned(),
+                kind: attribute.atttypid,
+                attribute: Attribute { place, by_value: attribute.attbyval, length: attribute.attlen },
+            })
+            .collect()
+    }
+}
+
+fn listen() {
+    if !LISTENING.replace(true) {
+        // SAFETY: registered once per backend; the callback lasts as long as the library is loaded, which is for ever.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0usize)) };
+    }
+}
+
+/// Only raises a flag: it may run at any place that accepts invalidations, in the middle of our own work too.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    let concerns_us = relation == pg_sys::InvalidOid
+        || PLANS.with(|plans| plans.try_borrow().map_or(true, |plans| plans.contains_key(&relation.to_u32())))
+        || catalog::is_attachment_table(relation);
+    if concerns_us {
+        STALE.set(true);
+    }
+}

@@ -1,0 +1,168 @@
+//! The trigger functions: they note keys and nothing else.
+
+use pgrx::pg_sys;
+
+use super::plan::{self, Attribute, Plan, Source};
+use super::transaction;
+use crate::postgres::error::Report;
+
+/// `es_sync.capture()`: AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE FOR EACH STATEMENT.
+///
+/// # Safety
+/// Called by Postgres' function manager.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn es_sync_capture(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the function manager hands over a valid call; as a trigger its context is a TriggerData whose relation
+    // and slots live through the call.
+    unsafe {
+        let context = (*call).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+            Report::new(
+                pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "es_sync.capture() can only be called as a trigger",
+            )
+            .raise();
+        }
+        let trigger = &*context.cast::<pg_sys::TriggerData>();
+        let plan = plan::of(trigger.tg_relation);
+        if !plan.sources.is_empty() {
+            note(trigger, &plan);
+        }
+    }
+    pg_sys::Datum::from(0usize)
+}
+
+/// The function manager's version mark for `es_sync_capture`.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_es_sync_capture() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
+    // SAFETY: for a row event, tg_trigslot holds the old or only row, and tg_newslot the new one of an UPDATE.
+    unsafe {
+        match trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_TRUNCATE => {
+                for source in &plan.sources {
+                    transaction::note_whole_table(source.oid);
+                }
+            }
+            pg_sys::TRIGGER_EVENT_UPDATE => {
+                let old = Row::new(trigger.tg_trigslot, plan.attributes);
+                let new = Row::new(trigger.tg_newslot, plan.attributes);
+                for source in &plan.sources {
+                    note_update(source, &old, &new);
+                }
+            }
+            _ => {
+                let row = Row::new(trigger.tg_trigslot, plan.attributes);
+                for source in &plan.sources {
+                    note_row(source, &row);
+                }
+            }
+        }
+    }
+}
+
+unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
+    // SAFETY: both rows have the plan's attributes.
+    unsafe {
+        if let Some(used) = &source.used
+            && used.iter().all(|attribute| old.same(new, *attribute))
+        {
+            return;
+        }
+        note_row(source, new);
+        let key_stays = source.key.iter().all(|(place, column)| match column.integer(new.value(*place)) {
+            Some(integer) => column.integer(old.value(*place)) == Some(integer),
+            None => false,
+        });
+        if !key_stays {
+            note_row(source, old);
+        }
+    }
+}
+
+unsafe fn note_row(source: &Source, row: &Row) {
+    // SAFETY: key columns are not null, and each is read by the column made for its type.
+    unsafe {
+        if let [(place, column)] = source.key[..] {
+            if row.is_null(place) {
+                return;
+            }
+            if let Some(integer) = column.integer(row.value(place)) {
+                transaction::note_integer(source.oid, integer);
+                return;
+            }
+        }
+        transaction::with_buffer(|key, part| {
+            for (index, (place, column)) in source.key.iter().enumerate() {
+                if source.key.len() == 1 {
+                    column.text(row.value(*place), key);
+                } else {
+                    part.clear();
+                    if !row.is_null(*place) {
+                        column.text(row.value(*place), part);
+                    }
+                    crate::attachment::key::push_part(key, index == 0, part);
+                }
+            }
+            transaction::note_key(source.oid, key);
+        });
+    }
+}
+
+/// A row whose first attributes are taken apart.
+struct Row {
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl Row {
+    unsafe fn new(slot: *mut pg_sys::TupleTableSlot, attributes: i32) -> Self {
+        // SAFETY: the slot holds a tuple; taking it apart once serves all sources and other triggers.
+        unsafe {
+            if i32::from((*slot).tts_nvalid) < attributes {
+                pg_sys::slot_getsomeattrs_int(slot, attributes);
+            }
+        }
+        Self { slot }
+    }
+
+    unsafe fn value(&self, place: usize) -> pg_sys::Datum {
+        // SAFETY: `place` is below the attributes taken apart.
+        unsafe { *(*self.slot).tts_values.add(place) }
+    }
+
+    unsafe fn is_null(&self, place: usize) -> bool {
+        // SAFETY: as above.
+        unsafe { *(*self.slot).tts_isnull.add(place) }
+    }
+
+    /// True if the column has the same image in both rows. A value that was stored anew out of line counts as changed.
+    unsafe fn same(&self, other: &Row, attribute: Attribute) -> bool {
+        // SAFETY: both values are of the attribute's type and not null when compared.
+        unsafe {
+            let place = attribute.place;
+            match (self.is_null(place), other.is_null(place)) {
+                (true, true) => return true,
+                (false, false) => {}
+                _ => return false,
+            }
+            let (mine, its) = (self.value(place), other.value(place));
+            if attribute.by_value {
+                return mine.value() == its.value();
+            }
+            let (mine, its) = (mine.cast_mut_ptr::<u8>(), its.cast_mut_ptr::<u8>());
+            let size = |pointer: *mut u8| match attribute.length {
+                -1 => pgrx::varsize_any(pointer.cast()),
+                -2 => std::ffi::CStr::from_ptr(pointer.cast()).count_bytes(),
+                fixed => fixed as usize,
+            };
+            let length = size(mine);
+            length == size(its)
+                && std::slice::from_raw_parts(mine, length) == std::slice::from_raw_parts(its, length)
+        }
+    }
+}

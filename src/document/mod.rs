@@ -1,0 +1,9 @@
+//! From keys to documents, and from column types to mappings.
+//! Runs in: the worker, on its main thread.
+//! May touch: attached tables, read-only, as their owner. No network.
+//!
+//! `shape` derives from the catalog what a table's documents look like; `read` turns keys, or pages of a table, into
+//! documents.
+
+pub mod read;
+pub mod shape;

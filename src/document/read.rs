@@ -1,0 +1,154 @@
+//! Reading documents: by keys, or page by page in the order of the key.
+
+use pgrx::pg_sys;
+
+use super::shape::Shape;
+use crate::attachment::key;
+use crate::postgres::spi::{self, Plan, Rows, Value};
+use crate::postgres::transaction;
+
+/// Reads one attachment's documents. Its statements stay prepared; make it anew when the attachment changes.
+pub struct Reader {
+    shape: Shape,
+    by_keys: Option<Plan>,
+    first_page: Option<Plan>,
+    next_page: Option<Plan>,
+    /// Rows taken from the cursor at once: adapted to the documents' size, so that memory stays bounded.
+    fetch: i64,
+}
+
+/// Bytes of documents that one fetch aims at.
+const FETCH_BYTES: usize = 512 * 1024;
+const MAX_FETCH: i64 = 2_000;
+
+impl Reader {
+    pub fn new(shape: Shape) -> Self {
+        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 16 }
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Reads the rows of `keys` that exist and pass the filter, as they are in the active snapshot. `found` gets key
+    /// and document (one line of JSON) and says whether to go on.
+    ///
+    /// Returns true if all rows were read: a key that was not found then has no document.
+    pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(&str, &[u8]) -> bool) -> bool {
+        let columns = self.shape.key.len();
+        let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
+        for key in keys {
+            // A text that is no key of this table has no row, and so no document.
+            for (column, part) in values.iter_mut().zip(key::parts(key, columns).into_iter().flatten()) {
+                column.push(part);
+            }
+        }
+        let Self { shape, by_keys, fetch, .. } = self;
+        transaction::as_owner(shape.owner, || {
+            let plan = by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
+            let values: Vec<Value> = values.into_iter().map(spi::value).collect();
+            read(plan, &values, &shape.key, fetch, found)
+        })
+    }
+
+    /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.
+    ///
+    /// Returns true if it was not stopped by `found`.
+    pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(&str, &[u8]) -> bool) -> bool {
+        let columns = self.shape.key.len();
+        let parts = after.and_then(|after| key::parts(after, columns));
+        let Self { shape, first_page, next_page, fetch, .. } = self;
+        transaction::as_owner(shape.owner, || match parts {
+            None => {
+                let plan = first_page.get_or_insert_with(|| Plan::prepare(&shape.first_page, &[pg_sys::INT8OID]));
+                read(plan, &[spi::value(limit)], &shape.key, fetch, found)
+            }
+            Some(parts) => {
+                let plan = next_page.get_or_insert_with(|| {
+                    let mut types = vec![pg_sys::TEXTOID; columns];
+                    types.push(pg_sys::INT8OID);
+                    Plan::prepare(&shape.next_page, &types)
+                });
+                let mut values: Vec<Value> = parts.into_iter().map(spi::value).collect();
+                values.push(spi::value(limit));
+                read(plan, &values, &shape.key, fetch, found)
+            }
+        })
+    }
+
+    /// The key of the row that follows `after`, without its document: for a row that cannot be read.
+    pub fn next_key(&mut self, after: Option<&str>) -> Option<String> {
+        let shape = &self.shape;
+        let parts = after.and_then(|after| key::parts(after, shape.key.len()));
+        transaction::as_owner(shape.owner, || {
+            let rows = match parts {
+                None => spi::run(&shape.first_key, &[]),
+                Some(parts) => {
+                    let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
+                    spi::run(&shape.next_key, &parts)
+                }
+            };
+            let mut text = String::new();
+            (!rows.is_empty()).then(|| {
+                key_of(&rows, 0, &shape.key, &mut text);
+                text
+            })
+        })
+    }
+}
+
+fn read(
+    plan: &Plan,
+    values: &[Value],
+    columns: &[key::Column],
+    fetch: &mut i64,
+    mut found: impl FnMut(&str, &[u8]) -> bool,
+) -> bool {
+    let cursor = plan.open(values);
+    let mut text = String::new();
+    loop {
+        let rows = cursor.fetch(*fetch);
+        let mut bytes = 0;
+        for row in 0..rows.len() {
+            key_of(&rows, row, columns, &mut text);
+            let go_on = rows.with_bytes(row, columns.len() + 1, |document| {
+                bytes += document.len();
+                found(&text, document)
+            });
+            if go_on == Some(false) {
+                cursor.close();
+                return false;
+            }
+        }
+        let last = (rows.len() as i64) < *fetch;
+        if !rows.is_empty() {
+            let fitting = (FETCH_BYTES * rows.len() / bytes.max(1)) as i64;
+            *fetch = fitting.clamp(1, (*fetch * 4).min(MAX_FETCH));
+        }
+        rows.free();
+        if last {
+            cursor.close();
+            return true;
+        }
+    }
+}
+
+fn key_of(rows: &Rows, row: usize, columns: &[key::Column], text: &mut String) {
+    text.clear();
+    if let [column] = columns {
+        if let Some(datum) = rows.datum(row, 1) {
+            // SAFETY: the statement returns the key columns first, in the order of `columns`.
+            unsafe { column.text(datum, text) };
+        }
+        return;
+    }
+    let mut part = String::new();
+    for (index, column) in columns.iter().enumerate() {
+        part.clear();
+        if let Some(datum) = rows.datum(row, index + 1) {
+            // SAFETY: as above.
+            unsafe { column.text(datum, &mut part) };
+        }
+        key::push_part(text, index == 0, &part);
+    }
+}

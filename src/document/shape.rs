@@ -1,0 +1,402 @@
+//! The shape of a table's documents: for each column a field of the mapping, and the SQL that makes its value.
+//!
+//! Postgres itself turns the row into JSON; an expression differs from the bare column only where the engine reads the
+//! type's JSON otherwise than it was meant.
+
+use std::fmt::Write;
+
+use pgrx::pg_sys;
+use serde_json::{Map, Value, json};
+
+use crate::attachment::catalog::{self, Attachment, Column};
+use crate::attachment::key;
+use crate::postgres::spi;
+
+/// What the documents of an attachment look like, and how to read them.
+pub struct Shape {
+    pub owner: pg_sys::Oid,
+    pub key: Vec<key::Column>,
+    /// Reads by keys: parameters are one text[] per key column; returns the key columns, then the document.
+    pub by_keys: String,
+    /// Reads the first page: $1 is the number of rows.
+    pub first_page: String,
+    /// Reads the page after a key: one text per key column, then the number of rows.
+    pub next_page: String,
+    /// As the pages, but the key columns of one row only, whatever the filter says of it.
+    pub first_key: String,
+    pub next_key: String,
+    /// Estimated number of rows, -1 if unknown.
+    pub estimated_rows: f64,
+    fields: Vec<(String, Field)>,
+}
+
+/// Which product the mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dialect {
+    Elasticsearch,
+    OpenSearch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Field {
+    Text,
+    Keyword,
+    Boolean,
+    Date,
+    Ip,
+    Json,
+    Number(&'static str),
+    Range(&'static str),
+}
+
+/// Longest string, in characters, that is also searchable as a whole. Lucene's limit of 32,766 bytes must hold for
+/// four-byte characters too.
+const IGNORE_ABOVE: u32 = 8_191;
+
+impl Shape {
+    /// Reads the catalog; None if the table or a key column is gone. SPI must be connected.
+    pub fn of(attachment: &Attachment) -> Option<Self> {
+        let table = spi::run(
+            "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner, c.reltuples::float8
+             from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+             where c.oid = $1",
+            &[(pg_sys::OIDOID, spi::value(attachment.relation))],
+        );
+        if table.is_empty() {
+            return None;
+        }
+        let columns = catalog::columns(attachment.relation);
+        let key: Vec<&Column> = attachment
+            .key_columns
+            .iter()
+            .map(|name| columns.iter().find(|column| &column.name == name))
+            .collect::<Option<_>>()?;
+        let synced: Vec<_> = columns
+            .iter()
+            .filter(|column| {
+                attachment.key_columns.contains(&column.name)
+                    || (catalog::is_synced(column.type_oid) && !attachment.exclude.contains(&column.name))
+            })
+            .map(|column| (column, Type::of(column)))
+            .collect();
+
+        let overridden = |name: &str| {
+            let mappings = attachment.options.mappings.as_ref();
+            mappings.and_then(|mappings| mappings.get("properties")?.get(name)).is_some()
+        };
+        let mut list = String::new();
+        for (column, kind) in &synced {
+            let name = quote(&column.name);
+            let separator = if list.is_empty() { "" } else { ", " };
+            let bare = format!("t.{name}");
+            let value = if overridden(&column.name) && kind.field == Field::Json && !kind.is_array {
+                // The user gave it a mapping of his own: the value stays as it is.
+                kind.bare_json(&bare)
+            } else {
+                kind.expression(&bare)
+            };
+            let _ = write!(list, "{separator}{value} as {name}");
+        }
+
+        let name: String = table.get(0, 1)?;
+        let source = match &attachment.filter {
+            None => name.clone(),
+            Some(filter) => format!("(select * from {name} where (\n{filter}\n) is true)"),
+        };
+        let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
+        let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
+        let document = format!("(select pg_catalog.row_to_json(d) from (select {list}) d)");
+        let select = format!("select {}, {document} from", keys.join(", "));
+
+        let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
+            format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
+        } else {
+            let parts: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text[]::{}[]", types[n - 1])).collect();
+            let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
+            let equal: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} = k.{name}")).collect();
+            format!(
+                "{select} rows from (pg_catalog.unnest({})) k ({}) join {source} t on {}",
+                parts.join("), pg_catalog.unnest("),
+                names.join(", "),
+                equal.join(" and ")
+            )
+        };
+        let order = keys.join(", ");
+        let after: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text::{}", types[n - 1])).collect();
+        Some(Self {
+            owner: table.get(0, 2)?,
+            key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
+            by_keys,
+            first_page: format!("{select} {source} t order by {order} limit $1"),
+            next_page: format!(
+                "{select} {source} t where ({order}) > ({}) order by {order} limit ${}",
+                after.join(", "),
+                keys.len() + 1
+            ),
+            first_key: format!("select {order} from {name} t order by {order} limit 1"),
+            next_key: format!(
+                "select {order} from {name} t where ({order}) > ({}) order by {order} limit 1",
+                after.join(", ")
+            ),
+            estimated_rows: table.get(0, 3).unwrap_or(-1.0),
+            fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
+        })
+    }
+
+    /// The body that creates an index for these documents: what was derived, with the user's own merged over it
+    /// (RFC 7396), our mark of ownership, and settings for loading.
+    pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, owner: &str) -> Value {
+        let mut properties = Map::new();
+        for (name, field) in &self.fields {
+            properties.insert(name.clone(), field.mapping(dialect));
+        }
+        let mut mappings = json!({"dynamic": false, "properties": properties});
+        if let Some(own) = &attachment.options.mappings {
+            merge(&mut mappings, own);
+        }
+        mappings["_meta"]["pg_es_sync"] = json!({"installation": owner, "index": attachment.index});
+        let mut settings = json!({"index": {
+            // A wide table must not fail on the engine's default of 1,000 fields; sub-fields count too.
+            "mapping": {"total_fields": {"limit": (self.fields.len() * 3).max(1_000)}},
+        }});
+        if let Some(own) = &attachment.options.settings {
+            merge(&mut settings, &nested(own));
+        }
+        settings["index"]["refresh_interval"] = json!("-1");
+        settings["index"]["number_of_replicas"] = json!(0);
+        json!({"settings": settings, "mappings": mappings})
+    }
+
+    /// The settings that an index gets back once it is loaded.
+    pub fn live_settings(attachment: &Attachment) -> Value {
+        let own = attachment.options.settings.as_ref().map(nested).unwrap_or_default();
+        let own = |name: &str| own.get("index").and_then(|index| index.get(name)).cloned();
+        let refresh = attachment.options.refresh.clone().map(Value::from).or_else(|| own("refresh_interval"));
+        json!({"index": {
+            "refresh_interval": refresh.unwrap_or(json!("1s")),
+            "number_of_replicas": own("number_of_replicas").unwrap_or(Value::Null),
+        }})
+    }
+}
+
+impl Field {
+    fn mapping(self, dialect: Dialect) -> Value {
+        match self {
+            Field::Text => json!({
+                "type": "text",
+                "fields": {"keyword": {"type": "keyword", "ignore_above": IGNORE_ABOVE}},
+            }),
+            Field::Keyword => json!({"type": "keyword", "ignore_above": IGNORE_ABOVE}),
+            Field::Boolean => json!({"type": "boolean"}),
+            // ignore_malformed: a value that the engine's type cannot hold (infinity, NaN, a date BC, an address with
+            // a mask) stays in the document and is only not searchable by this field.
+            Field::Date => json!({"type": "date", "ignore_malformed": true}),
+            Field::Ip => json!({"type": "ip", "ignore_malformed": true}),
+            Field::Number(kind) => json!({"type": kind, "ignore_malformed": true}),
+            Field::Range(kind) => json!({"type": kind}),
+            Field::Json if dialect == Dialect::Elasticsearch => {
+                json!({"type": "flattened", "ignore_above": IGNORE_ABOVE})
+            }
+            Field::Json => json!({"type": "flat_object"}),
+        }
+    }
+}
+
+/// A column's type, seen as a field.
+struct Type {
+    field: Field,
+    is_array: bool,
+    /// The type without domain and array.
+    element: pg_sys::Oid,
+    is_multirange: bool,
+}
+
+impl Type {
+    fn of(column: &Column) -> Self {
+        // SAFETY: syscache lookups on the main thread, inside a transaction.
+        let (element, is_array) = unsafe {
+            let base = pg_sys::getBaseType(column.type_oid);
+            match pg_sys::get_element_type(base) {
+                pg_sys::InvalidOid => (base, false),
+                element => (pg_sys::getBaseType(element), true),
+            }
+        };
+        // SAFETY: as above.
+        let kind = unsafe { pg_sys::get_typtype(element) } as u8;
+        let is_multirange = kind == pg_sys::TYPTYPE_MULTIRANGE;
+        let field = match element {
+            pg_sys::INT2OID => Field::Number("short"),
+            pg_sys::INT4OID => Field::Number("integer"),
+            pg_sys::INT8OID | pg_sys::OIDOID => Field::Number("long"),
+            pg_sys::FLOAT4OID => Field::Number("float"),
+            pg_sys::FLOAT8OID | pg_sys::NUMERICOID | pg_sys::MONEYOID => Field::Number("double"),
+            pg_sys::BOOLOID => Field::Boolean,
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID | pg_sys::NAMEOID | pg_sys::XMLOID => Field::Text,
+            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Field::Date,
+            pg_sys::INETOID => Field::Ip,
+            pg_sys::CIDROID => Field::Range("ip_range"),
+            pg_sys::JSONOID | pg_sys::JSONBOID => Field::Json,
+            pg_sys::INT4RANGEOID | pg_sys::INT4MULTIRANGEOID => Field::Range("integer_range"),
+            pg_sys::INT8RANGEOID | pg_sys::INT8MULTIRANGEOID => Field::Range("long_range"),
+            pg_sys::NUMRANGEOID | pg_sys::NUMMULTIRANGEOID => Field::Range("double_range"),
+            pg_sys::DATERANGEOID | pg_sys::TSRANGEOID | pg_sys::TSTZRANGEOID | pg_sys::DATEMULTIRANGEOID
+            | pg_sys::TSMULTIRANGEOID | pg_sys::TSTZMULTIRANGEOID => Field::Range("date_range"),
+            _ if kind == pg_sys::TYPTYPE_COMPOSITE => Field::Json,
+            _ => match extension_type(element).as_str() {
+                "citext" => Field::Text,
+                "hstore" => Field::Json,
+                _ => Field::Keyword,
+            },
+        };
+        // Ranges of ranges of text, arrays of ranges: as text.
+        let field = if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
+        Self { field, is_array, element, is_multirange }
+    }
+
+    /// The SQL that makes the column's JSON value; `bare` is the qualified column.
+    fn expression(&self, bare: &str) -> String {
+        if self.is_array {
+            return bare.to_owned();
+        }
+        match (self.field, self.element) {
+            (Field::Range("ip_range"), _) => bare.to_owned(),
+            (Field::Range(_), _) if self.is_multirange => format!(
+                "(select pg_catalog.json_agg({}) from pg_catalog.unnest({bare}) r)",
+                range_expression("r")
+            ),
+            (Field::Range(_), _) => range_expression(bare),
+            // Its text depends on lc_monetary.
+            (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),
+            // The engine's type for free-form JSON takes objects and arrays of objects only; anything else is kept
+            // under the name "value".
+            (Field::Json, pg_sys::JSONBOID) => format!(
+                "case when pg_catalog.jsonb_typeof({bare}) = 'object' \
+                   or pg_catalog.jsonb_typeof({bare}) = 'array' \
+                      and not pg_catalog.jsonb_path_exists({bare}, 'strict $[*] ? (@.type() != \"object\")', '{{}}', true) \
+                 then {bare} when {bare} is not null and pg_catalog.jsonb_typeof({bare}) <> 'null' \
+                 then pg_catalog.jsonb_build_object('value', {bare}) end"
+            ),
+            (Field::Json, pg_sys::JSONOID) => {
+                let json = self.bare_json(bare);
+                format!(
+                    "case when pg_catalog.json_typeof({bare}) = 'object' then {json} \
+                     when {bare} is not null and pg_catalog.json_typeof({bare}) <> 'null' \
+                     then pg_catalog.json_build_object('value', {json}) end"
+                )
+            }
+            _ => self.bare_json(bare),
+        }
+    }
+
+    /// The column itself, except that a `json` may hold raw newlines, which would end the line of a bulk body. Inside
+    /// a JSON string they cannot occur, so a space says the same.
+    fn bare_json(&self, bare: &str) -> String {
+        match self.element {
+            pg_sys::JSONOID => {
+                format!("pg_catalog.translate({bare}::pg_catalog.text, E'\\n\\r', '  ')::pg_catalog.json")
+            }
+            _ => bare.to_owned(),
+        }
+    }
+}
+
+/// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null.
+fn range_expression(range: &str) -> String {
+    format!(
+        "case when not pg_catalog.isempty({range}) then pg_catalog.json_strip_nulls(pg_catalog.json_build_object(\
+         case when pg_catalog.lower_inc({range}) then 'gte' else 'gt' end, pg_catalog.lower({range}), \
+         case when pg_catalog.upper_inc({range}) then 'lte' else 'lt' end, pg_catalog.upper({range}))) end"
+    )
+}
+
+/// Name of a type that an extension brings; empty for others.
+fn extension_type(type_oid: pg_sys::Oid) -> String {
+    // SAFETY: syscache lookup; the palloc'd result is copied.
+    unsafe {
+        let name = pg_sys::format_type_be(type_oid);
+        let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
+        name.rsplit('.').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// The type's name, qualified and quoted, for a cast.
+fn type_name(type_oid: pg_sys::Oid) -> String {
+    // SAFETY: as above.
+    unsafe {
+        let name = pg_sys::format_type_be_qualified(type_oid);
+        std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// RFC 7396.
+pub fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    if let Value::Object(target) = target {
+        for (name, value) in patch {
+            if value.is_null() {
+                target.remove(name);
+            } else {
+                merge(target.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+    }
+}
+
+/// Settings as one nested object under "index", however the user wrote them: `{"index.number_of_shards": 2}`,
+/// `{"number_of_shards": 2}` and `{"index": {"number_of_shards": 2}}` mean the same.
+fn nested(settings: &Value) -> Value {
+    fn place(target: &mut Value, path: &[&str], value: &Value) {
+        match path {
+            [] => merge(target, value),
+            [first, rest @ ..] => {
+                if !target.is_object() {
+                    *target = Value::Object(Map::new());
+                }
+                place(&mut target[*first], rest, value);
+            }
+        }
+    }
+    let mut result = json!({});
+    for (name, value) in settings.as_object().into_iter().flatten() {
+        let mut path: Vec<&str> = name.split('.').collect();
+        if path[0] != "index" {
+            path.insert(0, "index");
+        }
+        place(&mut result, &path, value);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_follows_rfc_7396() {
+        let mut target = json!({"a": {"b": 1, "c": 2}, "d": [1]});
+        merge(&mut target, &json!({"a": {"b": null, "e": {"f": null, "g": 3}}, "d": {"h": 4}}));
+        assert_eq!(target, json!({"a": {"c": 2, "e": {"g": 3}}, "d": {"h": 4}}));
+    }
+
+    #[test]
+    fn settings_mean_the_same_however_they_are_nested() {
+        let wanted = json!({"index": {"number_of_shards": 2, "analysis": {"analyzer": {}}}});
+        for own in [
+            json!({"index.number_of_shards": 2, "analysis": {"analyzer": {}}}),
+            json!({"index": {"number_of_shards": 2}, "index.analysis.analyzer": {}}),
+            json!({"number_of_shards": 2, "analysis.analyzer": {}}),
+        ] {
+            assert_eq!(nested(&own), wanted);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What the engine said to each operation of a bulk request.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::failure::{Failure, FailureKind, cut, with_cause};
+
+/// What happened to one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The engine is in the state asked for.
+    Done,
+    /// It holds this document at the same or a higher version. 0 when it does not say which.
+    Newer { version: i64 },
+    /// Not now, or not until an operator has mended something: later again.
+    Retry { status: u16, reason: String },
+    /// This document as it is will never be taken. `kind` is the engine's error type.
+    Refused {
+        status: u16,
+        kind: String,
+        reason: String,
+    },
+    /// The write alias is gone, or is an index.
+    IndexMissing { reason: String },
+}
+
+/// Reads a bulk answer, which has at least the members that `FILTER_PATH` lets through.
+///
+/// Gives one outcome per operation, in order. Errors: `BadAnswer` when it is no bulk answer, or not of `operations` items.
+pub fn read_answer(body: &[u8], operations: usize) -> Result<Vec<Outcome>, Failure> {
+    let mut outcomes = Vec::with_capacity(operations);
+    let mut json = serde_json::Deserializer::from_slice(body);
+    json.deserialize_map(AnswerVisitor(&mut outcomes))
+        .and_then(|()| json.end())
+        .map_err(|error| {
+            Failure::new(
+                FailureKind::BadAnswer,
+                format!(
+                    "bulk answer of {} bytes cannot be read: {error}",
+                    body.len()
+                ),
+            )
+        })?;
+    if outcomes.len() != operations {
+        return Err(Failure::new(
+            FailureKind::BadAnswer,
+            format!(
+                "bulk answer has {} items for {operations} operations",
+                outcomes.len()
+            ),
+        ));
+    }
+    Ok(outcomes)
+}
+
+/// What a bulk answer is reduced to. Every item keeps its status: without it a missing item would shift the others.
+pub(crate) const FILTER_PATH: &str =
+    "errors,items.*.status,items.*.error.type,items.*.error.reason,items.*.error.caused_by.reason";
+
+/// The whole answer. Items become outcomes as they are read: a tree of all of them would cost more than the rest of a batch.
+struct AnswerVisitor<'o>(&'o mut Vec<Outcome>);
+
+impl<'de> Visitor<'de> for AnswerVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a bulk answer")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            if name == "items" {
+                map.next_value_seed(Items(self.0))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Items<'o>(&'o mut Vec<Outcome>);
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an array of items")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while let Some(Item(result)) = items.next_element()? {
+            self.0.push(result.outcome());
+        }
+        Ok(())
+    }
+}
+
+/// `{"index": {...}}` or `{"delete": {...}}`: one member, whose name we know without looking.
+struct Item(ItemResult);
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemVisitor;
+        impl<'de> Visitor<'de> for ItemVisitor {
+            type Value = Item;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an item with one action")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
+                use serde::de::Error;
+                if map.next_key::<IgnoredAny>()?.is_none() {
+                    return Err(A::Error::custom("an item is empty"));
+                }
+                let result = map.next_value()?;
+                if map.next_key::<IgnoredAny>()?.is_some() {
+                    return Err(A::Error::custom("an item has two actions"));
+                }
+                Ok(Item(result))
+            }
+        }
+        deserializer.deserialize_map(ItemVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct ItemResult {
+    status: u16,
+    error: Option<ItemError>,
+}
+
+#[derive(Deserialize)]
+struct ItemError {
+    #[serde(rename = "type", default)]
+    kind: String,
+    reason: Option<String>,
+    caused_by: Option<Cause>,
+}
+
+#[derive(Deserialize)]
+struct Cause {
+    reason: Option<String>,
+}
+
+impl ItemResult {
+    fn outcome(self) -> Outcome {
+        let status = self.status;
+        let Some(error) = self.error else {
+            return match status {
+                // 404: a document to delete that is not there.
+                200..=299 | 404 => Outcome::Done,
+                409 => Outcome::Newer { version: 0 },
+                429 | 500.. => Outcome::Retry {
+                    status,
+                    reason: format!("status {status}"),
+                },
+                _ => Outcome::Refused {
+                    status,
+                    kind: String::new(),
+                    reason: format!("status {status}"),
+                },
+            };
+        };
+        let kind = error.kind;
+        let reason = error.reason.unwrap_or_default();
+        if kind == "version_conflict_engine_exception" {
+            return Outcome::Newer {
+                version: held_version(&reason),
+            };
+        }
+        let reason = with_cause(
+            reason,
+            error.caused_by.and_then(|cause| cause.reason).as_deref(),
+        );
+        if kind == "index_not_found_exception" {
+            // With require_alias also when it is an index: "... and [t] is not an alias".
+            return Outcome::IndexMissing {
+                reason: cut(reason),
+            };
+        }
+        if is_temporary(status, &kind, &reason) {
+            return Outcome::Retry {
+                status,
+                reason: cut(format!("{kind}: {reason}")),
+            };
+        }
+        Outcome::Refused {
+            status,
+            kind,
+            reason: cut(reason),
+        }
+    }
+}
+
+/// Not the document's fault: parking it, and every other one with it, would be wrong.
+fn is_temporary(status: u16, kind: &str, reason: &str) -> bool {
+    match status {
+        429 | 500.. => true,
+        // Missing rights, and index blocks set by hand (FORBIDDEN/8).
+        401 | 403 => true,
+        // Closed for maintenance, with status 400.
+        _ if kind == "index_closed_exception" => true,
+        _ if kind == "es_rejected_execution_exception"
+            || kind == "rejected_execution_exception" =>
+        {
+            true
+        }
+        _ if kind == "circuit_breaking_exception" || kind == "cluster_block_exception" => true,
+        _ if kind == "unavailable_shards_exception"
+            || kind == "no_shard_available_action_exception" =>
+        {
+            true
+        }
+        _ if kind == "process_cluster_event_timeout_exception" => true,
+        // An ingest pipeline deleted by hand, with status 400 and for every document.
+        _ => {
+            kind == "illegal_argument_exception"
+                && reason.starts_with("pipeline with id [")
+                && reason.ends_with("] does not exist")
+        }
+    }
+}
+
+/// The version in "[id]: version conflict, current version [10] is higher or equal to the one provided [5]", or 0.
+fn held_version(reason: &str) -> i64 {
+    const BEFORE: &str = "]: version conflict, current version [";
+    // The last one: the id stands before it, and may hold any text.
+    let version = reason.rfind(BEFORE).and_then(|at| {
+        let (digits, _) = reason[at + BEFORE.len()..].split_once(']')?;
+        digits.parse().ok()
+    });
+    version.unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

@@ -1,0 +1,178 @@
+//! The NDJSON of one bulk request, under construction.
+
+use std::io::Write;
+
+/// What an operation's first line and line ends take beside the id: action, 20 digits of version, punctuation.
+const OVERHEAD: usize =
+    r#"{"delete":{"_id":"","version":-9223372036854775808,"version_type":"external"}}"#.len() + 2;
+
+/// A bulk body. Every operation carries its version with `version_type=external`, so that a late or repeated
+/// request never overwrites newer state. [`Body::clear`] keeps the buffer for the next batch.
+#[derive(Debug, Default)]
+pub struct Body {
+    bytes: Vec<u8>,
+    operations: usize,
+    deletes: usize,
+}
+
+impl Body {
+    pub fn new() -> Body {
+        Body::default()
+    }
+
+    pub fn with_capacity(bytes: usize) -> Body {
+        Body {
+            bytes: Vec::with_capacity(bytes),
+            ..Body::default()
+        }
+    }
+
+    /// Adds "store this document". `document` is JSON on one line: the engine takes a line end for the end of the document.
+    pub fn index(&mut self, id: &str, version: i64, document: &[u8]) {
+        debug_assert!(!document.contains(&b'\n'), "a document must be one line");
+        self.action("index", id, version);
+        self.bytes.extend_from_slice(document);
+        self.bytes.push(b'\n');
+    }
+
+    /// Adds "remove this document".
+    pub fn delete(&mut self, id: &str, version: i64) {
+        self.action("delete", id, version);
+        self.deletes += 1;
+    }
+
+    fn action(&mut self, action: &str, id: &str, version: i64) {
+        self.bytes.extend_from_slice(b"{\"");
+        self.bytes.extend_from_slice(action.as_bytes());
+        self.bytes.extend_from_slice(b"\":{\"_id\":");
+        push_json_string(&mut self.bytes, id);
+        self.bytes.extend_from_slice(b",\"version\":");
+        // Writing into a Vec does not fail.
+        let _ = write!(self.bytes, "{version}");
+        self.bytes
+            .extend_from_slice(b",\"version_type\":\"external\"}}\n");
+        self.operations += 1;
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.operations == 0
+    }
+
+    pub fn operations(&self) -> usize {
+        self.operations
+    }
+
+    pub fn has_deletes(&self) -> bool {
+        self.deletes > 0
+    }
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.operations = 0;
+        self.deletes = 0;
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Bytes that one operation takes at most, to plan a body's size. `document_len` is 0 for a delete.
+pub fn operation_len(id: &str, document_len: usize) -> usize {
+    let escapes: usize = id.bytes().filter(|byte| needs_escape(*byte)).count() * "\\u0000".len();
+    OVERHEAD + id.len() + escapes + document_len
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn push_json_string(bytes: &mut Vec<u8>, text: &str) {
+    bytes.push(b'"');
+    if text.bytes().any(needs_escape) {
+        for byte in text.bytes() {
+            match byte {
+                b'"' | b'\\' => bytes.extend_from_slice(&[b'\\', byte]),
+                0..0x20 => {
+                    // Writing into a Vec does not fail.
+                    let _ = write!(bytes, "\\u{byte:04x}");
+                }
+                _ => bytes.push(byte),
+            }
+        }
+    } else {
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_lines_with_external_versions() {
+        let mut body = Body::new();
+        body.index("1", 65536, br#"{"a":1}"#);
+        assert!(!body.has_deletes());
+        body.delete("ö", 131072);
+        assert_eq!(
+            std::str::from_utf8(body.as_bytes()).unwrap(),
+            "{\"index\":{\"_id\":\"1\",\"version\":65536,\"version_type\":\"external\"}}\n{\"a\":1}\n\
+             {\"delete\":{\"_id\":\"ö\",\"version\":131072,\"version_type\":\"external\"}}\n"
+        );
+        assert!(body.has_deletes());
+        assert_eq!((body.operations(), body.is_empty()), (2, false));
+    }
+
+    #[test]
+    fn any_id_survives_the_json() {
+        let id: String = (0..0x300)
+            .filter_map(char::from_u32)
+            .chain("😀\\\"".chars())
+            .collect();
+        let mut body = Body::new();
+        body.delete(&id, 1);
+        assert_eq!(
+            body.as_bytes()
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count(),
+            1
+        );
+        let line: serde_json::Value = serde_json::from_slice(body.as_bytes()).unwrap();
+        assert_eq!(line["delete"]["_id"], serde_json::Value::from(id));
+    }
+
+    #[test]
+    fn the_planned_length_is_never_too_short() {
+        for id in ["", "1", "\"\\\n\u{1}", "größe"] {
+            for version in [0, i64::MAX, i64::MIN] {
+                let mut body = Body::new();
+                body.index(id, version, b"{}");
+                assert!(body.len() <= operation_len(id, 2));
+                body.clear();
+                body.delete(id, version);
+                assert!(body.len() <= operation_len(id, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cleared_body_keeps_its_buffer() {
+        let mut body = Body::with_capacity(10_000);
+        body.delete("1", 1);
+        body.clear();
+        assert!(
+            body.is_empty()
+                && body.as_bytes().is_empty()
+                && !body.has_deletes()
+                && body.bytes.capacity() >= 10_000
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! The engine side of pg_es_sync: everything that speaks to Elasticsearch or OpenSearch.
+//!
+//! Knows no Postgres. All of it may run in any thread: it touches owned Rust data, files and sockets, nothing else.
+//!
+//! In the order a change travels:
+//! - `body`: the NDJSON of one bulk request, under construction
+//! - `sizing`: how many bytes and how many requests at once
+//! - `breaker`, `backoff`: whether to send at all, and how long to wait
+//! - `senders`: the threads that send, and how the worker hears from them
+//! - `bulk`: one bulk request
+//! - `answer`: what the engine said to each operation
+//!
+//! Beside the way:
+//! - `indices`: indexes, aliases, mappings, counts
+//! - `engine`: which engine it is
+//! - `client`: one request to one of the nodes, with `nodes` (which one next), `exchange` (the wire), `tls`, `credentials`
+//! - `config`, `name`: what may be set, and what an index may be called
+//! - `failure`: what can go wrong with a whole request
+//! - `secret`: a string that does not print
+
+mod answer;
+mod backoff;
+mod body;
+mod breaker;
+mod bulk;
+mod client;
+mod config;
+mod credentials;
+mod engine;
+mod exchange;
+mod failure;
+mod indices;
+mod name;
+mod nodes;
+mod secret;
+mod senders;
+mod sizing;
+mod tls;
+
+#[cfg(test)]
+mod stub;
+
+pub use answer::{Outcome, read_answer};
+pub use backoff::Backoff;
+pub use body::{Body, operation_len};
+pub use breaker::{Breaker, Permit, State};
+pub use bulk::Target;
+pub use client::{Answer, Client, Method};
+pub use config::{Config, ConfigError, parse_urls};
+pub use engine::{EngineInfo, Product};
+pub use failure::{Failure, FailureKind};
+pub use indices::IndexInfo;
+pub use name::check_index_name;
+pub use secret::Secret;
+pub use senders::{Delivery, Event, Senders};
+pub use sizing::Sizing;

@@ -1,0 +1,52 @@
+//! es_sync.attach, es_sync.detach, es_sync.reindex.
+
+use pgrx::prelude::*;
+use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
+
+use crate::attachment::attach::{self, Request};
+use crate::attachment::options::Options;
+use crate::postgres::error::{OrRaise, Report};
+
+/// An argument that may not be null.
+fn required<T>(value: Option<T>, name: &str) -> T {
+    value
+        .ok_or_else(|| {
+            Report::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be null"))
+        })
+        .or_raise()
+}
+
+#[pg_extern(sql = false)]
+fn attach(
+    relation: Option<pg_sys::Oid>,
+    index: Option<String>,
+    document: Option<pg_sys::Oid>,
+    filter: Option<String>,
+    exclude: Option<Vec<Option<String>>>,
+    options: Option<JsonB>,
+) -> i64 {
+    if document.is_some() {
+        Report::new(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "documents from a view are not supported yet")
+            .detail("A document has the columns of its table.")
+            .hint("Leave out \"document\".")
+            .raise();
+    }
+    attach::attach(Request {
+        relation: required(relation, "relation"),
+        index,
+        filter: filter.filter(|filter| !filter.trim().is_empty()),
+        exclude: exclude.unwrap_or_default().into_iter().flatten().collect(),
+        options: options.map_or_else(|| Ok(Options::default()), |options| Options::parse(&options.0)).or_raise(),
+    })
+    .or_raise()
+}
+
+#[pg_extern(sql = false)]
+fn detach(relation: Option<pg_sys::Oid>, index: Option<String>, drop_index: Option<bool>) {
+    attach::detach(required(relation, "relation"), index.as_deref(), drop_index == Some(true)).or_raise();
+}
+
+#[pg_extern(sql = false)]
+fn reindex(relation: Option<pg_sys::Oid>, index: Option<String>) -> i64 {
+    attach::reindex(required(relation, "relation"), index.as_deref()).or_raise()
+}

@@ -1,0 +1,71 @@
+//! What the view es_sync.status is made of: shared memory, so that reading it touches neither queue nor worker.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use pgrx::{FromDatum, pg_sys};
+
+use crate::shared::{self, Index};
+
+fn timestamp(micros: i64) -> Option<TimestampWithTimeZone> {
+    if micros == 0 {
+        return None;
+    }
+    // SAFETY: a timestamptz is its microseconds, by value.
+    unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(micros), false) }
+}
+
+fn milliseconds(index: &Index, quantile: f64) -> Option<f64> {
+    index.latency.quantile(quantile).map(|micros| micros as f64 / 1_000.0)
+}
+
+/// Counters of one attachment's index; nulls where no worker has published any.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)] // the columns of a view, in order
+fn index_statistics(
+    attachment: i32,
+) -> TableIterator<
+    'static,
+    (
+        name!(pending, Option<i64>),
+        name!(oldest, Option<TimestampWithTimeZone>),
+        name!(indexed, Option<i64>),
+        name!(deleted, Option<i64>),
+        name!(refused, Option<i64>),
+        name!(retried, Option<i64>),
+        name!(batches, Option<i64>),
+        name!(latency_p50_ms, Option<f64>),
+        name!(latency_p99_ms, Option<f64>),
+        name!(cause, Option<String>),
+        name!(since, Option<TimestampWithTimeZone>),
+    ),
+> {
+    // SAFETY: reads a variable of this process.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let index = shared::shared().and_then(|shared| shared.index(database, attachment));
+    let count = |read: fn(&Index) -> u64| index.map(|index| read(index) as i64);
+    let cause = index.map(|index| index.cause.get()).filter(|cause| !cause.is_empty());
+    TableIterator::once((
+        count(|index| index.pending.load(Relaxed)),
+        index.and_then(|index| timestamp(index.oldest.load(Relaxed))),
+        count(|index| index.indexed.load(Relaxed)),
+        count(|index| index.deleted.load(Relaxed)),
+        count(|index| index.refused.load(Relaxed)),
+        count(|index| index.retried.load(Relaxed)),
+        count(|index| index.batches.load(Relaxed)),
+        index.and_then(|index| milliseconds(index, 0.5)),
+        index.and_then(|index| milliseconds(index, 0.99)),
+        cause.clone(),
+        cause.and(index).and_then(|index| timestamp(index.since.load(Relaxed))),
+    ))
+}
+
+/// The database's worker: its process id, null where none runs, and what stands in its way, null for nothing.
+#[pg_extern(sql = false)]
+fn worker_state() -> TableIterator<'static, (name!(pid, Option<i32>), name!(trouble, Option<String>))> {
+    // SAFETY: reads a variable of this process.
+    let database = shared::shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
+    let trouble = database.map(|database| database.state.get()).filter(|trouble| !trouble.is_empty());
+    TableIterator::once((database.and_then(|database| database.worker_pid()), trouble))
+}

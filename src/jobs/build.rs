@@ -1,0 +1,565 @@
+//! Building an index beside the live one: create, load, settle, drain, swap. The first load is the same job.
+//!
+//! While it runs, live changes go to both indexes. Nothing is lost in between: the job's lane is open before the first
+//! page's snapshot is taken, and whatever was claimed earlier was committed earlier, so the pages have it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use es::{Client, Failure, FailureKind};
+use serde_json::{Value, json};
+
+use super::record;
+use crate::attachment::catalog::Attachment;
+use crate::document::read::Reader;
+use crate::document::shape::Shape;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::queue::claim;
+use crate::shared::Shared;
+use crate::worker::delivery::Delivery;
+use crate::worker::engine::Engine;
+use crate::worker::lane::Page;
+
+/// Pages under way at once beyond what the connections carry.
+const PAGES_AHEAD: usize = 1;
+/// A page with a row that cannot be read is searched from this size down.
+const MAX_FAILING_PAGE: usize = 1_024;
+/// How often progress is written down.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How often the drain is looked at.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// A build under way.
+pub struct Build {
+    pub job: i64,
+    pub attachment: i32,
+    phase: Phase,
+    target: Option<String>,
+    lane: Option<u32>,
+    /// The last key read.
+    after: Option<String>,
+    exhausted: bool,
+    pages: VecDeque<Sent>,
+    next_page: Page,
+    /// Key of the last row of the last finished page, and how many rows that makes.
+    position: Option<String>,
+    done: i64,
+    written_down: Instant,
+    failures: u32,
+}
+
+struct Sent {
+    page: Page,
+    left: usize,
+    rows: usize,
+    last: String,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// A name is to be chosen and the index created.
+    Create,
+    Creating(u64),
+    /// After a restart of the worker: does the target still stand?
+    Look,
+    Looking(u64),
+    Load,
+    /// Settings are being given back, and what was loaded made searchable.
+    Settle,
+    Settling(u64),
+    /// Waits until everything below the mark has been delivered.
+    Drain { mark: i64, due: Instant },
+    Swap,
+    Swapping(u64),
+    Pause { until: Instant, then: Box<Phase> },
+    Over,
+}
+
+/// What a job needs from the worker.
+pub struct Context<'a> {
+    pub engine: &'a mut Engine,
+    pub delivery: &'a mut Delivery,
+    pub reader: &'a mut Reader,
+    pub attachment: &'a Attachment,
+    pub shared: &'static Shared,
+    /// The installation's token: the mark of ownership.
+    pub owner: &'a str,
+    pub generation: i64,
+    /// The engine takes no bulk requests for the moment.
+    pub held: bool,
+}
+
+/// What came of a step.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// There may be more to do at once.
+    Again,
+    /// Nothing to do before this, or before an event.
+    Wait(Option<Instant>),
+    /// The job is over and its row says how; attachments are to be read again.
+    Over,
+}
+
+/// Name of the alias through which generation `generation` writes an index.
+pub fn write_alias(index: &str, generation: i64) -> String {
+    format!("{index}.write-{generation}")
+}
+
+/// The way to an attachment's concrete index.
+pub fn target(attachment: &Attachment, index: &str, generation: i64) -> es::Target {
+    es::Target { alias: write_alias(index, generation), pipeline: attachment.options.pipeline.clone() }
+}
+
+impl Build {
+    pub fn new(job: &record::Job, attachment: i32) -> Self {
+        Self {
+            job: job.id,
+            attachment,
+            phase: if job.target.is_some() { Phase::Look } else { Phase::Create },
+            target: job.target.clone(),
+            lane: None,
+            after: job.position.clone(),
+            exhausted: false,
+            pages: VecDeque::new(),
+            next_page: 1,
+            position: job.position.clone(),
+            done: job.done,
+            written_down: Instant::now(),
+            failures: 0,
+        }
+    }
+
+    /// True once it has chosen its target.
+    pub fn has_begun(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// True once there is nothing left to do.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Numbers of pages are unique over all builds: the job's id comes first.
+    fn page_number(&mut self) -> Page {
+        self.next_page += 1;
+        (self.job as u64) << 32 | self.next_page
+    }
+
+    /// Opens the lane of a build that a former worker began, before anything is claimed.
+    pub fn open_lane(&mut self, delivery: &mut Delivery, attachment: &Attachment, generation: i64) {
+        if let (None, Some(index)) = (self.lane, self.target.clone()) {
+            let target = target(attachment, &index, generation);
+            let source = attachment.relation.to_u32();
+            self.lane = Some(delivery.open_lane(self.attachment, source, index, true, target));
+        }
+    }
+
+    /// Goes as far as it can without waiting.
+    pub fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
+        match &self.phase {
+            Phase::Pause { until, .. } if *until > now => Ok(Step::Wait(Some(*until))),
+            Phase::Pause { .. } => {
+                if let Phase::Pause { then, .. } = std::mem::replace(&mut self.phase, Phase::Over) {
+                    self.phase = *then;
+                }
+                Ok(Step::Again)
+            }
+            Phase::Create => self.create(context),
+            Phase::Look => {
+                let (index, alias) = self.names(context);
+                let owner = context.owner.to_owned();
+                self.phase = Phase::Looking(context.engine.call(move |client| look(client, &index, &alias, &owner)));
+                Ok(Step::Wait(None))
+            }
+            Phase::Load => self.load(context, now),
+            Phase::Settle => {
+                let (index, _) = self.names(context);
+                let settings = Shape::live_settings(context.attachment);
+                self.phase = Phase::Settling(context.engine.call(move |client| {
+                    client.put_settings(&index, &settings)?;
+                    client.refresh(&index)?;
+                    Ok(Value::Null)
+                }));
+                self.note_progress("settle")?;
+                Ok(Step::Wait(None))
+            }
+            Phase::Drain { mark, due } => {
+                if *due > now {
+                    return Ok(Step::Wait(Some(*due)));
+                }
+                let mark = *mark;
+                let source = context.attachment.relation.to_u32();
+                if transaction::run(|| claim::is_clear(mark, source))? {
+                    self.phase = Phase::Swap;
+                    return Ok(Step::Again);
+                }
+                self.phase = Phase::Drain { mark, due: now + DRAIN_EVERY };
+                Ok(Step::Wait(Some(now + DRAIN_EVERY)))
+            }
+            Phase::Swap => {
+                let (index, _) = self.names(context);
+                let (alias, owner) = (context.attachment.index.clone(), context.owner.to_owned());
+                let adopt = context.attachment.options.adopt == Some(true);
+                self.phase =
+                    Phase::Swapping(context.engine.call(move |client| swap(client, &alias, &index, &owner, adopt)));
+                self.note_progress("swap")?;
+                Ok(Step::Wait(None))
+            }
+            Phase::Creating(_) | Phase::Looking(_) | Phase::Settling(_) | Phase::Swapping(_) => Ok(Step::Wait(None)),
+            Phase::Over => Ok(Step::Over),
+        }
+    }
+
+    fn names(&self, context: &Context) -> (String, String) {
+        let index = self.target.clone().unwrap_or_default();
+        let alias = write_alias(&index, context.generation);
+        (index, alias)
+    }
+
+    fn create(&mut self, context: &mut Context) -> Result<Step, SqlError> {
+        let Some(dialect) = context.engine.dialect() else { return Ok(Step::Wait(None)) };
+        self.close_lane(context);
+        let (job, attachment) = (self.job, self.attachment);
+        let estimate = context.reader.shape().estimated_rows;
+        let target = transaction::run(|| {
+            let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
+            let target = record::next_target(attachment)?;
+            record::begin(job, &target, total);
+            Some(target)
+        })?;
+        let Some(target) = target else {
+            self.phase = Phase::Over;
+            return Ok(Step::Over);
+        };
+        self.target = Some(target);
+        self.after = None;
+        self.position = None;
+        self.done = 0;
+        self.exhausted = false;
+        self.pages.clear();
+        let (index, alias) = self.names(context);
+        let body = context.reader.shape().index_body(context.attachment, dialect, context.owner);
+        let public = context.attachment.index.clone();
+        let owner = context.owner.to_owned();
+        let adopt = context.attachment.options.adopt == Some(true);
+        self.phase = Phase::Creating(context.engine.call(move |client| {
+            check_owner(client, &public, &owner, adopt)?;
+            client.create_index(&index, &body)?;
+            client.update_aliases(&json!([{"add": {"index": index, "alias": alias, "is_hidden": true}}]))?;
+            Ok(Value::Null)
+        }));
+        Ok(Step::Wait(None))
+    }
+
+    fn load(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
+        let Some(lane) = self.lane else {
+            self.phase = Phase::Look;
+            return Ok(Step::Again);
+        };
+        let mut stepped = false;
+        if !self.exhausted && !context.held {
+            let busy = context.delivery.in_flight() > context.engine.sizing.concurrency();
+            let open = context.delivery.lane(lane).is_some_and(|lane| lane.is_open(now));
+            if !busy && open && self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD {
+                let page = self.page_number();
+                let read = match context.delivery.send_page(lane, context.reader, context.engine, self.after.as_deref(), page) {
+                    Ok(read) => read,
+                    Err(error) => return self.page_failed(context, error, now),
+                };
+                self.exhausted = read.exhausted;
+                if let Some(last) = read.last {
+                    self.after = Some(last.to_string());
+                    self.pages.push_back(Sent { page, left: read.sent, rows: read.rows, last: last.to_string() });
+                }
+                stepped = true;
+            }
+        }
+        while self.pages.front().is_some_and(|sent| sent.left == 0) {
+            if let Some(sent) = self.pages.pop_front() {
+                self.done += sent.rows as i64;
+                self.position = Some(sent.last);
+            }
+        }
+        if self.exhausted && self.pages.is_empty() {
+            self.phase = Phase::Settle;
+            return Ok(Step::Again);
+        }
+        if now.duration_since(self.written_down) >= PROGRESS_EVERY {
+            self.note_progress("load")?;
+        }
+        Ok(if stepped { Step::Again } else { Step::Wait(Some(now + PROGRESS_EVERY)) })
+    }
+
+    /// A row that cannot be read must not end the load: its page is read by ever smaller pages, and the row alone is
+    /// left to the changes' way, which parks it.
+    fn page_failed(&mut self, context: &mut Context, error: SqlError, now: Instant) -> Result<Step, SqlError> {
+        let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
+        if let Some(lane) = lane.filter(|_| error.is_in_the_data()) {
+            if lane.max_operations > 1 {
+                lane.max_operations = lane.max_operations.min(MAX_FAILING_PAGE).div_ceil(2);
+                return Ok(Step::Again);
+            }
+            let page = self.page_number();
+            let after = self.after.as_deref();
+            match transaction::run(|| context.reader.next_key(after))? {
+                None => self.exhausted = true,
+                Some(key) => {
+                    let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
+                    let alone = lane.is_some_and(|lane| lane.backfill_alone(key.as_str().into(), page));
+                    self.pages.push_back(Sent { page, left: usize::from(alone), rows: 1, last: key.clone() });
+                    self.after = Some(key);
+                }
+            }
+            return Ok(Step::Again);
+        }
+        self.failures += 1;
+        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
+        let (job, message) = (self.job, error.message);
+        transaction::run(|| record::trouble(job, Some(&format!("could not read a page: {message}"))))?;
+        self.phase = Phase::Pause { until: now + delay, then: Box::new(Phase::Load) };
+        Ok(Step::Again)
+    }
+
+    /// A document of one of its pages is done. False if the page is another job's.
+    pub fn page_done(&mut self, page: Page) -> bool {
+        if (page >> 32) as i64 != self.job {
+            return false;
+        }
+        if let Some(sent) = self.pages.iter_mut().find(|sent| sent.page == page) {
+            sent.left = sent.left.saturating_sub(1);
+        }
+        true
+    }
+
+    fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {
+        let (job, position, done) = (self.job, self.position.clone(), self.done);
+        transaction::run(|| {
+            record::progress(job, phase, position.as_deref(), done);
+            record::trouble(job, None);
+        })?;
+        self.written_down = Instant::now();
+        Ok(())
+    }
+
+    /// Takes the answer to one of its calls; false if it is not its own.
+    ///
+    /// # Errors
+    /// What Postgres said while the result was written down.
+    pub fn answered(
+        &mut self,
+        token: u64,
+        result: &Result<Value, Failure>,
+        context: &mut Context,
+    ) -> Result<bool, SqlError> {
+        let again = match &self.phase {
+            Phase::Creating(own) if *own == token => Phase::Create,
+            Phase::Looking(own) if *own == token => Phase::Look,
+            Phase::Settling(own) if *own == token => Phase::Settle,
+            Phase::Swapping(own) if *own == token => Phase::Swap,
+            _ => return Ok(false),
+        };
+        match result {
+            Ok(value) => {
+                self.failures = 0;
+                self.succeeded(again, value, context)?;
+            }
+            Err(failure) => self.failed(again, failure, context)?,
+        }
+        Ok(true)
+    }
+
+    fn succeeded(&mut self, phase: Phase, value: &Value, context: &mut Context) -> Result<(), SqlError> {
+        match phase {
+            Phase::Create => {
+                self.open_lane(context.delivery, context.attachment, context.generation);
+                self.exhausted = context.attachment.options.load == Some(false) && context.attachment.live.is_none();
+                self.phase = Phase::Load;
+                self.note_progress("load")?;
+            }
+            Phase::Look if value == &Value::Bool(true) => {
+                self.open_lane(context.delivery, context.attachment, context.generation);
+                self.phase = Phase::Load;
+            }
+            // Already behind the alias: only the last note is missing.
+            Phase::Look if value == "live" => self.complete(context)?,
+            Phase::Look => self.phase = Phase::Create,
+            Phase::Settle => {
+                self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: Instant::now() };
+                self.note_progress("drain")?;
+            }
+            Phase::Swap => self.complete(context)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The new index is live: the old lane closes, this one stays.
+    fn complete(&mut self, context: &mut Context) -> Result<(), SqlError> {
+        let (index, _) = self.names(context);
+        let (job, attachment, done) = (self.job, self.attachment, self.done);
+        transaction::run(|| {
+            record::set_live(attachment, &index);
+            record::finish(job, "done", done, None);
+        })?;
+        let old = context.delivery.lanes.iter().find(|lane| lane.attachment == attachment && !lane.building);
+        if let Some(old) = old.map(|lane| lane.id) {
+            context.delivery.close_lane(old);
+        }
+        self.open_lane(context.delivery, context.attachment, context.generation);
+        if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
+            lane.building = false;
+        }
+        pgrx::log!("index \"{}\" is built: {done} rows in \"{index}\"", context.attachment.index);
+        self.phase = Phase::Over;
+        Ok(())
+    }
+
+    fn failed(&mut self, phase: Phase, failure: &Failure, context: &mut Context) -> Result<(), SqlError> {
+        let job = self.job;
+        let passing = failure.kind.is_transient()
+            || failure.kind.outcome_unknown()
+            // The number was taken, by a request whose answer was lost or by somebody's index: take the next one.
+            || failure.kind == FailureKind::Exists
+            || (failure.kind == FailureKind::NotFound && !matches!(phase, Phase::Create));
+        let message = failure.to_string();
+        if !passing {
+            let done = self.done;
+            transaction::run(|| record::finish(job, "failed", done, Some(&message)))?;
+            self.abandon(context);
+            pgrx::warning!("could not build index \"{}\": {message}", context.attachment.index);
+            return Ok(());
+        }
+        transaction::run(|| record::trouble(job, Some(&message)))?;
+        self.failures += 1;
+        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
+        // An index that vanished while it was built is created anew.
+        let then = if failure.kind == FailureKind::NotFound { Phase::Look } else { phase };
+        self.phase = Phase::Pause { until: Instant::now() + delay, then: Box::new(then) };
+        Ok(())
+    }
+
+    /// The lane's index has vanished from the engine: begin anew.
+    pub fn index_missing(&mut self, lane: u32, context: &mut Context) -> bool {
+        if self.lane != Some(lane) {
+            return false;
+        }
+        self.close_lane(context);
+        self.phase = Phase::Create;
+        true
+    }
+
+    /// Begins anew, with another index: the table was truncated meanwhile.
+    pub fn restart(&mut self, context: &mut Context) {
+        self.abandon(context);
+        self.phase = Phase::Create;
+    }
+
+    /// Lets go of what was built; the live index stays as it is.
+    pub fn abandon(&mut self, context: &mut Context) {
+        self.close_lane(context);
+        self.phase = Phase::Over;
+        let (owner, public) = (context.owner.to_owned(), context.attachment.index.clone());
+        if let Some(index) = self.target.take() {
+            context.engine.call(move |client| drop_unless_live(client, &index, &public, &owner));
+        }
+    }
+
+    fn close_lane(&mut self, context: &mut Context) {
+        if let Some(lane) = self.lane.take() {
+            context.delivery.close_lane(lane);
+        }
+    }
+}
+
+fn is_ours(meta: &Value, owner: &str) -> bool {
+    meta["pg_es_sync"]["installation"] == owner
+}
+
+/// Refuses a public name that belongs to somebody else.
+fn check_owner(client: &Client, public: &str, owner: &str, adopt: bool) -> Result<(), Failure> {
+    if adopt {
+        return Ok(());
+    }
+    match client.index(public)? {
+        None => Ok(()),
+        Some(index) if index.name == public => Err(Failure::new(
+            FailureKind::Config,
+            format!("\"{public}\" exists in the engine as an index of its own; option \"adopt\" replaces it"),
+        )),
+        Some(index) if !is_ours(&index.meta, owner) => Err(Failure::new(
+            FailureKind::Config,
+            format!("\"{public}\" is an alias of index \"{}\", which another installation made; option \"adopt\" takes it over", index.name),
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Whether the target of an interrupted build still stands: true, false, or "live" if it is behind the alias already.
+fn look(client: &Client, index: &str, alias: &str, owner: &str) -> Result<Value, Failure> {
+    Ok(match client.index(index)? {
+        Some(info) if info.name == index && is_ours(&info.meta, owner) => {
+            let public = info.meta["pg_es_sync"]["index"].as_str().unwrap_or_default();
+            if info.aliases.iter().any(|name| name == public) {
+                json!("live")
+            } else {
+                json!(info.aliases.iter().any(|name| name == alias))
+            }
+        }
+        _ => json!(false),
+    })
+}
+
+/// Puts the index behind the alias and drops what was there, in one call. What is there is asked, not remembered, so
+/// it may be done again after a lost answer.
+fn swap(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) -> Result<Value, Failure> {
+    let behind = client.alias(public)?;
+    if behind == [index] {
+        return Ok(Value::Null);
+    }
+    let mut actions = vec![json!({"add": {"index": index, "alias": public}})];
+    for old in behind.iter().filter(|old| *old != index) {
+        let ours = client.index(old)?.is_some_and(|info| is_ours(&info.meta, owner));
+        actions.push(match (ours, adopt) {
+            (true, _) => json!({"remove_index": {"index": old}}),
+            (false, true) => json!({"remove": {"index": old, "alias": public}}),
+            (false, false) => {
+                return Err(Failure::new(
+                    FailureKind::Config,
+                    format!("\"{public}\" is an alias of index \"{old}\", which another installation made"),
+                ));
+            }
+        });
+    }
+    if behind.is_empty() && adopt && client.index(public)?.is_some_and(|info| info.name == public) {
+        actions.push(json!({"remove_index": {"index": public}}));
+    }
+    client.update_aliases(&Value::Array(actions))?;
+    if client.alias(public)? == [index] {
+        Ok(Value::Null)
+    } else {
+        Err(Failure::new(FailureKind::BadAnswer, format!("the engine did not put \"{index}\" behind \"{public}\"")))
+    }
+}
+
+/// Drops an abandoned build, never what is behind the public alias.
+fn drop_unless_live(client: &Client, index: &str, public: &str, owner: &str) -> Result<Value, Failure> {
+    if let Some(info) = client.index(index)?
+        && info.name == index
+        && is_ours(&info.meta, owner)
+        && !info.aliases.iter().any(|alias| alias == public)
+    {
+        client.delete_index(index)?;
+    }
+    Ok(Value::Null)
+}
+
+/// Drops every index of ours behind a public alias, for `detach(drop_index => true)`.
+pub fn drop_public(client: &Client, public: &str, owner: &str) -> Result<Value, Failure> {
+    for index in client.alias(public)? {
+        if client.index(&index)?.is_some_and(|info| is_ours(&info.meta, owner)) {
+            client.delete_index(&index)?;
+        }
+    }
+    Ok(Value::Null)
+}

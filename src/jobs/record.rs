@@ -1,0 +1,110 @@
+//! The rows of `es_sync.job`.
+
+use pgrx::pg_sys;
+
+use crate::postgres::spi;
+
+/// A job that is queued or running.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    pub id: i64,
+    pub kind: String,
+    pub attachment: Option<i32>,
+    /// Set once the job has begun to fill it.
+    pub target: Option<String>,
+    pub position: Option<String>,
+    pub done: i64,
+    pub phase: Option<String>,
+}
+
+/// Jobs that are queued or running, oldest first.
+pub fn open_jobs() -> Vec<Job> {
+    let rows = spi::run(
+        "select j.id, j.kind, j.attachment, j.target, j.position, j.done, j.phase
+         from es_sync.job j where j.state in ('queued', 'running') order by j.id",
+        &[],
+    );
+    (0..rows.len())
+        .filter_map(|row| {
+            Some(Job {
+                id: rows.get(row, 1)?,
+                kind: rows.get(row, 2)?,
+                attachment: rows.get(row, 3),
+                target: rows.get(row, 4),
+                position: rows.get(row, 5),
+                done: rows.get(row, 6)?,
+                phase: rows.get(row, 7),
+            })
+        })
+        .collect()
+}
+
+fn id(job: i64) -> (pg_sys::Oid, spi::Value) {
+    (pg_sys::INT8OID, spi::value(job))
+}
+
+fn text(value: Option<&str>) -> (pg_sys::Oid, spi::Value) {
+    (pg_sys::TEXTOID, value.and_then(spi::value))
+}
+
+/// The name of the next concrete index of an attachment: its alias, a hyphen, a number.
+pub fn next_target(attachment: i32) -> Option<String> {
+    let rows = spi::run(
+        "update es_sync.attachment a set builds = a.builds + 1 where a.id = $1
+         returning a.index_name || '-' || a.builds",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+    if rows.is_empty() { None } else { rows.get(0, 1) }
+}
+
+/// The job begins, or begins again, to fill a new target.
+pub fn begin(job: i64, target: &str, total: Option<i64>) {
+    spi::run(
+        "update es_sync.job j
+         set state = 'running', phase = 'create', target = $2, position = null, done = 0, refused = 0, total = $3,
+             error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
+         where j.id = $1",
+        &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],
+    );
+}
+
+/// The job has come so far.
+pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
+    spi::run(
+        "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4 where j.id = $1",
+        &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
+    );
+}
+
+/// Why the job does not go on for the moment; None when it does.
+pub fn trouble(job: i64, error: Option<&str>) {
+    spi::run("update es_sync.job j set error = $2 where j.id = $1", &[id(job), text(error)]);
+}
+
+/// The job has ended.
+pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
+    spi::run(
+        "update es_sync.job j
+         set state = $2, phase = null, done = $3, total = case when $2 = 'done' then $3 else j.total end, error = $4,
+             finished_at = pg_catalog.clock_timestamp()
+         where j.id = $1",
+        &[id(job), text(Some(state)), (pg_sys::INT8OID, spi::value(done)), text(error)],
+    );
+}
+
+/// A new index is behind the alias.
+pub fn set_live(attachment: i32, index: &str) {
+    spi::run(
+        "update es_sync.attachment a set live_index = $2 where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index))],
+    );
+}
+
+/// Sends running builds of the given attachments (None: of all) back to their beginning.
+pub fn restart(attachment: Option<i32>) {
+    spi::run(
+        "update es_sync.job j set state = 'queued', phase = null, target = null, position = null, done = 0
+         where j.state = 'running' and j.kind in ('load', 'reindex') and ($1 is null or j.attachment = $1)",
+        &[(pg_sys::INT4OID, attachment.and_then(spi::value))],
+    );
+}

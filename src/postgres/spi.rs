@@ -1,0 +1,213 @@
+//! SPI without detours: kept plans, rows read in place, cursors.
+//!
+//! pgrx's own client copies and checks more than the delivery loop can afford: here a document's text is read where
+//! the executor left it.
+
+use std::ffi::CString;
+
+use pgrx::pg_sys;
+use pgrx::{FromDatum, IntoDatum};
+
+/// Opens SPI. An error in between closes it with the transaction.
+pub fn connect() {
+    // SAFETY: called inside a transaction.
+    unsafe { pg_sys::SPI_connect() };
+}
+
+/// Closes SPI; everything that `Rows` pointed to is freed.
+pub fn finish() {
+    // SAFETY: paired with `connect`.
+    unsafe { pg_sys::SPI_finish() };
+}
+
+/// A value for a parameter: its datum, or null.
+pub type Value = Option<pg_sys::Datum>;
+
+/// Turns a Rust value into a parameter.
+pub fn value(value: impl IntoDatum) -> Value {
+    value.into_datum()
+}
+
+/// A prepared statement that outlives its transaction. Postgres plans it again when what it uses changes.
+pub struct Plan {
+    plan: pg_sys::SPIPlanPtr,
+}
+
+impl Plan {
+    /// Prepares `sql` with parameters of the given types. SPI must be connected.
+    pub fn prepare(sql: &str, types: &[pg_sys::Oid]) -> Self {
+        let text = c_string(sql);
+        let mut types = types.to_vec();
+        // SAFETY: SPI is connected; text and types live through the call; keeping moves the plan to a context that
+        // lasts until SPI_freeplan.
+        let plan = unsafe {
+            let plan = pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr());
+            if plan.is_null() {
+                let code = pg_sys::SPI_result;
+                pgrx::error!("could not prepare a statement: SPI error {code}");
+            }
+            pg_sys::SPI_keepplan(plan);
+            plan
+        };
+        Self { plan }
+    }
+
+    /// Runs it; `limit` rows at the most, 0 for all.
+    pub fn execute(&self, values: &[Value], limit: i64) -> Rows {
+        let (mut datums, nulls) = split(values);
+        // SAFETY: the plan was kept, SPI is connected, and there is a value for each parameter.
+        unsafe {
+            let code = pg_sys::SPI_execute_plan(
+                self.plan,
+                datums.as_mut_ptr(),
+                nulls.as_ptr().cast(),
+                false,
+                limit as _,
+            );
+            Rows::taken(code)
+        }
+    }
+
+    /// Opens a cursor on it, so that large rows can be taken a few at a time.
+    pub fn open(&self, values: &[Value]) -> Cursor {
+        let (mut datums, nulls) = split(values);
+        // SAFETY: as in `execute`.
+        let portal = unsafe {
+            pg_sys::SPI_cursor_open(
+                std::ptr::null(),
+                self.plan,
+                datums.as_mut_ptr(),
+                nulls.as_ptr().cast(),
+                true,
+            )
+        };
+        Cursor { portal }
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: the plan was kept by `prepare` and is freed once.
+        unsafe { pg_sys::SPI_freeplan(self.plan) };
+    }
+}
+
+/// An open cursor; `close` it before the transaction ends, or let the transaction's end do it.
+pub struct Cursor {
+    portal: pg_sys::Portal,
+}
+
+impl Cursor {
+    /// Takes the next `count` rows; fewer mean that there are no more.
+    pub fn fetch(&self, count: i64) -> Rows {
+        // SAFETY: the portal is open and SPI connected.
+        unsafe {
+            pg_sys::SPI_cursor_fetch(self.portal, true, count as _);
+            Rows::taken(pg_sys::SPI_OK_FETCH as i32)
+        }
+    }
+
+    pub fn close(self) {
+        // SAFETY: the portal is open.
+        unsafe { pg_sys::SPI_cursor_close(self.portal) };
+    }
+}
+
+/// Runs a statement once.
+pub fn run(sql: &str, parameters: &[(pg_sys::Oid, Value)]) -> Rows {
+    let text = c_string(sql);
+    let mut types: Vec<_> = parameters.iter().map(|(oid, _)| *oid).collect();
+    let values: Vec<_> = parameters.iter().map(|(_, value)| *value).collect();
+    let (mut datums, nulls) = split(&values);
+    // SAFETY: SPI is connected and there are as many types as values.
+    unsafe {
+        let code = pg_sys::SPI_execute_with_args(
+            text.as_ptr(),
+            types.len() as i32,
+            types.as_mut_ptr(),
+            datums.as_mut_ptr(),
+            nulls.as_ptr().cast(),
+            false,
+            0,
+        );
+        Rows::taken(code)
+    }
+}
+
+/// The rows of the last statement. They live until `free` or the end of SPI.
+pub struct Rows {
+    table: *mut pg_sys::SPITupleTable,
+    count: usize,
+}
+
+impl Rows {
+    /// # Safety
+    /// Right after an SPI call that returned `code`.
+    unsafe fn taken(code: i32) -> Self {
+        if code < 0 {
+            pgrx::error!("could not run a statement: SPI error {code}");
+        }
+        // SAFETY: SPI sets both for the call that just returned.
+        unsafe { Self { table: pg_sys::SPI_tuptable, count: pg_sys::SPI_processed as usize } }
+    }
+
+    /// How many rows were returned or affected.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The datum in `row` (from 0) and `column` (from 1); None for null.
+    pub fn datum(&self, row: usize, column: usize) -> Option<pg_sys::Datum> {
+        assert!(row < self.count && !self.table.is_null());
+        let mut null = false;
+        // SAFETY: the row exists, and SPI_getbinval checks the column.
+        let datum = unsafe {
+            let tuple = *(*self.table).vals.add(row);
+            pg_sys::SPI_getbinval(tuple, (*self.table).tupdesc, column as i32, &mut null)
+        };
+        (!null).then_some(datum)
+    }
+
+    /// The value in `row` (from 0) and `column` (from 1). The type must be the column's.
+    pub fn get<T: FromDatum>(&self, row: usize, column: usize) -> Option<T> {
+        let datum = self.datum(row, column)?;
+        // SAFETY: the statement's author pairs T with the column's type.
+        unsafe { T::from_datum(datum, false) }
+    }
+
+    /// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
+    pub fn with_bytes<R>(&self, row: usize, column: usize, use_bytes: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let datum = self.datum(row, column)?;
+        // SAFETY: the datum is a varlena that lives as long as these rows; a detoasted copy is freed after its use.
+        unsafe {
+            let original = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let plain = pg_sys::pg_detoast_datum_packed(original);
+            let result = use_bytes(pgrx::varlena_to_byte_slice(plain));
+            if plain != original {
+                pg_sys::pfree(plain.cast());
+            }
+            Some(result)
+        }
+    }
+
+    /// Frees the rows before SPI is closed.
+    pub fn free(self) {
+        // SAFETY: the table came from SPI and is not used again.
+        unsafe { pg_sys::SPI_freetuptable(self.table) };
+    }
+}
+
+fn split(values: &[Value]) -> (Vec<pg_sys::Datum>, Vec<u8>) {
+    let datums = values.iter().map(|value| value.unwrap_or(pg_sys::Datum::from(0usize))).collect();
+    let mut nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();
+    nulls.push(0);
+    (datums, nulls)
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text).unwrap_or_else(|_| pgrx::error!("a statement holds a NUL byte"))
+}

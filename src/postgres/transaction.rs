@@ -1,0 +1,124 @@
+//! Transactions of the worker: each is short, and none spans a wait for the network.
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys;
+use pgrx::PgTryBuilder;
+
+use super::error::SqlError;
+
+/// Runs `work` in a transaction of its own with SPI connected and a snapshot set; rolls back and returns the error if
+/// it raises one.
+///
+/// # Errors
+/// Any ERROR raised by `work` or by the commit. A FATAL (the worker was told to stop) does not come back.
+pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
+    run_without_database(|| {
+        super::spi::connect();
+        let result = work();
+        super::spi::finish();
+        result
+    })
+}
+
+/// As `run`, but without SPI, which needs a database.
+///
+/// # Errors
+/// As `run`.
+pub fn run_without_database<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
+    PgTryBuilder::new(AssertUnwindSafe(|| {
+        // SAFETY: the worker's main thread, outside any transaction: each call here leaves it so, by commit or, in
+        // the handler below, by abort.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let result = work();
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            Ok(result)
+        }
+    }))
+    .catch_others(|caught| {
+        // SAFETY: an ERROR left a transaction to abort; aborting also closes SPI and restores user and settings.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+        Err(SqlError::from_caught(&caught))
+    })
+    .execute()
+}
+
+/// Replaces the active snapshot by one taken now (READ COMMITTED).
+pub fn new_snapshot() {
+    // SAFETY: `run` has pushed exactly one snapshot, and no query is running.
+    unsafe {
+        pg_sys::PopActiveSnapshot();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+}
+
+/// Makes sure that the WAL written so far by this transaction is on disk.
+pub fn flush_wal() {
+    // SAFETY: reads a variable of this process and calls a function that only waits for the disk.
+    unsafe {
+        if pg_sys::XactLastRecEnd != 0 {
+            pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
+        }
+    }
+}
+
+/// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
+///
+/// Writes are impossible inside, and row-level security is off (it raises where it would filter).
+pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: user, security context and settings are restored below, or by the abort if `work` raises.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            owner,
+            context | (pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE) as i32,
+        );
+        let level = pg_sys::NewGUCNestLevel();
+        set(c"row_security", c"off", Scope::Nested);
+        pg_sys::XactReadOnly = true;
+        let result = work();
+        pg_sys::XactReadOnly = false;
+        pg_sys::AtEOXact_GUC(false, level);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+/// How long a changed setting lasts.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Scope {
+    /// Until this process ends, whatever the database's or role's defaults say.
+    Session,
+    /// Until the transaction ends.
+    Local,
+    /// Until the innermost `NewGUCNestLevel` ends.
+    Nested,
+}
+
+/// Sets a setting of Postgres by name.
+pub fn set(name: &std::ffi::CStr, value: &std::ffi::CStr, scope: Scope) {
+    let action = match scope {
+        Scope::Session => pg_sys::GucAction::GUC_ACTION_SET,
+        Scope::Local => pg_sys::GucAction::GUC_ACTION_LOCAL,
+        Scope::Nested => pg_sys::GucAction::GUC_ACTION_SAVE,
+    };
+    // SAFETY: both strings are NUL-terminated and copied by Postgres.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            action,
+            true,
+            0,
+            false,
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! The worker's side of the queue: claiming, acknowledging, truncating, counting.
+//!
+//! A claim only reads. A row leaves the queue when all it asked for is done, so whatever the worker forgets (it died,
+//! it let an index wait) is claimed again.
+
+use pgrx::{Array, FromDatum, pg_sys};
+
+use super::insert::Queue;
+use crate::postgres::spi::{self, Plan};
+use crate::postgres::transaction::{self, Scope};
+
+/// Where a row lies. The id guards against a slot that was used again (VACUUM FULL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub queue: Queue,
+    /// Block and offset, `block << 16 | offset`.
+    pub ctid: u64,
+    pub id: i64,
+}
+
+/// A claimed row.
+#[derive(Debug)]
+pub struct Row {
+    pub place: Place,
+    pub source: u32,
+    /// None: the whole table.
+    pub keys: Option<Vec<String>>,
+    /// Postgres' microseconds.
+    pub enqueued_at: i64,
+}
+
+/// Walks through a queue in the order of its blocks, again and again.
+pub struct Claims {
+    queue: Queue,
+    plan: Option<Plan>,
+    after: u64,
+}
+
+/// Rows taken from the cursor at once.
+const FETCH: i64 = 200;
+
+impl Claims {
+    pub fn new(queue: Queue) -> Self {
+        Self { queue, plan: None, after: 0 }
+    }
+
+    /// Claims rows until `max_keys` keys are found; rows that `known` are passed over. True with the rows if there may
+    /// be more.
+    pub fn claim(&mut self, max_keys: usize, known: impl Fn(&Place) -> bool) -> (Vec<Row>, bool) {
+        prefer_tid_scans();
+        let plan = self.plan.get_or_insert_with(|| {
+            Plan::prepare(
+                &format!(
+                    "select q.ctid, q.id, q.source, q.keys, q.enqueued_at
+                     from es_sync.{} q where q.ctid > $1",
+                    self.queue.table()
+                ),
+                &[pg_sys::TIDOID],
+            )
+        });
+        let mut rows = Vec::new();
+        let mut keys = 0;
+        let from_start = self.after == 0;
+        let mut pointer = item_pointer(self.after);
+        let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer))]);
+        loop {
+            let fetched = cursor.fetch(FETCH);
+            let ended = (fetched.len() as i64) < FETCH;
+            for row in 0..fetched.len() {
+                let Some(ctid) = fetched.datum(row, 1).map(ctid_of) else { continue };
+                self.after = ctid;
+                let (Some(id), Some(source)) = (fetched.get::<i64>(row, 2), fetched.get::<pg_sys::Oid>(row, 3)) else {
+                    continue;
+                };
+                let place = Place { queue: self.queue, ctid, id };
+                if known(&place) {
+                    continue;
+                }
+                let row_keys = fetched.datum(row, 4).map(|datum| {
+                    // SAFETY: the column is text[].
+                    unsafe { Array::<&str>::from_datum(datum, false) }
+                        .map(|array| array.iter().flatten().map(str::to_owned).collect::<Vec<_>>())
+                        .unwrap_or_default()
+                });
+                keys += row_keys.as_ref().map_or(1, Vec::len);
+                rows.push(Row {
+                    place,
+                    source: source.to_u32(),
+                    keys: row_keys,
+                    enqueued_at: fetched.datum(row, 5).map_or(0, |datum| datum.value() as i64),
+                });
+                if keys >= max_keys {
+                    // The rest of what was fetched is found again by the next claim.
+                    cursor.close();
+                    return (rows, true);
+                }
+            }
+            fetched.free();
+            if ended {
+                cursor.close();
+                // Rows may have been written into free space before this place: the next claim starts over.
+                self.after = 0;
+                return (rows, !from_start);
+            }
+        }
+    }
+
+    /// Starts over, after a truncation.
+    pub fn rewind(&mut self) {
+        self.after = 0;
+    }
+}
+
+/// Deletes finished rows.
+pub fn acknowledge(places: &[Place]) {
+    prefer_tid_scans();
+    for queue in Queue::ALL {
+        let mine = || places.iter().filter(move |place| place.queue == queue);
+        let ctids: Vec<String> = mine().map(|place| format!("({},{})", place.ctid >> 16, place.ctid & 0xffff)).collect();
+        if ctids.is_empty() {
+            continue;
+        }
+        let ids: Vec<i64> = mine().map(|place| place.id).collect();
+        spi::run(
+            &format!(
+                "delete from es_sync.{} q
+                 using rows from (pg_catalog.unnest($1::pg_catalog.tid[]), pg_catalog.unnest($2)) a (ctid, id)
+                 where q.ctid = a.ctid and q.id = a.id",
+                queue.table()
+            ),
+            &[(pg_sys::TEXTARRAYOID, spi::value(ctids)), (pg_sys::INT8ARRAYOID, spi::value(ids))],
+        );
+    }
+}
+
+/// What waits for one table.
+pub struct Backlog {
+    pub source: u32,
+    /// Keys in the queue, those in flight included.
+    pub keys: u64,
+    /// When the oldest of them was enqueued, Postgres' microseconds.
+    pub oldest: i64,
+}
+
+/// Counts what the queues hold. Reads them whole.
+pub fn backlog() -> Vec<Backlog> {
+    let rows = spi::run(
+        "select q.source, pg_catalog.sum(q.count)::pg_catalog.int8, pg_catalog.min(q.enqueued_at)
+         from (select source, count, enqueued_at from es_sync.queue
+               union all
+               select source, count, enqueued_at from es_sync.prepared_queue) q
+         group by q.source",
+        &[],
+    );
+    (0..rows.len())
+        .filter_map(|row| {
+            Some(Backlog {
+                source: rows.get::<pg_sys::Oid>(row, 1)?.to_u32(),
+                keys: rows.get::<i64>(row, 2)?.max(0) as u64,
+                oldest: rows.datum(row, 3)?.value() as i64,
+            })
+        })
+        .collect()
+}
+
+/// True if no row with an id below `mark` is left for a table (0: for any).
+pub fn is_clear(mark: i64, source: u32) -> bool {
+    let rows = spi::run(
+        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = 0::oid or q.source = $2))
+             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = 0::oid or q.source = $2))",
+        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::OIDOID, spi::value(pg_sys::Oid::from(source)))],
+    );
+    rows.get::<bool>(0, 1) == Some(false)
+}
+
+/// Empties the queue's file if no row is left and it has grown, so that a forgotten idle transaction, whose snapshot
+/// keeps dead rows, does not make each poll slower. True if it did. Never waits for a lock.
+///
+/// # Errors
+/// Raises lock_not_available while anybody writes to the queue; the caller tries again some other time.
+pub fn truncate_if_empty() -> bool {
+    let rows = spi::run(
+        "select pg_catalog.pg_relation_size('es_sync.queue') > 1048576
+            and not exists (select from es_sync.queue)",
+        &[],
+    );
+    if rows.get::<bool>(0, 1) != Some(true) {
+        return false;
+    }
+    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
+    transaction::new_snapshot();
+    // Again, under the lock: a commit may have come between.
+    if spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
+        spi::run("truncate es_sync.queue", &[]);
+        return true;
+    }
+    false
+}
+
+/// True if the unlogged queue is the one that the worker has known: a crash or a promotion empties it.
+pub fn has_marker() -> bool {
+    !spi::run("select from es_sync.marker", &[]).is_empty()
+}
+
+/// Writes the marker, in the transaction that asked for everything to be built anew.
+pub fn write_marker() {
+    spi::run("insert into es_sync.marker default values on conflict do nothing", &[]);
+}
+
+/// A sequential scan reads dead rows from the beginning each time: draining a large backlog would be quadratic.
+fn prefer_tid_scans() {
+    transaction::set(c"enable_seqscan", c"off", Scope::Local);
+}
+
+fn ctid_of(datum: pg_sys::Datum) -> u64 {
+    // SAFETY: a tid datum points to an ItemPointerData.
+    let (block, offset) = pgrx::itemptr::item_pointer_get_both(unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() });
+    u64::from(block) << 16 | u64::from(offset)
+}
+
+fn item_pointer(ctid: u64) -> pg_sys::ItemPointerData {
+    let mut pointer = pg_sys::ItemPointerData::default();
+    pgrx::itemptr::item_pointer_set_all(&mut pointer, (ctid >> 16) as u32, (ctid & 0xffff) as u16);
+    pointer
+}

@@ -1,0 +1,11 @@
+//! The queue of changes and the dead letters: every statement on them is here.
+//! Runs in: writers' backends (`insert`), the worker (`claim`, `dead_letter`).
+//! May touch: es_sync.queue, es_sync.prepared_queue, es_sync.dead_letter.
+//!
+//! A row of the queue is (id, source, count, keys, enqueued_at): the keys of one table that one transaction changed, a
+//! chunk at a time. `keys` null means the whole table. There is no index and no sequence: both would cost the writer
+//! more than the row itself. The worker finds rows by scanning and deletes them by ctid and id.
+
+pub mod claim;
+pub mod dead_letter;
+pub mod insert;

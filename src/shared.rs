@@ -1,0 +1,423 @@
+//! Shared memory: who to wake, counters, and what the views show without reading the queue.
+//! Runs in: every process; the postmaster sets it up.
+//! May touch: atomics and latches only. No locks, so that it may be used after a commit record is written.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use pgrx::pg_sys;
+
+use crate::postgres::latch;
+
+/// Databases that can have the extension at the same time on one server.
+pub const MAX_DATABASES: usize = 64;
+/// Indexes, over all databases, whose counters the views show.
+pub const MAX_INDEXES: usize = 512;
+/// Calls of `es_sync.wait()` that can wait at the same time.
+pub const MAX_WAITERS: usize = 64;
+
+/// All of it. Zeroed memory is a valid value: each field is an atomic.
+#[repr(C)]
+pub struct Shared {
+    launcher: AtomicI32,
+    /// Raised when the extension may have come or gone somewhere.
+    pub extension_changes: AtomicU32,
+    queue_ids: AtomicI64,
+    databases: [Database; MAX_DATABASES],
+    indexes: [Index; MAX_INDEXES],
+    waiters: [Waiter; MAX_WAITERS],
+}
+
+/// One database with a worker.
+#[repr(C)]
+pub struct Database {
+    oid: AtomicU32,
+    /// Slot in the process array plus one; 0 where no worker runs.
+    worker: AtomicI32,
+    worker_pid: AtomicI32,
+    /// Whether the last worker that looked found the extension.
+    has_extension: AtomicBool,
+    /// Raised when attachments or jobs changed.
+    pub catalog_changes: AtomicU32,
+    /// Set by a note that came too late to be flushed; the worker then rebuilds everything.
+    pub lost_note: AtomicBool,
+    /// What the worker is doing or why it is not: a sentence.
+    pub state: Sentence,
+}
+
+/// Counters of one index.
+#[repr(C)]
+pub struct Index {
+    database: AtomicU32,
+    attachment: AtomicI32,
+    pub pending: AtomicU64,
+    /// When the oldest pending change was enqueued, Postgres' microseconds; 0 for none.
+    pub oldest: AtomicI64,
+    pub indexed: AtomicU64,
+    pub deleted: AtomicU64,
+    pub refused: AtomicU64,
+    pub retried: AtomicU64,
+    pub batches: AtomicU64,
+    pub latency: Histogram,
+    /// Why the last request or document failed: a sentence; empty when all is well.
+    pub cause: Sentence,
+    /// When the cause came up, Postgres' microseconds.
+    pub since: AtomicI64,
+}
+
+/// A call of `es_sync.wait()`.
+#[repr(C)]
+pub struct Waiter {
+    state: AtomicU32,
+    /// Grows with each use of the place, so that a late answer cannot reach the next caller.
+    serial: AtomicU32,
+    pub database: AtomicU32,
+    /// 0 for all sources.
+    pub source: AtomicU32,
+    /// Queue rows with a lower id must be gone.
+    pub mark: AtomicI64,
+    pub procno: AtomicI32,
+    pub pid: AtomicI32,
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+
+/// The shared memory; None where the library was not preloaded.
+pub fn shared() -> Option<&'static Shared> {
+    // SAFETY: either null or set at start to memory that lasts as long as the server, holding only atomics.
+    unsafe { SHARED.load(Ordering::Relaxed).as_ref() }
+}
+
+/// Asks for the memory. Called from `_PG_init` in the postmaster.
+pub fn install_hooks() {
+    // SAFETY: the postmaster has a single thread, and hooks are chained as Postgres expects.
+    unsafe {
+        PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(request);
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(startup);
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn request() {
+    // SAFETY: called by the postmaster once, at the time when memory may be requested.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            previous();
+        }
+        pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn startup() {
+    // SAFETY: called by the postmaster at start and after each crash, before any other process can see the memory.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            previous();
+        }
+        let mut found = false;
+        let memory: *mut Shared =
+            pg_sys::ShmemInitStruct(c"pg_es_sync".as_ptr(), size_of::<Shared>(), &mut found).cast();
+        if !found {
+            memory.write_bytes(0, 1);
+            // Ids must not repeat among rows that survived a clean restart: start from the clock.
+            (*memory).queue_ids.store(pg_sys::GetCurrentTimestamp(), Ordering::Relaxed);
+        }
+        SHARED.store(memory, Ordering::Release);
+    }
+}
+
+impl Shared {
+    /// A new id for a queue row: unique among the rows that exist, growing, not in commit order.
+    pub fn next_queue_id(&self) -> i64 {
+        self.queue_ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An id that no row committed before this call has reached.
+    pub fn queue_mark(&self) -> i64 {
+        self.queue_ids.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Makes this process the launcher, until `clear_launcher`.
+    pub fn set_launcher(&self) {
+        self.launcher.store(latch::my_procno() + 1, Ordering::Release);
+    }
+
+    pub fn clear_launcher(&self) {
+        self.launcher.store(0, Ordering::Release);
+    }
+
+    /// Tells the launcher that the extension may have come or gone in some database.
+    pub fn wake_launcher(&self) {
+        self.extension_changes.fetch_add(1, Ordering::AcqRel);
+        latch::wake(self.launcher.load(Ordering::Acquire) - 1);
+    }
+
+    /// The entry of a database, if a worker has ever run in it.
+    pub fn database(&self, oid: pg_sys::Oid) -> Option<&Database> {
+        self.databases.iter().find(|database| database.oid.load(Ordering::Acquire) == oid.to_u32())
+    }
+
+    /// The entry of a database, taken if there is none yet; None when all are taken.
+    pub fn take_database(&self, oid: pg_sys::Oid) -> Option<&Database> {
+        let oid = oid.to_u32();
+        self.databases.iter().find(|database| {
+            database.oid.load(Ordering::Acquire) == oid
+                || database.oid.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        })
+    }
+
+    /// Frees the entries of databases that are gone.
+    pub fn keep_databases(&self, exists: impl Fn(u32) -> bool) {
+        for database in &self.databases {
+            let oid = database.oid.load(Ordering::Acquire);
+            if oid != 0 && !exists(oid) && database.worker.load(Ordering::Acquire) == 0 {
+                database.oid.store(0, Ordering::Release);
+                self.free_indexes(oid, |_| false);
+            }
+        }
+    }
+
+    /// The counters of an attachment's index, if its worker has published any.
+    pub fn index(&self, database: pg_sys::Oid, attachment: i32) -> Option<&Index> {
+        self.indexes.iter().find(|index| index.is(database.to_u32(), attachment))
+    }
+
+    /// The counters of an attachment's index, taken if there are none yet. Only the database's worker calls this.
+    pub fn take_index(&self, database: pg_sys::Oid, attachment: i32) -> Option<&Index> {
+        let oid = database.to_u32();
+        self.index(database, attachment).or_else(|| {
+            let free = self.indexes.iter().find(|index| {
+                index.database.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            })?;
+            free.reset();
+            free.attachment.store(attachment, Ordering::Release);
+            Some(free)
+        })
+    }
+
+    /// Frees the counters of a database's attachments that are gone.
+    pub fn free_indexes(&self, database: u32, keep: impl Fn(i32) -> bool) {
+        for index in &self.indexes {
+            if index.database.load(Ordering::Acquire) == database && !keep(index.attachment.load(Ordering::Acquire)) {
+                index.database.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    /// Takes a place to wait; None while all are taken.
+    pub fn take_waiter(&self) -> Option<&Waiter> {
+        self.waiters.iter().find(|waiter| {
+            waiter.state.compare_exchange(FREE, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        })
+    }
+
+    /// Requests of `es_sync.wait()` in a database that are not answered yet.
+    pub fn waiting(&self, database: pg_sys::Oid) -> impl Iterator<Item = &Waiter> {
+        self.waiters.iter().filter(move |waiter| {
+            waiter.state.load(Ordering::Acquire) == WAITING
+                && waiter.database.load(Ordering::Relaxed) == database.to_u32()
+        })
+    }
+}
+
+impl Database {
+    /// Makes this process the database's worker, until `clear_worker`.
+    pub fn set_worker(&self) {
+        self.worker_pid.store(std::process::id() as i32, Ordering::Relaxed);
+        self.worker.store(latch::my_procno() + 1, Ordering::Release);
+    }
+
+    pub fn clear_worker(&self) {
+        self.worker.store(0, Ordering::Release);
+        self.worker_pid.store(0, Ordering::Relaxed);
+    }
+
+    /// The worker says whether it found the extension.
+    pub fn set_has_extension(&self, found: bool) {
+        self.has_extension.store(found, Ordering::Release);
+    }
+
+    pub fn has_extension(&self) -> bool {
+        self.has_extension.load(Ordering::Acquire)
+    }
+
+    /// Process id of the worker; None where none runs.
+    pub fn worker_pid(&self) -> Option<i32> {
+        Some(self.worker_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    /// Sets the worker's latch.
+    pub fn wake_worker(&self) {
+        latch::wake(self.worker.load(Ordering::Acquire) - 1);
+    }
+}
+
+impl Index {
+    fn is(&self, database: u32, attachment: i32) -> bool {
+        self.database.load(Ordering::Acquire) == database && self.attachment.load(Ordering::Acquire) == attachment
+    }
+
+    fn reset(&self) {
+        for counter in [&self.pending, &self.indexed, &self.deleted, &self.refused, &self.retried, &self.batches] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.oldest.store(0, Ordering::Relaxed);
+        self.since.store(0, Ordering::Relaxed);
+        self.latency.reset();
+        self.cause.set("");
+    }
+
+    /// Notes why work on this index does not go on; an empty cause when it does.
+    pub fn set_cause(&self, cause: &str) {
+        if self.cause.get() != cause {
+            self.cause.set(cause);
+            // SAFETY: reads the clock.
+            self.since.store(unsafe { pg_sys::GetCurrentTimestamp() }, Ordering::Relaxed);
+        }
+    }
+}
+
+const FREE: u32 = 0;
+const FILLING: u32 = 1;
+const WAITING: u32 = 2;
+const DONE: u32 = 3;
+
+impl Waiter {
+    /// Publishes the request, once its fields are filled.
+    pub fn publish(&self) {
+        self.serial.fetch_add(1, Ordering::Relaxed);
+        self.state.store(WAITING, Ordering::Release);
+    }
+
+    /// True once the worker has answered.
+    pub fn is_done(&self) -> bool {
+        self.state.load(Ordering::Acquire) == DONE
+    }
+
+    pub fn serial(&self) -> u32 {
+        self.serial.load(Ordering::Relaxed)
+    }
+
+    /// Answers request `serial` and wakes the caller, unless he has given up meanwhile.
+    pub fn answer(&self, serial: u32) {
+        if self.serial() == serial
+            && self.state.compare_exchange(WAITING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            latch::wake(self.procno.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Gives the place back.
+    pub fn release(&self) {
+        self.state.store(FREE, Ordering::Release);
+    }
+}
+
+/// A sentence of at most 500 bytes, written by one process and read by any.
+///
+/// A sequence lock: odd while it is being written. Readers try again; a writer never waits.
+#[repr(C)]
+pub struct Sentence {
+    sequence: AtomicU32,
+    length: AtomicU32,
+    bytes: [AtomicU8; 500],
+}
+
+impl Sentence {
+    pub fn set(&self, text: &str) {
+        let mut length = text.len().min(self.bytes.len());
+        while !text.is_char_boundary(length) {
+            length -= 1;
+        }
+        self.sequence.fetch_add(1, Ordering::AcqRel);
+        for (cell, byte) in self.bytes.iter().zip(&text.as_bytes()[..length]) {
+            cell.store(*byte, Ordering::Relaxed);
+        }
+        self.length.store(length as u32, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The sentence; empty if it changes so fast, or its writer died so, that no whole one can be read.
+    pub fn get(&self) -> String {
+        for _ in 0..100 {
+            let before = self.sequence.load(Ordering::Acquire);
+            let length = self.length.load(Ordering::Relaxed) as usize;
+            let bytes = self.bytes.iter().take(length).map(|cell| cell.load(Ordering::Relaxed)).collect();
+            std::sync::atomic::fence(Ordering::Acquire);
+            if before % 2 == 0 && before == self.sequence.load(Ordering::Relaxed) {
+                return String::from_utf8(bytes).unwrap_or_default();
+            }
+            std::hint::spin_loop();
+        }
+        String::new()
+    }
+}
+
+/// Latencies in microseconds, four buckets to a power of two: an error of at most a fifth.
+#[repr(C)]
+pub struct Histogram {
+    buckets: [AtomicU64; Histogram::BUCKETS],
+}
+
+impl Histogram {
+    const BUCKETS: usize = 160;
+
+    fn reset(&self) {
+        for bucket in &self.buckets {
+            bucket.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts `count` changes that took so long.
+    pub fn record(&self, micros: u64, count: u64) {
+        self.buckets[Self::bucket(micros)].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The latency, in microseconds, that a share `quantile` (0 to 1) of all changes kept to; None without any.
+    pub fn quantile(&self, quantile: f64) -> Option<u64> {
+        let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let total: u64 = counts.iter().sum();
+        let wanted = ((total as f64 * quantile).ceil() as u64).max(1);
+        let mut seen = 0;
+        let bucket = counts.iter().position(|count| {
+            seen += count;
+            seen >= wanted
+        })?;
+        Some(Self::upper_bound(bucket))
+    }
+
+    fn bucket(micros: u64) -> usize {
+        if micros < 4 {
+            return micros as usize;
+        }
+        let power = 63 - micros.leading_zeros() as usize;
+        let quarter = (micros >> (power - 2)) as usize & 3;
+        ((power - 1) * 4 + quarter).min(Self::BUCKETS - 1)
+    }
+
+    fn upper_bound(bucket: usize) -> u64 {
+        if bucket < 4 {
+            return bucket as u64;
+        }
+        let (power, quarter) = (bucket / 4 + 1, bucket as u64 % 4);
+        ((4 + quarter + 1) << (power - 2)) - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Histogram;
+
+    #[test]
+    fn a_latency_falls_into_the_bucket_whose_bounds_hold_it() {
+        for micros in (0..64).chain([100, 999, 1_000, 65_535, 65_536, 1_000_000, 86_400_000_000]) {
+            let bucket = Histogram::bucket(micros);
+            assert!(Histogram::upper_bound(bucket) >= micros, "{micros}");
+            assert!(bucket == 0 || Histogram::upper_bound(bucket - 1) < micros, "{micros}");
+        }
+    }
+}

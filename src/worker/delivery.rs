@@ -1,0 +1,678 @@
+//! Delivery: claimed changes become operations, operations become requests, answers become acknowledgements.
+//!
+//! Holds only what is in flight. The queue itself is the durable state, so all of this may be forgotten at any time.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use es::{Body, Failure, FailureKind, Outcome};
+use pgrx::pg_sys;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::engine::Engine;
+use super::lane::{Finished, Key, Lane, Page, Ticket};
+use crate::attachment::key;
+use crate::document::read::Reader;
+use crate::postgres::error::SqlError;
+use crate::postgres::spi::Plan;
+use crate::postgres::transaction;
+use crate::queue::claim::{Place, Row};
+use crate::queue::dead_letter::DeadLetter;
+use crate::settings;
+use crate::shared::{self, Index};
+
+/// Documents on their way over all lanes, beyond which nothing more is claimed.
+const MAX_OUTSTANDING: usize = 40_000;
+/// Bits of a version below the generation.
+const GENERATION_SHIFT: u32 = 39;
+/// Versions that we issue are multiples of this; an edit by hand adds one.
+const VERSION_STEP: i64 = 256;
+
+/// Everything on its way.
+#[derive(Default)]
+pub struct Delivery {
+    pub lanes: Vec<Lane>,
+    claimed: FxHashMap<Ticket, Claimed>,
+    places: FxHashSet<Place>,
+    flights: FxHashMap<u64, Flight>,
+    later: Vec<Row>,
+    bodies: Vec<Body>,
+    version_plan: Option<Plan>,
+    next_ticket: Ticket,
+    next_lane: u32,
+    turn: usize,
+    parked: FxHashSet<(i32, Key)>,
+    /// What the next transaction writes down.
+    pub outbox: Outbox,
+    /// Pages of which a document was finished, once for each.
+    pub pages: Vec<Page>,
+    /// Lanes whose index is gone.
+    pub missing: Vec<u32>,
+    /// What went wrong with the engine as a whole, for status and log; None when it answers.
+    pub trouble: Option<String>,
+    /// Set when a higher generation was met: somebody else writes.
+    pub fenced: Option<String>,
+}
+
+/// What is to be written down in Postgres: see `database::acknowledge`.
+#[derive(Default)]
+pub struct Outbox {
+    pub finished: Vec<Place>,
+    pub letters: Vec<DeadLetter>,
+    pub cleared: Vec<(i32, Key)>,
+    /// Tables to build anew, with the queue rows that asked for it.
+    pub rebuilds: Vec<(u32, Place)>,
+}
+
+impl Outbox {
+    pub fn is_empty(&self) -> bool {
+        self.finished.is_empty() && self.letters.is_empty() && self.cleared.is_empty() && self.rebuilds.is_empty()
+    }
+}
+
+struct Claimed {
+    place: Place,
+    /// Operations that it still waits for.
+    left: usize,
+    enqueued_at: i64,
+}
+
+struct Flight {
+    lane: u32,
+    operations: Vec<Operation>,
+    version: i64,
+}
+
+struct Operation {
+    key: Key,
+    delete: bool,
+}
+
+/// A request under construction.
+struct Batch {
+    body: Body,
+    operations: Vec<Operation>,
+    oversized: Vec<(Key, usize)>,
+    version: i64,
+}
+
+/// What became of reading a page.
+pub struct PageRead {
+    /// Documents that were sent under the page's number.
+    pub sent: usize,
+    pub rows: usize,
+    pub last: Option<Key>,
+    /// No row follows.
+    pub exhausted: bool,
+}
+
+impl Delivery {
+    /// Starts with what is parked already.
+    pub fn new(parked: Vec<(i32, String)>) -> Self {
+        let parked = parked.into_iter().map(|(attachment, key)| (attachment, Rc::from(key))).collect();
+        Self { parked, ..Self::default() }
+    }
+
+    pub fn lane(&mut self, id: u32) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    /// Opens a lane to a concrete index; its number.
+    pub fn open_lane(
+        &mut self,
+        attachment: i32,
+        source: u32,
+        index: String,
+        building: bool,
+        target: es::Target,
+    ) -> u32 {
+        self.next_lane += 1;
+        self.lanes.push(Lane::new(self.next_lane, attachment, source, index, building, target));
+        self.next_lane
+    }
+
+    /// Closes a lane; what was on its way counts as done there.
+    pub fn close_lane(&mut self, id: u32) {
+        if let Some(place) = self.lanes.iter().position(|lane| lane.id == id) {
+            for finished in self.lanes.swap_remove(place).dissolve() {
+                self.give_back(finished);
+            }
+        }
+    }
+
+    /// Forgets all lanes and claims; the queue still has them.
+    pub fn forget(&mut self) {
+        self.lanes.clear();
+        self.claimed.clear();
+        self.places.clear();
+        self.flights.clear();
+        self.later.clear();
+        self.missing.clear();
+        self.outbox = Outbox::default();
+        self.pages.clear();
+    }
+
+    /// How many more keys may be claimed.
+    pub fn room(&self) -> usize {
+        let outstanding: usize = self.lanes.iter().map(Lane::outstanding).sum();
+        MAX_OUTSTANDING.saturating_sub(outstanding.max(self.claimed.len()))
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    pub fn is_known(&self, place: &Place) -> bool {
+        self.places.contains(place)
+    }
+
+    /// Keeps claimed rows until the catalog has been read again.
+    pub fn accept_later(&mut self, rows: Vec<Row>) {
+        self.places.extend(rows.iter().map(|row| row.place));
+        self.later.extend(rows);
+    }
+
+    pub fn has_later(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Takes in what `accept_later` kept.
+    pub fn accept_now(&mut self) {
+        let rows = std::mem::take(&mut self.later);
+        self.accept(rows);
+    }
+
+    /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
+    fn accept(&mut self, rows: Vec<Row>) {
+        for row in rows {
+            let Some(keys) = row.keys else {
+                self.outbox.rebuilds.push((row.source, row.place));
+                continue;
+            };
+            self.next_ticket += 1;
+            let ticket = self.next_ticket;
+            let mut left = 0;
+            for key in keys {
+                let key: Key = Rc::from(key);
+                for lane in self.lanes.iter_mut().filter(|lane| lane.source == row.source) {
+                    lane.change(&key, ticket);
+                    left += 1;
+                }
+            }
+            if left == 0 {
+                // No index follows this table (detached), or its first load has not begun and will read these rows.
+                self.outbox.finished.push(row.place);
+            } else {
+                self.claimed.insert(ticket, Claimed { place: row.place, left, enqueued_at: row.enqueued_at });
+            }
+        }
+    }
+
+    /// Rows were deleted from the queue: their places may be used again.
+    pub fn forget_places(&mut self, places: impl IntoIterator<Item = Place>) {
+        for place in places {
+            self.places.remove(&place);
+        }
+    }
+
+    /// The next open lane with documents ready, in turn; the lanes that are waited for come with the earliest time.
+    pub fn next_ready(&mut self, now: Instant) -> (Option<u32>, Option<Instant>) {
+        let mut earliest: Option<Instant> = None;
+        let mut found = None;
+        let count = self.lanes.len();
+        for step in 0..count {
+            let place = (self.turn + step) % count;
+            let lane = &mut self.lanes[place];
+            let due = lane.wake(now);
+            if let Some(due) = due {
+                earliest = Some(earliest.map_or(due, |earliest| earliest.min(due)));
+            }
+            if lane.ready() == 0 || found.is_some() {
+                continue;
+            }
+            if lane.is_open(now) {
+                found = Some((place, lane.id));
+            } else if let Some(until) = lane.blocked_until {
+                earliest = Some(earliest.map_or(until, |earliest| earliest.min(until)));
+            }
+        }
+        if let Some((place, _)) = found {
+            self.turn = place + 1;
+        }
+        (found.map(|(_, id)| id), earliest)
+    }
+
+    /// Reads what is ready in a lane and sends it.
+    pub fn send_changes(&mut self, lane: u32, reader: &mut Reader, engine: &mut Engine, probe: bool) {
+        let target_bytes = engine.sizing.target_bytes();
+        let max_content = engine.max_content;
+        let Some(keys) = self.lane(lane).map(|lane| {
+            let fitting = (target_bytes / lane.average_bytes.max(1)).clamp(1, super::lane::MAX_OPERATIONS);
+            lane.take(if probe { 1 } else { fitting })
+        }) else {
+            return;
+        };
+        let mut batch = self.batch();
+        let mut seen = vec![false; keys.len()];
+        let complete = transaction::run(|| {
+            batch.version = self.next_version();
+            let place: FxHashMap<&str, usize> = keys.iter().enumerate().map(|(place, key)| (&**key, place)).collect();
+            let texts: Vec<&str> = keys.iter().map(|key| &**key).collect();
+            let complete = reader.by_keys(&texts, |text, document| {
+                // A row under another text (1.00 for 1.0) is not the one that was asked for.
+                if let Some(&place) = place.get(text)
+                    && !std::mem::replace(&mut seen[place], true)
+                {
+                    batch.add(&keys[place], document, max_content);
+                }
+                batch.body.len() < target_bytes
+            });
+            drop(place);
+            complete
+        });
+        match complete {
+            Ok(complete) => {
+                let mut unread = Vec::new();
+                for (key, seen) in keys.into_iter().zip(seen) {
+                    match (seen, complete) {
+                        (true, _) => {}
+                        (false, true) => batch.remove(&key),
+                        (false, false) => unread.push(key),
+                    }
+                }
+                if let Some(lane) = self.lane(lane) {
+                    lane.put_back(unread.into_iter());
+                    lane.failures = 0;
+                }
+                self.send(lane, batch, engine);
+            }
+            Err(error) => self.read_failed(lane, keys, &error, engine),
+        }
+    }
+
+    /// Reads a page of a table that follows the key `after`, and sends it to a lane; documents that are on their way
+    /// in that lane are left out, for they are read later than this.
+    ///
+    /// # Errors
+    /// What Postgres said; nothing was sent.
+    pub fn send_page(
+        &mut self,
+        lane: u32,
+        reader: &mut Reader,
+        engine: &mut Engine,
+        after: Option<&str>,
+        page: Page,
+    ) -> Result<PageRead, SqlError> {
+        let target_bytes = engine.sizing.target_bytes();
+        let max_content = engine.max_content;
+        let limit = self.lane(lane).map_or(1, |lane| {
+            (target_bytes / lane.average_bytes.max(1)).clamp(1, super::lane::MAX_OPERATIONS).min(lane.max_operations)
+        });
+        let mut batch = self.batch();
+        let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
+        let place = self.lanes.iter().position(|candidate| candidate.id == lane);
+        let result = transaction::run(|| {
+            batch.version = self.next_version();
+            let lane = place.map(|place| &self.lanes[place]);
+            let mut last = String::new();
+            let uninterrupted = reader.page(after, limit as i64, |text, document| {
+                read.rows += 1;
+                last.clear();
+                last.push_str(text);
+                if lane.is_some_and(|lane| !lane.contains(text)) {
+                    batch.add(&Rc::from(text), document, max_content);
+                }
+                batch.body.len() < target_bytes
+            });
+            read.exhausted = uninterrupted && read.rows < limit;
+            read.last = (read.rows > 0).then(|| Rc::from(last));
+        });
+        if let Err(error) = result {
+            self.recycle(batch.body);
+            return Err(error);
+        }
+        read.sent = batch.operations.len() + batch.oversized.len();
+        if let Some(lane) = self.lane(lane) {
+            let oversized = batch.oversized.iter().map(|(key, _)| key);
+            for key in batch.operations.iter().map(|operation| &operation.key).chain(oversized) {
+                lane.backfill(key.clone(), page);
+            }
+        }
+        self.send(lane, batch, engine);
+        Ok(read)
+    }
+
+    /// Takes the version of a batch, makes it durable, and renews the snapshot: in this order, so that a batch with a
+    /// higher version has read later.
+    fn next_version(&mut self) -> i64 {
+        let plan = self
+            .version_plan
+            .get_or_insert_with(|| Plan::prepare("select pg_catalog.nextval('es_sync.version')", &[]));
+        let version = plan.execute(&[], 1).get::<i64>(0, 1).unwrap_or_default();
+        transaction::flush_wal();
+        transaction::new_snapshot();
+        version
+    }
+
+    fn batch(&mut self) -> Batch {
+        let body = self.bodies.pop().unwrap_or_default();
+        Batch { body, operations: Vec::new(), oversized: Vec::new(), version: 0 }
+    }
+
+    fn recycle(&mut self, mut body: Body) {
+        body.clear();
+        if self.bodies.len() < 8 {
+            self.bodies.push(body);
+        }
+    }
+
+    fn send(&mut self, lane: u32, batch: Batch, engine: &mut Engine) {
+        let Batch { body, operations, oversized, version } = batch;
+        for (key, bytes) in oversized {
+            let reason = format!("document of {bytes} bytes is larger than the engine takes");
+            self.park(lane, &key, None, "too_large", reason);
+        }
+        // An id that the engine refuses would take its whole request along.
+        let (operations, body) = self.without_long_ids(lane, operations, body);
+        if operations.is_empty() {
+            self.recycle(body);
+            return;
+        }
+        let Some(target) = self.lane(lane).map(|lane| {
+            let average = body.len() / operations.len();
+            lane.average_bytes = (lane.average_bytes + average * 3) / 4;
+            lane.target.clone()
+        }) else {
+            return;
+        };
+        let token = engine.token();
+        self.flights.insert(token, Flight { lane, operations, version });
+        engine.senders.send(es::Delivery { token, target, body });
+    }
+
+    fn without_long_ids(&mut self, lane: u32, operations: Vec<Operation>, body: Body) -> (Vec<Operation>, Body) {
+        // `Batch::add` never puts a long id into the body: here only its operation is taken out.
+        let (kept, long): (Vec<_>, Vec<_>) =
+            operations.into_iter().partition(|operation| !is_too_long(&operation.key));
+        for operation in long {
+            if operation.delete {
+                self.finish(lane, &operation.key);
+            } else {
+                let reason = format!(
+                    "document id of {} bytes is longer than {} bytes",
+                    key::document_id(&operation.key).len(),
+                    key::MAX_ID_BYTES
+                );
+                self.park(lane, &operation.key, None, "id_too_long", reason);
+            }
+        }
+        (kept, body)
+    }
+
+    fn read_failed(&mut self, lane: u32, keys: Vec<Key>, error: &SqlError, engine: &mut Engine) {
+        let now = Instant::now();
+        // Data that cannot be read is found by halving.
+        let in_the_data = error.is_in_the_data();
+        if in_the_data && keys.len() == 1 {
+            let key = keys[0].clone();
+            self.park(lane, &key, None, &error.sqlstate(), error.message.clone());
+            return;
+        }
+        let Some(state) = self.lane(lane) else { return };
+        if in_the_data {
+            state.max_operations = keys.len().div_ceil(2);
+        } else {
+            state.failures += 1;
+            let delay = engine.backoff.delay(state.failures.min(10), &mut engine.random);
+            state.blocked_until = Some(now + delay);
+        }
+        let attachment = state.attachment;
+        state.put_back(keys.into_iter());
+        if !in_the_data {
+            set_cause(attachment, &format!("could not read documents: {error}"));
+        }
+    }
+
+    /// Takes a request's answer.
+    pub fn delivered(
+        &mut self,
+        token: u64,
+        body: Body,
+        result: Result<Vec<Outcome>, Failure>,
+        took: Duration,
+        engine: &mut Engine,
+    ) {
+        let bytes = body.len();
+        self.recycle(body);
+        let Some(flight) = self.flights.remove(&token) else { return };
+        match result {
+            Ok(outcomes) => {
+                engine.breaker.success();
+                self.trouble = None;
+                engine.sizing.on_success(bytes, took);
+                self.answered(flight, outcomes, engine);
+            }
+            Err(failure) => self.request_failed(flight, &failure, bytes, engine),
+        }
+    }
+
+    fn answered(&mut self, flight: Flight, outcomes: Vec<Outcome>, engine: &mut Engine) {
+        let lane_id = flight.lane;
+        let Some(lane) = self.lane(lane_id) else { return };
+        let attachment = lane.attachment;
+        let alias = lane.target.alias.clone();
+        lane.max_operations = (lane.max_operations * 2).min(super::lane::MAX_OPERATIONS);
+        let counters = counters(attachment);
+        let now_micros = now_micros();
+        let (mut indexed, mut deleted, mut retried) = (0, 0, 0);
+        let mut taken = false;
+        let mut missing = None;
+        let mut retries = Vec::new();
+        for (operation, outcome) in flight.operations.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Done => {
+                    taken = true;
+                    if operation.delete {
+                        deleted += 1;
+                    } else {
+                        indexed += 1;
+                    }
+                    self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
+                }
+                Outcome::Newer { version } if version >> GENERATION_SHIFT > flight.version >> GENERATION_SHIFT => {
+                    // Somebody with a later generation writes this index: we are the one to stop.
+                    self.fenced.get_or_insert_with(|| {
+                        format!("index behind \"{alias}\" holds version {version} of a later generation")
+                    });
+                    retries.push((operation.key, "a later generation writes this index".to_owned()));
+                }
+                Outcome::Newer { version } if version % VERSION_STEP == 0 => {
+                    taken = true;
+                    self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
+                }
+                // An edit by hand raised the version by one: a later version of ours goes over it.
+                Outcome::Newer { .. } => retries.push((operation.key, "the document was changed by hand".to_owned())),
+                Outcome::Retry { status, reason } => {
+                    if status == 429 {
+                        engine.sizing.on_too_many();
+                    }
+                    retries.push((operation.key, reason));
+                }
+                Outcome::Refused { status, kind, reason } => {
+                    self.park(lane_id, &operation.key, Some(i32::from(status)), &kind, reason);
+                }
+                Outcome::IndexMissing { reason } => {
+                    missing.get_or_insert(reason);
+                    retries.push((operation.key, String::new()));
+                }
+            }
+        }
+        if let Some(reason) = missing {
+            set_cause(attachment, &reason);
+            if !self.missing.contains(&lane_id) {
+                self.missing.push(lane_id);
+            }
+            let delay = engine.backoff.delay(5, &mut engine.random);
+            if let Some(lane) = self.lane(lane_id) {
+                lane.blocked_until = Some(Instant::now() + delay);
+                lane.put_back(retries.into_iter().map(|(key, _)| key));
+            }
+            return;
+        }
+        for (key, reason) in retries {
+            retried += 1;
+            self.retry(lane_id, attachment, &key, reason, engine);
+        }
+        if let Some(counters) = counters {
+            use std::sync::atomic::Ordering::Relaxed;
+            counters.indexed.fetch_add(indexed, Relaxed);
+            counters.deleted.fetch_add(deleted, Relaxed);
+            counters.retried.fetch_add(retried, Relaxed);
+            counters.batches.fetch_add(1, Relaxed);
+            if taken {
+                counters.set_cause("");
+            }
+        }
+    }
+
+    fn retry(&mut self, lane: u32, attachment: i32, key: &Key, reason: String, engine: &mut Engine) {
+        let Some(state) = self.lane(lane) else { return };
+        if state.attempts(key) + 1 >= settings::max_attempts() {
+            self.park(lane, key, None, "max_attempts", reason);
+            return;
+        }
+        let (backoff, random) = (&engine.backoff, &mut engine.random);
+        state.retry(key, |attempts| Instant::now() + backoff.delay(attempts, random));
+        set_cause(attachment, &reason);
+    }
+
+    fn request_failed(&mut self, flight: Flight, failure: &Failure, bytes: usize, engine: &mut Engine) {
+        let now = Instant::now();
+        let Some(lane) = self.lane(flight.lane) else { return };
+        let attachment = lane.attachment;
+        let count = flight.operations.len();
+        match failure.kind {
+            FailureKind::TooLarge | FailureKind::BadRequest if count == 1 => {
+                let status = failure.status.map(i32::from);
+                let kind = if failure.kind == FailureKind::TooLarge { "too_large" } else { "bad_request" };
+                let key = flight.operations[0].key.clone();
+                self.park(flight.lane, &key, status, kind, failure.reason.clone());
+                return;
+            }
+            FailureKind::TooLarge => {
+                engine.sizing.on_too_large(bytes);
+                lane.max_operations = count.div_ceil(2);
+            }
+            // One operation spoils the request for all: halve until it stands alone.
+            FailureKind::BadRequest => lane.max_operations = count.div_ceil(2),
+            FailureKind::NotFound => {
+                lane.blocked_until = Some(now + Duration::from_secs(1));
+                let id = lane.id;
+                self.missing.push(id);
+            }
+            FailureKind::TooManyRequests => {
+                engine.sizing.on_too_many();
+                engine.breaker.failure(now);
+            }
+            _ => {
+                engine.breaker.failure(now);
+                self.trouble = Some(failure.to_string());
+            }
+        }
+        set_cause(attachment, &failure.to_string());
+        if let Some(lane) = self.lane(flight.lane) {
+            lane.put_back(flight.operations.into_iter().map(|operation| operation.key));
+        }
+    }
+
+    fn succeed(&mut self, lane: u32, attachment: i32, key: &Key, now_micros: i64, counters: Option<&Index>) {
+        if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
+            self.outbox.cleared.push((attachment, key.clone()));
+        }
+        let oldest = self.finish(lane, key);
+        if let (Some(counters), Some(enqueued_at)) = (counters, oldest) {
+            counters.latency.record((now_micros - enqueued_at).max(0) as u64, 1);
+        }
+    }
+
+    fn park(&mut self, lane: u32, key: &Key, status: Option<i32>, kind: &str, reason: String) {
+        let Some(state) = self.lane(lane) else { return };
+        let (attachment, attempts) = (state.attachment, state.attempts(key) as i32 + 1);
+        if let Some(counters) = counters(attachment) {
+            counters.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        self.outbox.letters.push(DeadLetter {
+            attachment,
+            key: key.to_string(),
+            status,
+            kind: kind.to_owned(),
+            // Postgres' text knows no NUL.
+            reason: reason.replace('\0', "\u{fffd}"),
+            attempts,
+        });
+        self.parked.insert((attachment, key.clone()));
+        self.finish(lane, key);
+    }
+
+    /// A document is done; when its oldest change was enqueued.
+    fn finish(&mut self, lane: u32, key: &Key) -> Option<i64> {
+        let finished = self.lane(lane)?.finish(key);
+        self.give_back(finished)
+    }
+
+    fn give_back(&mut self, finished: Finished) -> Option<i64> {
+        self.pages.extend(finished.page);
+        let mut oldest: Option<i64> = None;
+        for ticket in finished.tickets {
+            let Some(claimed) = self.claimed.get_mut(&ticket) else { continue };
+            oldest = Some(oldest.map_or(claimed.enqueued_at, |oldest| oldest.min(claimed.enqueued_at)));
+            claimed.left -= 1;
+            if claimed.left == 0 {
+                self.outbox.finished.push(claimed.place);
+                self.claimed.remove(&ticket);
+            }
+        }
+        oldest
+    }
+}
+
+impl Batch {
+    fn add(&mut self, key: &Key, document: &[u8], max_content: usize) {
+        let id = key::document_id(key);
+        if es::operation_len(&id, document.len()) > max_content {
+            self.oversized.push((key.clone(), document.len()));
+            return;
+        }
+        if !is_too_long(key) {
+            self.body.index(&id, self.version, document);
+        }
+        self.operations.push(Operation { key: key.clone(), delete: false });
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if !is_too_long(key) {
+            self.body.delete(&key::document_id(key), self.version);
+        }
+        self.operations.push(Operation { key: key.clone(), delete: true });
+    }
+}
+
+fn is_too_long(key: &str) -> bool {
+    key::document_id(key).len() > key::MAX_ID_BYTES
+}
+
+fn counters(attachment: i32) -> Option<&'static Index> {
+    // SAFETY: reads a variable of this process.
+    shared::shared()?.index(unsafe { pg_sys::MyDatabaseId }, attachment)
+}
+
+fn set_cause(attachment: i32, cause: &str) {
+    if let Some(counters) = counters(attachment) {
+        counters.set_cause(cause);
+    }
+}
+
+fn now_micros() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

@@ -1,0 +1,149 @@
+//! The worker's connection to the engine: settings, sender threads, breaker, sizing.
+
+use std::time::{Duration, Instant};
+
+use es::{Backoff, Breaker, Client, EngineInfo, Event, Failure, Permit, Senders, Sizing};
+use serde_json::{Value, json};
+
+use crate::document::shape::Dialect;
+use crate::settings;
+
+/// A bulk request that takes longer than this makes the next ones smaller.
+const SLOW: Duration = Duration::from_secs(5);
+/// First wait after a failure.
+const RETRY_BASE: Duration = Duration::from_millis(100);
+/// How long threads may take to stop; those that are stuck in a connect are left behind.
+const STOP_GRACE: Duration = Duration::from_millis(100);
+
+/// A live connection to the engine.
+pub struct Engine {
+    pub senders: Senders,
+    pub breaker: Breaker,
+    pub sizing: Sizing,
+    pub backoff: Backoff,
+    pub random: fastrand::Rng,
+    config: es::Config,
+    info: Info,
+    next_token: u64,
+    /// `es_sync.bulk_bytes` when this was started.
+    max_body: usize,
+    /// What the engine takes in one request, in bytes.
+    pub max_content: usize,
+}
+
+enum Info {
+    Unknown { due: Instant },
+    Asked(u64),
+    Known(Dialect),
+}
+
+impl Engine {
+    /// Starts the sender threads; nothing is asked of the engine yet.
+    ///
+    /// # Errors
+    /// A setting is wrong or a file unreadable: a sentence for status and log.
+    pub fn start() -> Result<Self, String> {
+        let config = settings::engine()?;
+        let client = Client::new(config.clone()).map_err(|error| error.to_string())?;
+        let senders = Senders::start(client).map_err(|error| format!("could not start sender threads: {error}"))?;
+        let backoff = Backoff { base: RETRY_BASE, max: settings::retry_max_delay() };
+        let max_body = settings::bulk_bytes();
+        Ok(Self {
+            senders,
+            breaker: Breaker::new(1, Backoff { base: RETRY_BASE, max: settings::retry_max_delay() }),
+            sizing: Sizing::new(max_body, config.connections, SLOW),
+            backoff,
+            random: fastrand::Rng::new(),
+            config,
+            info: Info::Unknown { due: Instant::now() },
+            next_token: 0,
+            max_body,
+            max_content: 100 * 1024 * 1024,
+        })
+    }
+
+    /// True if the settings are still those that this was started with.
+    pub fn is_current(&self) -> bool {
+        settings::engine().is_ok_and(|config| config == self.config) && self.max_body == settings::bulk_bytes()
+    }
+
+    pub fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    /// Has `work` done by the calls' thread; its token.
+    pub fn call(&mut self, work: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) -> u64 {
+        let token = self.token();
+        self.senders.call(token, work);
+        token
+    }
+
+    /// Which product it is, once it has said so.
+    pub fn dialect(&self) -> Option<Dialect> {
+        match self.info {
+            Info::Known(dialect) => Some(dialect),
+            _ => None,
+        }
+    }
+
+    /// Asks the engine who it is, if that is not known; when to come again.
+    pub fn identify(&mut self, now: Instant) -> Option<Instant> {
+        match self.info {
+            Info::Unknown { due } if due <= now => {
+                let token = self.call(|client| {
+                    let info: EngineInfo = client.info()?;
+                    Ok(json!({
+                        "opensearch": info.product == es::Product::OpenSearch,
+                        "version": info.version,
+                        "max_content_length": info.max_content_length,
+                    }))
+                });
+                self.info = Info::Asked(token);
+                None
+            }
+            Info::Unknown { due } => Some(due),
+            _ => None,
+        }
+    }
+
+    /// Takes the answer to `identify`; false if the token is not its. The sentence says what went wrong.
+    pub fn identified(&mut self, token: u64, result: &Result<Value, Failure>, now: Instant) -> Option<Result<String, String>> {
+        if !matches!(self.info, Info::Asked(asked) if asked == token) {
+            return None;
+        }
+        Some(match result {
+            Ok(info) => {
+                let opensearch = info["opensearch"] == true;
+                self.info = Info::Known(if opensearch { Dialect::OpenSearch } else { Dialect::Elasticsearch });
+                if let Some(limit) = info["max_content_length"].as_u64() {
+                    self.max_content = limit as usize;
+                    let most = self.max_body.min(self.max_content);
+                    self.sizing = Sizing::new(most, self.config.connections, SLOW);
+                }
+                self.breaker.success();
+                let product = if opensearch { "OpenSearch" } else { "Elasticsearch" };
+                Ok(format!("{product} {}", info["version"].as_str().unwrap_or("of unknown version")))
+            }
+            Err(failure) => {
+                self.breaker.failure(now);
+                let due = now + self.backoff.delay(self.breaker.failures().min(8), &mut self.random);
+                self.info = Info::Unknown { due };
+                Err(failure.to_string())
+            }
+        })
+    }
+
+    /// Whether a request may be sent now: the breaker's word.
+    pub fn permit(&mut self, now: Instant) -> Permit {
+        self.breaker.allow(now)
+    }
+
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.senders.next()
+    }
+
+    pub fn stop(self) {
+        self.senders.stop(STOP_GRACE);
+    }
+}

@@ -1,0 +1,290 @@
+//! A lane: the documents of one concrete index that are on their way. Plain data, no Postgres.
+//!
+//! Each document has at most one operation outstanding. What changes meanwhile is noted as late and goes next, read
+//! anew: so no old body is ever sent after a newer one.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::rc::Rc;
+use std::time::Instant;
+
+use rustc_hash::FxHashMap;
+
+/// Identifies a claimed queue row in the worker's memory.
+pub type Ticket = u64;
+/// Identifies a page of a job.
+pub type Page = u64;
+pub type Key = Rc<str>;
+
+/// One concrete index and the documents on their way to it.
+pub struct Lane {
+    pub id: u32,
+    pub attachment: i32,
+    pub source: u32,
+    /// The concrete index.
+    pub index: String,
+    /// Not yet behind its public alias.
+    pub building: bool,
+    pub target: es::Target,
+    documents: FxHashMap<Key, Document>,
+    ready: VecDeque<Key>,
+    waiting: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Until when nothing is read or sent, after an error of the lane as a whole.
+    pub blocked_until: Option<Instant>,
+    pub failures: u32,
+    /// Largest number of operations in one request: halved to find the one that spoils all, doubled by each success.
+    pub max_operations: usize,
+    /// Average size of a document, in bytes.
+    pub average_bytes: usize,
+}
+
+#[derive(Default)]
+struct Document {
+    in_flight: bool,
+    /// Queue rows that the next or outstanding operation finishes.
+    tickets: Vec<Ticket>,
+    /// Queue rows claimed after the outstanding operation was read.
+    late: Vec<Ticket>,
+    page: Option<Page>,
+    attempts: u32,
+}
+
+/// What a finished document gives back.
+#[derive(Default)]
+pub struct Finished {
+    pub tickets: Vec<Ticket>,
+    pub page: Option<Page>,
+}
+
+/// More operations than this are never put into one request.
+pub const MAX_OPERATIONS: usize = 10_000;
+
+impl Lane {
+    pub fn new(id: u32, attachment: i32, source: u32, index: String, building: bool, target: es::Target) -> Self {
+        Self {
+            id,
+            attachment,
+            source,
+            index,
+            building,
+            target,
+            documents: FxHashMap::default(),
+            ready: VecDeque::new(),
+            waiting: BinaryHeap::new(),
+            blocked_until: None,
+            failures: 0,
+            max_operations: MAX_OPERATIONS,
+            average_bytes: 512,
+        }
+    }
+
+    /// Documents on their way, in whatever state.
+    pub fn outstanding(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// Documents that can be read and sent now.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// True if a document is on its way.
+    pub fn contains(&self, key: &str) -> bool {
+        self.documents.contains_key(key)
+    }
+
+    /// A change was claimed.
+    pub fn change(&mut self, key: &Key, ticket: Ticket) {
+        match self.documents.get_mut(key) {
+            Some(document) if document.in_flight => document.late.push(ticket),
+            Some(document) => document.tickets.push(ticket),
+            None => {
+                let document = Document { tickets: vec![ticket], ..Document::default() };
+                self.documents.insert(key.clone(), document);
+                self.ready.push_back(key.clone());
+            }
+        }
+    }
+
+    /// A document was read by a job and is being sent.
+    pub fn backfill(&mut self, key: Key, page: Page) {
+        self.documents.insert(key, Document { in_flight: true, page: Some(page), ..Document::default() });
+    }
+
+    /// A document of a job's page is left to the changes' way; false if it is on its way already.
+    pub fn backfill_alone(&mut self, key: Key, page: Page) -> bool {
+        if self.contains(&key) {
+            return false;
+        }
+        self.documents.insert(key.clone(), Document { page: Some(page), ..Document::default() });
+        self.ready.push_back(key);
+        true
+    }
+
+    /// Takes up to `count` documents to read and send.
+    pub fn take(&mut self, count: usize) -> Vec<Key> {
+        let count = count.min(self.max_operations).min(self.ready.len());
+        let keys: Vec<Key> = self.ready.drain(..count).collect();
+        for key in &keys {
+            if let Some(document) = self.documents.get_mut(key) {
+                document.in_flight = true;
+            }
+        }
+        keys
+    }
+
+    /// Puts documents back that were taken and not sent, or whose request failed as a whole: they are read anew.
+    pub fn put_back(&mut self, keys: impl DoubleEndedIterator<Item = Key>) {
+        for key in keys.rev() {
+            if self.land(&key) {
+                self.ready.push_front(key);
+            }
+        }
+    }
+
+    /// A single document failed and is tried again at `due`; the attempts it has had.
+    pub fn retry(&mut self, key: &Key, due: impl FnOnce(u32) -> Instant) -> u32 {
+        if !self.land(key) {
+            return 0;
+        }
+        let Some(document) = self.documents.get_mut(key) else { return 0 };
+        document.attempts += 1;
+        let attempts = document.attempts;
+        self.waiting.push(Reverse((due(attempts), key.clone())));
+        attempts
+    }
+
+    /// Attempts that a document has had.
+    pub fn attempts(&self, key: &str) -> u32 {
+        self.documents.get(key).map_or(0, |document| document.attempts)
+    }
+
+    fn land(&mut self, key: &str) -> bool {
+        match self.documents.get_mut(key) {
+            Some(document) => {
+                document.in_flight = false;
+                let late = std::mem::take(&mut document.late);
+                document.tickets.extend(late);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A document's operation is done, one way or the other. What came late goes next.
+    pub fn finish(&mut self, key: &Key) -> Finished {
+        let Some(mut document) = self.documents.remove(key) else { return Finished::default() };
+        let finished = Finished { tickets: std::mem::take(&mut document.tickets), page: document.page.take() };
+        if !document.late.is_empty() {
+            let next = Document { tickets: document.late, ..Document::default() };
+            self.documents.insert(key.clone(), next);
+            self.ready.push_back(key.clone());
+        }
+        finished
+    }
+
+    /// Moves documents whose wait is over to the ready ones; when the next one is due.
+    pub fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(Reverse((due, _))) = self.waiting.peek() {
+            if *due > now {
+                return Some(*due);
+            }
+            if let Some(Reverse((_, key))) = self.waiting.pop()
+                && self.documents.get(&key).is_some_and(|document| !document.in_flight)
+            {
+                self.ready.push_back(key);
+            }
+        }
+        None
+    }
+
+    /// Whether the lane may read and send now.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.blocked_until.is_none_or(|until| until <= now)
+    }
+
+    /// Gives everything back, when the index is gone or replaced.
+    pub fn dissolve(self) -> Vec<Finished> {
+        self.documents
+            .into_values()
+            .map(|mut document| {
+                document.tickets.append(&mut document.late);
+                Finished { tickets: document.tickets, page: document.page }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn lane() -> Lane {
+        Lane::new(1, 1, 1, "i-1".into(), false, es::Target { alias: "i-1.w".into(), pipeline: None })
+    }
+
+    fn key(text: &str) -> Key {
+        Rc::from(text)
+    }
+
+    #[test]
+    fn many_changes_of_a_document_become_one_operation() {
+        let mut lane = lane();
+        for ticket in 1..=3 {
+            lane.change(&key("a"), ticket);
+        }
+        assert_eq!(lane.take(10).len(), 1);
+        assert_eq!(lane.finish(&key("a")).tickets, [1, 2, 3]);
+        assert_eq!(lane.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_change_is_acknowledged_only_by_an_operation_claimed_after_it() {
+        let mut lane = lane();
+        lane.change(&key("a"), 1);
+        lane.take(10);
+        lane.change(&key("a"), 2);
+        assert_eq!(lane.ready(), 0, "at most one operation outstanding");
+        assert_eq!(lane.finish(&key("a")).tickets, [1]);
+        assert_eq!(lane.take(10).len(), 1);
+        assert_eq!(lane.finish(&key("a")).tickets, [2]);
+    }
+
+    #[test]
+    fn a_failed_request_is_read_anew_with_what_came_late() {
+        let mut lane = lane();
+        lane.change(&key("a"), 1);
+        lane.change(&key("b"), 2);
+        let keys = lane.take(10);
+        lane.change(&key("a"), 3);
+        lane.put_back(keys.into_iter());
+        assert_eq!(lane.take(10), [key("a"), key("b")], "in their order");
+        assert_eq!(lane.finish(&key("a")).tickets, [1, 3]);
+    }
+
+    #[test]
+    fn a_retry_waits_and_keeps_its_page() {
+        let mut lane = lane();
+        lane.backfill(key("a"), 7);
+        let now = Instant::now();
+        assert_eq!(lane.retry(&key("a"), |_| now + Duration::from_secs(1)), 1);
+        assert!(lane.wake(now).is_some());
+        assert_eq!(lane.ready(), 0);
+        assert_eq!(lane.wake(now + Duration::from_secs(2)), None);
+        assert_eq!(lane.take(1), [key("a")]);
+        assert_eq!(lane.finish(&key("a")).page, Some(7));
+    }
+
+    #[test]
+    fn a_dissolved_lane_gives_back_every_ticket() {
+        let mut lane = lane();
+        lane.change(&key("a"), 1);
+        lane.take(1);
+        lane.change(&key("a"), 2);
+        lane.change(&key("b"), 3);
+        let mut tickets: Vec<_> = lane.dissolve().into_iter().flat_map(|finished| finished.tickets).collect();
+        tickets.sort_unstable();
+        assert_eq!(tickets, [1, 2, 3]);
+    }
+}

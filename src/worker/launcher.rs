@@ -1,0 +1,205 @@
+//! The launcher: keeps one worker in every database that has the extension, and none elsewhere.
+//!
+//! It belongs to no database, so it can see which there are but not what is in them: a worker is started to look, says
+//! so in shared memory, and ends at once where there is nothing to do. The launcher works by state: at any moment it
+//! can be killed and started again.
+
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BackgroundWorker, BgWorkerStartTime, DynamicBackgroundWorker, SignalWakeFlags};
+use pgrx::{FromDatum, IntoDatum, pg_sys};
+use rustc_hash::FxHashMap;
+
+use crate::postgres::transaction;
+use crate::shared::{self, Shared};
+
+const LIBRARY: &str = "pg_es_sync";
+/// How long a worker that died is not started again.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// How often databases without the extension are looked at although nothing was announced.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// How often new databases are looked for.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Registers the launcher. Called from `_PG_init` in the postmaster.
+pub fn register() {
+    BackgroundWorkerBuilder::new("es_sync launcher")
+        .set_type("es_sync launcher")
+        .set_library(LIBRARY)
+        .set_function("es_sync_launcher_main")
+        // Not on a standby: there is nothing to write, and an unlogged queue cannot be read.
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .enable_spi_access()
+        .load();
+}
+
+enum State {
+    /// A worker runs or is being started.
+    Started { worker: DynamicBackgroundWorker, since: Instant },
+    /// No extension when last looked.
+    Absent { looked: Instant },
+    /// The worker ended by itself or could not be started.
+    Resting { until: Instant },
+}
+
+/// # Safety
+/// Called by Postgres as the main function of a background worker.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn es_sync_launcher_main(_argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: a background worker's main thread; no database: shared catalogs only.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0) };
+    let Some(shared) = shared::shared() else { return };
+    // SAFETY: registered before the state that it cleans is set.
+    unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0usize)) };
+    shared.set_launcher();
+
+    let mut states: FxHashMap<pg_sys::Oid, State> = FxHashMap::default();
+    let mut seen_changes = u32::MAX;
+    let mut complained = false;
+    while !BackgroundWorker::sigterm_received() {
+        let changes = shared.extension_changes.load(std::sync::atomic::Ordering::Acquire);
+        let announced = changes != seen_changes;
+        seen_changes = changes;
+        match databases() {
+            Ok(databases) => {
+                let timeout = tend(shared, &mut states, &databases, announced, &mut complained);
+                wait(timeout);
+            }
+            Err(error) => {
+                pgrx::warning!("could not read the list of databases: {error}");
+                wait(INTERVAL);
+            }
+        }
+    }
+}
+
+fn wait(timeout: Duration) {
+    BackgroundWorker::wait_latch(Some(timeout.max(Duration::from_millis(10))));
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
+    if let Some(shared) = shared::shared() {
+        shared.clear_launcher();
+    }
+}
+
+/// Starts what should run, notes what has ended; how long there is nothing to do.
+fn tend(
+    shared: &'static Shared,
+    states: &mut FxHashMap<pg_sys::Oid, State>,
+    databases: &[pg_sys::Oid],
+    announced: bool,
+    complained: &mut bool,
+) -> Duration {
+    let now = Instant::now();
+    states.retain(|oid, state| databases.contains(oid) || matches!(state, State::Started { worker, .. } if worker.pid().is_ok()));
+    shared.keep_databases(|oid| states.contains_key(&pg_sys::Oid::from(oid)) || databases.contains(&pg_sys::Oid::from(oid)));
+    let mut timeout = INTERVAL;
+    for &oid in databases {
+        let next = match states.remove(&oid) {
+            Some(State::Started { worker, since }) => after_start(shared, oid, worker, since, now),
+            Some(State::Absent { looked }) if !announced && now < looked + LOOK_AGAIN => State::Absent { looked },
+            Some(State::Resting { until }) if !announced && now < until => State::Resting { until },
+            _ => start(shared, oid, now, complained),
+        };
+        if let State::Resting { until } = &next {
+            timeout = timeout.min(until.saturating_duration_since(now));
+        }
+        states.insert(oid, next);
+    }
+    timeout
+}
+
+fn after_start(
+    shared: &Shared,
+    oid: pg_sys::Oid,
+    worker: DynamicBackgroundWorker,
+    since: Instant,
+    now: Instant,
+) -> State {
+    use pgrx::bgworkers::BackgroundWorkerStatus;
+    match worker.pid() {
+        Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, since },
+        Err(_) if shared.database(oid).is_some_and(|database| database.has_extension()) => {
+            State::Resting { until: now + RESTART_DELAY }
+        }
+        Err(_) => State::Absent { looked: now },
+    }
+}
+
+fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool) -> State {
+    let rest = State::Resting { until: now + Duration::from_secs(5) };
+    let Some(database) = shared.take_database(oid) else {
+        complain(complained, "too many databases have the extension", "At most 64 databases of a server can be synced.");
+        return rest;
+    };
+    // Until the worker has looked, it counts as there: one that dies before is started again.
+    database.set_has_extension(true);
+    let worker = BackgroundWorkerBuilder::new(&format!("es_sync worker for database {}", oid.to_u32()))
+        .set_type("es_sync worker")
+        .set_library(LIBRARY)
+        .set_function("es_sync_worker_main")
+        .set_argument(oid.into_datum())
+        // The launcher starts it again, by state.
+        .set_restart_time(None)
+        .set_notify_pid(std::process::id() as i32)
+        .enable_spi_access()
+        .load_dynamic();
+    match worker {
+        Ok(worker) => {
+            *complained = false;
+            State::Started { worker, since: now }
+        }
+        Err(_) => {
+            complain(complained, "could not start a worker", "Raise max_worker_processes.");
+            rest
+        }
+    }
+}
+
+fn complain(complained: &mut bool, message: &'static str, hint: &'static str) {
+    if !std::mem::replace(complained, true) {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::WARNING,
+            pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+            message,
+            hint
+        );
+    }
+}
+
+/// Databases that take connections and are no templates.
+fn databases() -> Result<Vec<pg_sys::Oid>, crate::postgres::error::SqlError> {
+    transaction::run_without_database(|| {
+        let mut databases = Vec::new();
+        // SAFETY: pg_database is a shared catalog and can be read without a database; the scan is ended and the table
+        // closed here, or by the abort.
+        unsafe {
+            let table = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+            let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
+            loop {
+                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if tuple.is_null() {
+                    break;
+                }
+                let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+                if (*row).datallowconn && !(*row).datistemplate {
+                    databases.push((*row).oid);
+                }
+            }
+            pg_sys::table_endscan(scan);
+            pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
+        }
+        databases
+    })
+}
+
+/// The database that a worker was started for.
+pub fn database_argument(argument: pg_sys::Datum) -> pg_sys::Oid {
+    // SAFETY: `start` passes an OID.
+    unsafe { pg_sys::Oid::from_datum(argument, false) }.unwrap_or(pg_sys::InvalidOid)
+}

@@ -1,0 +1,14 @@
+//! The launcher, one worker per database, and the delivery loop.
+//! Runs in: background workers, on their main threads. The sender threads belong to package `es`.
+//! May touch: everything but users' sessions; the main thread never waits for the network.
+//!
+//! `launcher` keeps a worker in each database that has the extension; `database` is such a worker's life; `engine` its
+//! connection to the engine; `delivery` what is outstanding and what becomes of it; `lane` the documents of one index
+//! on their way; `waiters` answers es_sync.wait().
+
+pub mod database;
+pub mod delivery;
+pub mod engine;
+pub mod lane;
+pub mod launcher;
+pub mod waiters;

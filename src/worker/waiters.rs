@@ -1,0 +1,95 @@
+//! Answers `es_sync.wait()`: a caller goes on when all that was committed before its call is searchable.
+
+use std::time::{Duration, Instant};
+
+use es::Failure;
+use pgrx::pg_sys;
+use serde_json::Value;
+
+use super::engine::Engine;
+use crate::attachment::catalog::Attachment;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::queue::claim;
+use crate::shared::{Shared, Waiter};
+
+/// How often the queue is looked at for a waiting caller.
+const LOOK_EVERY: Duration = Duration::from_millis(3);
+
+/// Callers whose changes are delivered and whose indexes are being refreshed.
+#[derive(Default)]
+pub struct Waiters {
+    refreshing: Vec<Refreshing>,
+    next_look: Option<Instant>,
+}
+
+struct Refreshing {
+    token: u64,
+    waiter: &'static Waiter,
+    serial: u32,
+}
+
+impl Waiters {
+    /// Looks whether anybody's changes are all delivered; when to look again.
+    ///
+    /// # Errors
+    /// What Postgres said.
+    pub fn serve(
+        &mut self,
+        shared: &'static Shared,
+        attachments: &[Attachment],
+        engine: &mut Engine,
+        now: Instant,
+    ) -> Result<Option<Instant>, SqlError> {
+        use std::sync::atomic::Ordering::Relaxed;
+        // SAFETY: reads a variable of this process.
+        let database = unsafe { pg_sys::MyDatabaseId };
+        let mut waiting = shared
+            .waiting(database)
+            .filter(|waiter| !self.refreshing.iter().any(|r| r.serial == waiter.serial() && std::ptr::eq(r.waiter, *waiter)))
+            .peekable();
+        if waiting.peek().is_none() {
+            return Ok(None);
+        }
+        if let Some(due) = self.next_look.filter(|due| *due > now) {
+            return Ok(Some(due));
+        }
+        self.next_look = Some(now + LOOK_EVERY);
+        for waiter in waiting.collect::<Vec<_>>() {
+            let (source, mark, serial) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed), waiter.serial());
+            let mut concerned = attachments.iter().filter(|a| source == 0 || a.relation.to_u32() == source).peekable();
+            if concerned.clone().any(|attachment| attachment.live.is_none()) {
+                continue; // its first load has not ended
+            }
+            if !transaction::run(|| claim::is_clear(mark, source))? {
+                continue;
+            }
+            if concerned.peek().is_none() {
+                waiter.answer(serial);
+                continue;
+            }
+            let indexes: Vec<String> = concerned.filter_map(|attachment| attachment.live.clone()).collect();
+            let token = engine.call(move |client| {
+                for index in &indexes {
+                    client.refresh(index)?;
+                }
+                Ok(Value::Null)
+            });
+            self.refreshing.push(Refreshing { token, waiter, serial });
+        }
+        Ok(self.next_look)
+    }
+
+    /// Takes the answer to a refresh; false if it is not one of ours. A failed one is tried again by `serve`.
+    pub fn answered(&mut self, token: u64, result: &Result<Value, Failure>) -> bool {
+        let Some(place) = self.refreshing.iter().position(|refreshing| refreshing.token == token) else {
+            return false;
+        };
+        let refreshing = self.refreshing.swap_remove(place);
+        match result {
+            Ok(_) => refreshing.waiter.answer(refreshing.serial),
+            Err(_) => self.next_look = Some(Instant::now() + Duration::from_millis(100)),
+        }
+        true
+    }
+}

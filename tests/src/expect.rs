@@ -1,0 +1,134 @@
+//! Comparing the engine's documents with what the database says they are: contents, not counts.
+
+use crate::Engine;
+use postgres::Client;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Asserts that the index holds exactly the documents that the query returns as (id text, document text or json).
+/// Call it after `es_sync.wait()`. A field that is absent and one that is null are equal, as they are for a search.
+#[track_caller]
+pub fn documents_equal(client: &mut Client, query: &str, engine: &Engine, index: &str) {
+    if let Err(difference) = compare(client, query, engine, index) {
+        panic!("{difference}");
+    }
+}
+
+/// The same as a value, for [`crate::wait::until`].
+#[track_caller]
+pub fn compare(
+    client: &mut Client,
+    query: &str,
+    engine: &Engine,
+    index: &str,
+) -> Result<(), String> {
+    // Cast here, so that a query may return any type that has a text form.
+    let query =
+        format!("select id::text, document::text from ({query}) as expected (id, document)");
+    let rows = client
+        .query(&query, &[])
+        .unwrap_or_else(|error| panic!("{error:?} in: {query}"));
+    let expected: BTreeMap<String, Value> = rows
+        .iter()
+        .map(|row| {
+            (
+                row.get(0),
+                serde_json::from_str(row.get(1)).expect("the second column is JSON"),
+            )
+        })
+        .collect();
+    let found = engine.documents(index);
+
+    let mut missing = 0;
+    let mut orphaned = 0;
+    let mut different = 0;
+    let mut examples = Vec::new();
+    let mut note = |text: String| {
+        if examples.len() < 5 {
+            examples.push(text);
+        }
+    };
+    for (id, document) in &expected {
+        match found.get(id) {
+            None => {
+                missing += 1;
+                note(format!("missing   {id}: {document}"));
+            }
+            Some(other) if !same(document, other) => {
+                different += 1;
+                note(format!(
+                    "different {id}: {}",
+                    difference("", document, other)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    for (id, document) in &found {
+        if !expected.contains_key(id) {
+            orphaned += 1;
+            note(format!("orphan    {id}: {document}"));
+        }
+    }
+    if missing + orphaned + different == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{index} differs from the database ({} documents, expected {}): {missing} missing, {different} different, {orphaned} that should not be there\n{}",
+        found.len(),
+        expected.len(),
+        examples.join("\n")
+    ))
+}
+
+fn same(expected: &Value, found: &Value) -> bool {
+    match (expected, found) {
+        (Value::Number(a), Value::Number(b)) => {
+            a == b || (a.as_f64() == b.as_f64() && (a.is_f64() || b.is_f64()))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            let absent = Value::Null;
+            let fields = a.keys().chain(b.keys());
+            fields
+                .into_iter()
+                .all(|key| same(a.get(key).unwrap_or(&absent), b.get(key).unwrap_or(&absent)))
+        }
+        _ => expected == found,
+    }
+}
+
+/// The first place where two values differ.
+fn difference(path: &str, expected: &Value, found: &Value) -> String {
+    if let (Value::Object(a), Value::Object(b)) = (expected, found) {
+        for key in a.keys().chain(b.keys()) {
+            let (x, y) = (
+                a.get(key).unwrap_or(&Value::Null),
+                b.get(key).unwrap_or(&Value::Null),
+            );
+            if !same(x, y) {
+                return difference(&format!("{path}.{key}"), x, y);
+            }
+        }
+    }
+    format!("{path} is {found}, expected {expected}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn absent_and_null_are_equal_and_other_values_are_not() {
+        assert!(same(&json!({"a": null, "b": 1}), &json!({"b": 1.0})));
+        assert!(!same(&json!({"b": 1}), &json!({"b": "1"})));
+        assert!(!same(&json!({"b": [1, 2]}), &json!({"b": [2, 1]})));
+        assert_eq!(
+            difference("", &json!({"a": {"b": 1}}), &json!({"a": {"b": 2}})),
+            ".a.b is 2, expected 1"
+        );
+    }
+}

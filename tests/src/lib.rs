@@ -1,0 +1,36 @@
+//! The harness of the end-to-end tests. tests/README.md shows how to write one.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `server` | a Postgres of one's own, which may be stopped, crashed and copied |
+//! | `engine` | Elasticsearch or OpenSearch, shared or one's own |
+//! | `proxy`  | stands between worker and engine and injects faults |
+//! | `expect` | compares every document with what SQL says |
+//! | `wait`   | waits for a condition, with a deadline |
+//! | `process`| how servers are started, and end with the test |
+//!
+//! Runs only through scripts/test.sh, which provides Postgres and the engines and cleans up after all.
+
+pub mod engine;
+pub mod expect;
+pub mod process;
+pub mod proxy;
+pub mod server;
+pub mod wait;
+
+pub use engine::Engine;
+pub use proxy::{Fault, Proxy};
+pub use server::{Mode, Server};
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A name that no other test uses. The shared engines keep every test's indexes, so that a table whose name becomes an
+/// index's must not be called "orders" in two tests at once.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!(
+        "{name}_{}_{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}

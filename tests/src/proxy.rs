@@ -1,0 +1,398 @@
+//! Stands between the worker and the engine and injects faults. It understands HTTP/1.1 just enough to know where a
+//! request and an answer end, so that a fault strikes at a definite moment.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What happens to a request that arrives while the fault is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is answered by the engine.
+    Pass,
+    /// The port is closed, and open connections are cut. Always for all paths.
+    Refuse,
+    /// It is read and never answered, until another fault is set; then its connection is cut. The engine never sees it.
+    Blackhole,
+    /// It reaches the engine that much later, even if the client has gone in the meantime: a late request.
+    Delay(Duration),
+    /// It is read, not forwarded, and the connection is cut.
+    Reset,
+    /// It is forwarded, and the connection is cut at once.
+    ResetAfterRequest,
+    /// It is carried out by the engine, whose answer is thrown away as the connection is cut.
+    LoseAnswer,
+}
+
+/// A request that came by, in order of arrival.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: String,
+    pub path: String,
+    /// The first 64 KB of it.
+    pub body: String,
+    pub bytes: usize,
+    pub at: Instant,
+}
+
+pub struct Proxy {
+    url: String,
+    state: Arc<State>,
+}
+
+struct State {
+    engine: String,
+    stop: AtomicBool,
+    rules: Mutex<Rules>,
+    seen: Mutex<Vec<Seen>>,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+struct Rules {
+    fault: Fault,
+    /// Only for requests whose path contains this.
+    path: String,
+    /// Answers given in the engine's place: (path contains, status, body).
+    answers: VecDeque<(String, u16, String)>,
+}
+
+impl Proxy {
+    /// Listens on a port of its own and passes everything on to the engine at `url` (http://host:port).
+    pub fn to(url: &str) -> Proxy {
+        let listener =
+            TcpListener::bind(("127.0.0.1", 0)).expect("could not bind a port for the proxy");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let state = Arc::new(State {
+            engine: url
+                .trim_start_matches("http://")
+                .trim_end_matches('/')
+                .into(),
+            stop: AtomicBool::new(false),
+            rules: Mutex::new(Rules {
+                fault: Fault::Pass,
+                path: String::new(),
+                answers: VecDeque::new(),
+            }),
+            seen: Mutex::default(),
+            open: Mutex::default(),
+        });
+        let shared = state.clone();
+        thread::spawn(move || accept(listener, address, shared));
+        Proxy {
+            url: format!("http://{address}"),
+            state,
+        }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Sets the fault for all requests from now on.
+    pub fn set(&self, fault: Fault) {
+        self.set_for("", fault);
+    }
+
+    /// Sets it for requests whose path contains `path` (such as "_bulk"); others pass.
+    pub fn set_for(&self, path: &str, fault: Fault) {
+        let mut rules = locked(&self.state.rules);
+        rules.fault = fault;
+        rules.path = path.into();
+        drop(rules);
+        if fault == Fault::Refuse {
+            self.cut();
+        }
+    }
+
+    /// Cuts the connections that are open.
+    pub fn cut(&self) {
+        for connection in locked(&self.state.open).drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Answers the next `times` requests whose path contains `path` itself; the engine does not see them.
+    pub fn answer(&self, path: &str, times: usize, status: u16, body: &str) {
+        let answer = (path.to_owned(), status, body.to_owned());
+        locked(&self.state.rules)
+            .answers
+            .extend(std::iter::repeat_n(answer, times));
+    }
+
+    /// How many of these answers were not given yet.
+    pub fn answers_left(&self) -> usize {
+        locked(&self.state.rules).answers.len()
+    }
+
+    pub fn forget_answers(&self) {
+        locked(&self.state.rules).answers.clear();
+    }
+
+    /// The requests whose path contains `path`, since the start or [`Proxy::forget_seen`].
+    pub fn seen(&self, path: &str) -> Vec<Seen> {
+        locked(&self.state.seen)
+            .iter()
+            .filter(|seen| seen.path.contains(path))
+            .cloned()
+            .collect()
+    }
+
+    pub fn forget_seen(&self) {
+        locked(&self.state.seen).clear();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.stop.store(true, Ordering::Relaxed);
+        self.cut();
+    }
+}
+
+impl State {
+    fn fault_for(&self, path: &str) -> Fault {
+        let rules = locked(&self.rules);
+        if path.contains(&rules.path) {
+            rules.fault
+        } else {
+            Fault::Pass
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn answer_for(&self, path: &str) -> Option<(u16, String)> {
+        let mut rules = locked(&self.rules);
+        let place = rules
+            .answers
+            .iter()
+            .position(|answer| path.contains(&answer.0))?;
+        rules
+            .answers
+            .remove(place)
+            .map(|(_, status, body)| (status, body))
+    }
+}
+
+/// Accepts until the proxy is dropped. While refusing, the port is really closed.
+fn accept(listener: TcpListener, address: SocketAddr, state: Arc<State>) {
+    let mut listener = Some(listener);
+    while !state.stopped() {
+        let refusing = locked(&state.rules).fault == Fault::Refuse;
+        match (&listener, refusing) {
+            (Some(_), true) => listener = None,
+            (None, false) => listener = TcpListener::bind(address).ok(),
+            (Some(open), false) => {
+                open.set_nonblocking(true)
+                    .expect("could not set up the proxy's socket");
+                if let Ok((client, _)) = open.accept() {
+                    let state = state.clone();
+                    thread::spawn(move || {
+                        let _ = serve(client, &state);
+                    });
+                    continue;
+                }
+            }
+            (None, true) => {}
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One client's connection, and one to the engine for it, until either ends.
+fn serve(mut client: TcpStream, state: &State) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    client.set_nodelay(true)?;
+    {
+        let mut open = locked(&state.open);
+        // Those that ended have no peer any more.
+        open.retain(|connection| connection.peer_addr().is_ok());
+        open.push(client.try_clone()?);
+    }
+    let outcome = serve_requests(&mut client, state);
+    let _ = client.shutdown(Shutdown::Both);
+    outcome
+}
+
+fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
+    let mut engine: Option<TcpStream> = None;
+    let mut read_ahead = Vec::new();
+    while let Some(request) = Message::read(client, &mut read_ahead, false)? {
+        let mut words = request.first_line().split(' ');
+        let method = words.next().unwrap_or_default().to_owned();
+        let path = words.next().unwrap_or_default().to_owned();
+        locked(&state.seen).push(Seen {
+            method: method.clone(),
+            path: path.clone(),
+            body: String::from_utf8_lossy(&request.body()[..request.body().len().min(65536)])
+                .into_owned(),
+            bytes: request.body().len(),
+            at: Instant::now(),
+        });
+        if let Some((status, body)) = state.answer_for(&path) {
+            let text = format!(
+                "HTTP/1.1 {status} Stub\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            client.write_all(text.as_bytes())?;
+            continue;
+        }
+        let fault = state.fault_for(&path);
+        match fault {
+            Fault::Pass | Fault::ResetAfterRequest | Fault::LoseAnswer => {}
+            Fault::Refuse | Fault::Reset => return Ok(()),
+            Fault::Blackhole => {
+                while state.fault_for(&path) == Fault::Blackhole && !state.stopped() {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                return Ok(());
+            }
+            Fault::Delay(time) => thread::sleep(time),
+        }
+        if engine.is_none() {
+            let stream = TcpStream::connect(&state.engine)?;
+            stream.set_nodelay(true)?;
+            engine = Some(stream);
+        }
+        let stream = engine.as_mut().expect("it was just connected");
+        stream.write_all(&request.bytes)?;
+        if fault == Fault::ResetAfterRequest {
+            client.shutdown(Shutdown::Both)?;
+            // The engine gets to carry it out: closing early might cancel it.
+            let _ = Message::read(stream, &mut Vec::new(), method == "HEAD");
+            return Ok(());
+        }
+        let Some(answer) = Message::read(stream, &mut Vec::new(), method == "HEAD")? else {
+            return Ok(());
+        };
+        if fault == Fault::LoseAnswer {
+            return Ok(());
+        }
+        // A fault set while the engine worked holds back its answer too.
+        while state.fault_for(&path) == Fault::Blackhole && !state.stopped() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        client.write_all(&answer.bytes)?;
+    }
+    Ok(())
+}
+
+/// A request or an answer as it came, and where its body begins.
+struct Message {
+    bytes: Vec<u8>,
+    body: usize,
+}
+
+impl Message {
+    /// Reads one; none if the connection ends before it begins. `read_ahead` keeps what came after it.
+    fn read(
+        stream: &mut TcpStream,
+        read_ahead: &mut Vec<u8>,
+        without_body: bool,
+    ) -> io::Result<Option<Message>> {
+        let mut bytes = std::mem::take(read_ahead);
+        let body = loop {
+            if let Some(place) = find(&bytes, b"\r\n\r\n") {
+                break place + 4;
+            }
+            if more(stream, &mut bytes)? == 0 {
+                return if bytes.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
+            }
+        };
+        let head = String::from_utf8_lossy(&bytes[..body]).to_lowercase();
+        let status: u16 = match head.strip_prefix("http/1.1 ") {
+            Some(rest) => rest
+                .get(..3)
+                .and_then(|code| code.parse().ok())
+                .unwrap_or(200),
+            None => 200,
+        };
+        if head.contains("\r\nexpect: 100-continue") {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        let header = |name: &str| {
+            let start = head.find(&format!("\r\n{name}:"))? + name.len() + 3;
+            head[start..].lines().next().map(str::trim)
+        };
+        let end = if without_body || status == 204 || status == 304 {
+            body
+        } else if header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+            let mut at = body;
+            loop {
+                // A chunk: its size in hex, a line's end, its bytes, a line's end. The last has size zero.
+                let line = loop {
+                    match find(&bytes[at..], b"\r\n") {
+                        Some(length) => break at + length,
+                        None => must_read(stream, &mut bytes)?,
+                    }
+                };
+                let size = String::from_utf8_lossy(&bytes[at..line]);
+                let size =
+                    usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+                        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                at = line + 2 + size + 2;
+                while bytes.len() < at {
+                    must_read(stream, &mut bytes)?;
+                }
+                if size == 0 {
+                    break at;
+                }
+            }
+        } else {
+            body + header("content-length")
+                .and_then(|value| value.parse().ok())
+                .unwrap_or(0)
+        };
+        while bytes.len() < end {
+            must_read(stream, &mut bytes)?;
+        }
+        *read_ahead = bytes.split_off(end);
+        Ok(Some(Message { bytes, body }))
+    }
+
+    fn first_line(&self) -> &str {
+        let end = find(&self.bytes, b"\r\n").unwrap_or(0);
+        std::str::from_utf8(&self.bytes[..end]).unwrap_or_default()
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.bytes[self.body..]
+    }
+}
+
+fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let mut piece = [0; 65536];
+    let length = stream.read(&mut piece)?;
+    bytes.extend_from_slice(&piece[..length]);
+    Ok(length)
+}
+
+fn must_read(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
+    match more(stream, bytes)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// A test that failed elsewhere must not make every later use of the proxy fail too.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
