@@ -407,9 +407,11 @@ impl Build {
             context.delivery.close_lane(old);
         }
         self.open_lane(context.delivery, context.attachment, context.generation);
-        if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
+        // From here on the lane belongs to the attachment: this job's end must not close it.
+        if let Some(lane) = self.lane.take().and_then(|lane| context.delivery.lane(lane)) {
             lane.building = false;
         }
+        self.target = None;
         pgrx::log!("index \"{}\" is built: {done} rows in \"{index}\"", context.attachment.index);
         self.phase = Phase::Over;
         Ok(())

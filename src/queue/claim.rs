@@ -165,10 +165,11 @@ pub fn backlog() -> Vec<Backlog> {
 
 /// True if no row with an id below `mark` is left for a table (0: for any).
 pub fn is_clear(mark: i64, source: u32) -> bool {
+    // The source as a bigint: pgrx makes a null of the OID 0.
     let rows = spi::run(
-        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = 0::oid or q.source = $2))
-             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = 0::oid or q.source = $2))",
-        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::OIDOID, spi::value(pg_sys::Oid::from(source)))],
+        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))
+             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))",
+        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::INT8OID, spi::value(i64::from(source)))],
     );
     rows.get::<bool>(0, 1) == Some(false)
 }

@@ -486,6 +486,16 @@ impl Worker {
             }
             // SAFETY: reads a variable of this process.
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
+        }
+        self.open_lanes();
+        let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
+        // SAFETY: reads a variable of this process.
+        self.shared.free_indexes(unsafe { pg_sys::MyDatabaseId }.to_u32(), |id| known.contains(&id));
+    }
+
+    /// Opens the lanes of live indexes that have none: a change without a lane would be let go.
+    fn open_lanes(&mut self) {
+        for attachment in &self.attachments {
             if let Some(live) = &attachment.live
                 && !self.delivery.lanes.iter().any(|lane| lane.attachment == attachment.id && lane.index == *live)
             {
@@ -494,14 +504,11 @@ impl Worker {
                 self.delivery.open_lane(attachment.id, source, live.clone(), false, target);
             }
         }
-        let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
-        // SAFETY: reads a variable of this process.
-        self.shared.free_indexes(unsafe { pg_sys::MyDatabaseId }.to_u32(), |id| known.contains(&id));
     }
 
     fn take_jobs(&mut self, jobs: Vec<record::Job>) -> Result<(), SqlError> {
         let mut builds = std::mem::take(&mut self.builds);
-        for build in &mut builds {
+        for build in builds.iter_mut().filter(|build| !build.is_over()) {
             match jobs.iter().find(|job| job.id == build.job) {
                 // Cancelled, or its attachment is gone.
                 None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),

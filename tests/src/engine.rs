@@ -42,31 +42,16 @@ impl Engine {
     }
 
     fn shared(product: Product, variable: &str) -> Engine {
-        let url = std::env::var(variable).unwrap_or_else(|_| {
-            panic!("{variable} is not set: run these tests with `make test-e2e`")
-        });
-        Engine {
-            product,
-            url: url.trim_end_matches('/').into(),
-            agent: agent(),
-            own: None,
-        }
+        let url = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set: run these tests with `make test-e2e`"));
+        Engine { product, url: url.trim_end_matches('/').into(), agent: agent(), own: None }
     }
 
     /// An engine that this test may stop and start; it takes 10 to 25 s to start.
     pub fn private(product: Product) -> Engine {
         let port = process::free_port();
-        let own = Own {
-            port,
-            folder: process::server_folder("engine"),
-            process: None,
-        };
-        let mut engine = Engine {
-            product,
-            url: format!("http://127.0.0.1:{port}"),
-            agent: agent(),
-            own: Some(own),
-        };
+        let own = Own { port, folder: process::server_folder("engine"), process: None };
+        let mut engine = Engine { product, url: format!("http://127.0.0.1:{port}"), agent: agent(), own: Some(own) };
         engine.start();
         engine
     }
@@ -74,19 +59,12 @@ impl Engine {
     /// Starts a private engine on the port and data it had.
     #[track_caller]
     pub fn start(&mut self) {
-        let url = format!(
-            "{}/_cluster/health?wait_for_status=yellow&timeout=1s",
-            self.url
-        );
-        let own = self
-            .own
-            .as_mut()
-            .expect("only a private engine can be started");
+        let url = format!("{}/_cluster/health?wait_for_status=yellow&timeout=1s", self.url);
+        let own = self.own.as_mut().expect("only a private engine can be started");
         assert!(own.process.is_none(), "the engine runs already");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/engine.sh");
         let output = own.folder.path().join("output");
-        let file =
-            std::fs::File::create(&output).expect("could not create the engine's output file");
+        let file = std::fs::File::create(&output).expect("could not create the engine's output file");
         // The script becomes the engine, whose death signal setpriv sets anew.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]).arg(script);
@@ -95,13 +73,8 @@ impl Engine {
             Product::OpenSearch => "opensearch",
         });
         command.arg(own.folder.path()).arg(own.port.to_string());
-        command
-            .env("DIST", process::setting("ENGINES"))
-            .env("HEAP", "512m");
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("could not share a file"))
-            .stderr(file);
+        command.env("DIST", process::setting("ENGINES")).env("HEAP", "512m");
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("could not share a file")).stderr(file);
         let mut child = process::spawn(command).expect("could not start the engine");
         let agent = &self.agent;
         wait::until("the engine answers", Duration::from_secs(150), || {
@@ -109,10 +82,7 @@ impl Engine {
                 let text = std::fs::read_to_string(&output).unwrap_or_default();
                 panic!("the engine ended while it started ({status}):\n{text}");
             }
-            agent
-                .get(&url)
-                .call()
-                .is_ok_and(|answer| answer.status() == 200)
+            agent.get(&url).call().is_ok_and(|answer| answer.status() == 200)
         });
         own.process = Some(child);
     }
@@ -120,10 +90,7 @@ impl Engine {
     /// Stops a private engine; `signal` is "TERM" or "KILL".
     #[track_caller]
     pub fn stop(&mut self, signal: &str) {
-        let own = self
-            .own
-            .as_mut()
-            .expect("only a private engine can be stopped");
+        let own = self.own.as_mut().expect("only a private engine can be stopped");
         own.stop(signal);
     }
 
@@ -138,24 +105,15 @@ impl Engine {
     /// Any request, to a path that begins with a slash. Returns status and body (null if empty, text if no JSON).
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url));
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         let answer = match body {
             Some(body) => self.agent.run(
-                request
-                    .header("content-type", "application/json")
-                    .body(body.to_string())
-                    .expect("a request's parts"),
+                request.header("content-type", "application/json").body(body.to_string()).expect("a request's parts"),
             ),
             None => self.agent.run(request.body(()).expect("a request's parts")),
         };
         let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        let text = answer
-            .body_mut()
-            .with_config()
-            .limit(1 << 30)
-            .read_to_string();
+        let text = answer.body_mut().with_config().limit(1 << 30).read_to_string();
         let text = text.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         let body = match text.is_empty() {
             true => Value::Null,
@@ -167,10 +125,7 @@ impl Engine {
     #[track_caller]
     fn expect_success(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let (status, answer) = self.request(method, path, body);
-        assert!(
-            status < 400,
-            "{method} {path} was answered {status}: {answer}"
-        );
+        assert!(status < 400, "{method} {path} was answered {status}: {answer}");
         answer
     }
 
@@ -205,10 +160,7 @@ impl Engine {
         if status == 404 {
             return Vec::new();
         }
-        answer
-            .as_object()
-            .map(|object| object.keys().cloned().collect())
-            .unwrap_or_default()
+        answer.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
     }
 
     #[track_caller]
@@ -219,17 +171,9 @@ impl Engine {
     /// Ids that a query finds as things are, without a refresh: what a user would see. Sorted, at most 10,000.
     #[track_caller]
     pub fn search_ids(&self, index: &str, query: Value) -> Vec<String> {
-        let answer = self.post(
-            &format!("/{index}/_search"),
-            json!({"query": query, "size": 10000, "_source": false}),
-        );
-        let hits = answer["hits"]["hits"]
-            .as_array()
-            .expect("an answer has hits");
-        let mut ids: Vec<String> = hits
-            .iter()
-            .map(|hit| hit["_id"].as_str().unwrap_or_default().into())
-            .collect();
+        let answer = self.post(&format!("/{index}/_search"), json!({"query": query, "size": 10000, "_source": false}));
+        let hits = answer["hits"]["hits"].as_array().expect("an answer has hits");
+        let mut ids: Vec<String> = hits.iter().map(|hit| hit["_id"].as_str().unwrap_or_default().into()).collect();
         ids.sort();
         ids
     }
@@ -238,9 +182,7 @@ impl Engine {
     #[track_caller]
     pub fn count(&self, index: &str) -> u64 {
         self.refresh(index);
-        self.get(&format!("/{index}/_count"))["count"]
-            .as_u64()
-            .expect("an answer has a count")
+        self.get(&format!("/{index}/_count"))["count"].as_u64().expect("an answer has a count")
     }
 
     /// Every document by id, after a refresh. Panics if an id is there twice (under two routings).
@@ -248,40 +190,20 @@ impl Engine {
     pub fn documents(&self, index: &str) -> BTreeMap<String, Value> {
         self.refresh(index);
         let mut documents = BTreeMap::new();
-        let mut page = self.post(
-            &format!("/{index}/_search?scroll=1m"),
-            json!({"size": 5000, "sort": ["_doc"]}),
-        );
+        let mut page = self.post(&format!("/{index}/_search?scroll=1m"), json!({"size": 5000, "sort": ["_doc"]}));
         loop {
-            let scroll = page["_scroll_id"]
-                .as_str()
-                .expect("an answer has a scroll id")
-                .to_owned();
-            let hits = page["hits"]["hits"]
-                .as_array_mut()
-                .map(std::mem::take)
-                .unwrap_or_default();
+            let scroll = page["_scroll_id"].as_str().expect("an answer has a scroll id").to_owned();
+            let hits = page["hits"]["hits"].as_array_mut().map(std::mem::take).unwrap_or_default();
             if hits.is_empty() {
-                self.request(
-                    "DELETE",
-                    "/_search/scroll",
-                    Some(json!({"scroll_id": scroll})),
-                );
+                self.request("DELETE", "/_search/scroll", Some(json!({"scroll_id": scroll})));
                 return documents;
             }
             for mut hit in hits {
                 let id = hit["_id"].as_str().expect("a hit has an id").to_owned();
                 let before = documents.insert(id, hit["_source"].take());
-                assert!(
-                    before.is_none(),
-                    "{index} has two documents with the id {:?}",
-                    hit["_id"]
-                );
+                assert!(before.is_none(), "{index} has two documents with the id {:?}", hit["_id"]);
             }
-            page = self.post(
-                "/_search/scroll",
-                json!({"scroll": "1m", "scroll_id": scroll}),
-            );
+            page = self.post("/_search/scroll", json!({"scroll": "1m", "scroll_id": scroll}));
         }
     }
 }
@@ -293,9 +215,7 @@ impl Own {
         };
         // Elasticsearch's server is a child of its launcher, and ends when that is gone; a KILL has to reach both.
         if signal == "KILL" {
-            let _ = Command::new("pkill")
-                .args(["-KILL", "-P", &child.id().to_string()])
-                .status();
+            let _ = Command::new("pkill").args(["-KILL", "-P", &child.id().to_string()]).status();
         }
         process::signal(child.id(), signal);
         for _ in 0..300 {

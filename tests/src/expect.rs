@@ -5,6 +5,31 @@ use postgres::Client;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Waits until all that was committed is searchable and no job is under way; fails if a job has failed.
+#[track_caller]
+pub fn settled(client: &mut Client) {
+    crate::wait::until("all is searchable and no job runs", crate::wait::LONG, || {
+        let waited: bool =
+            client.query_one("select es_sync.wait(timeout => '20 s')", &[]).map_err(|error| error.to_string())?.get(0);
+        let jobs = client
+            .query(
+                "select format('%s: %s %s %s of %s, %s', id, state, phase, done, total, error) from es_sync.jobs
+                 where state not in ('done', 'cancelled')",
+                &[],
+            )
+            .map_err(|error| error.to_string())?;
+        let jobs: Vec<String> = jobs.iter().map(|row| row.get(0)).collect();
+        if waited && jobs.is_empty() { Ok(()) } else { Err(format!("waited: {waited}, jobs: {jobs:?}")) }
+    });
+}
+
+/// `settled`, then `documents_equal` for a table whose documents are its rows as they are.
+#[track_caller]
+pub fn table_equal(client: &mut Client, table: &str, key: &str, engine: &Engine, index: &str) {
+    settled(client);
+    documents_equal(client, &format!("select {key}, row_to_json(t) from {table} t"), engine, index);
+}
+
 /// Asserts that the index holds exactly the documents that the query returns as (id text, document text or json).
 /// Call it after `es_sync.wait()`. A field that is absent and one that is null are equal, as they are for a search.
 #[track_caller]
@@ -16,26 +41,13 @@ pub fn documents_equal(client: &mut Client, query: &str, engine: &Engine, index:
 
 /// The same as a value, for [`crate::wait::until`].
 #[track_caller]
-pub fn compare(
-    client: &mut Client,
-    query: &str,
-    engine: &Engine,
-    index: &str,
-) -> Result<(), String> {
+pub fn compare(client: &mut Client, query: &str, engine: &Engine, index: &str) -> Result<(), String> {
     // Cast here, so that a query may return any type that has a text form.
-    let query =
-        format!("select id::text, document::text from ({query}) as expected (id, document)");
-    let rows = client
-        .query(&query, &[])
-        .unwrap_or_else(|error| panic!("{error:?} in: {query}"));
+    let query = format!("select id::text, document::text from ({query}) as expected (id, document)");
+    let rows = client.query(&query, &[]).unwrap_or_else(|error| panic!("{error:?} in: {query}"));
     let expected: BTreeMap<String, Value> = rows
         .iter()
-        .map(|row| {
-            (
-                row.get(0),
-                serde_json::from_str(row.get(1)).expect("the second column is JSON"),
-            )
-        })
+        .map(|row| (row.get(0), serde_json::from_str(row.get(1)).expect("the second column is JSON")))
         .collect();
     let found = engine.documents(index);
 
@@ -56,10 +68,7 @@ pub fn compare(
             }
             Some(other) if !same(document, other) => {
                 different += 1;
-                note(format!(
-                    "different {id}: {}",
-                    difference("", document, other)
-                ));
+                note(format!("different {id}: {}", difference("", document, other)));
             }
             Some(_) => {}
         }
@@ -83,18 +92,12 @@ pub fn compare(
 
 fn same(expected: &Value, found: &Value) -> bool {
     match (expected, found) {
-        (Value::Number(a), Value::Number(b)) => {
-            a == b || (a.as_f64() == b.as_f64() && (a.is_f64() || b.is_f64()))
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
-        }
+        (Value::Number(a), Value::Number(b)) => a == b || (a.as_f64() == b.as_f64() && (a.is_f64() || b.is_f64())),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         (Value::Object(a), Value::Object(b)) => {
             let absent = Value::Null;
             let fields = a.keys().chain(b.keys());
-            fields
-                .into_iter()
-                .all(|key| same(a.get(key).unwrap_or(&absent), b.get(key).unwrap_or(&absent)))
+            fields.into_iter().all(|key| same(a.get(key).unwrap_or(&absent), b.get(key).unwrap_or(&absent)))
         }
         _ => expected == found,
     }
@@ -104,10 +107,7 @@ fn same(expected: &Value, found: &Value) -> bool {
 fn difference(path: &str, expected: &Value, found: &Value) -> String {
     if let (Value::Object(a), Value::Object(b)) = (expected, found) {
         for key in a.keys().chain(b.keys()) {
-            let (x, y) = (
-                a.get(key).unwrap_or(&Value::Null),
-                b.get(key).unwrap_or(&Value::Null),
-            );
+            let (x, y) = (a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null));
             if !same(x, y) {
                 return difference(&format!("{path}.{key}"), x, y);
             }
@@ -126,9 +126,6 @@ mod tests {
         assert!(same(&json!({"a": null, "b": 1}), &json!({"b": 1.0})));
         assert!(!same(&json!({"b": 1}), &json!({"b": "1"})));
         assert!(!same(&json!({"b": [1, 2]}), &json!({"b": [2, 1]})));
-        assert_eq!(
-            difference("", &json!({"a": {"b": 1}}), &json!({"a": {"b": 2}})),
-            ".a.b is 2, expected 1"
-        );
+        assert_eq!(difference("", &json!({"a": {"b": 1}}), &json!({"a": {"b": 2}})), ".a.b is 2, expected 1");
     }
 }

@@ -10,7 +10,9 @@ use std::sync::{Mutex, OnceLock};
 pub fn setting(name: &str) -> String {
     let name = format!("PG_ES_SYNC_{name}");
     std::env::var(&name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run these tests with `make test-e2e`, or in the shell that scripts/test.sh shell opens")
+        panic!(
+            "{name} is not set: run these tests with `make test-e2e`, or in the shell that scripts/test.sh shell opens"
+        )
     })
 }
 
@@ -26,15 +28,8 @@ pub fn server_folder(prefix: &str) -> tempfile::TempDir {
         .tempdir_in(run_folder())
         .expect("could not create a folder for a server");
     if let Some(user) = server_user() {
-        let done = Command::new("chown")
-            .arg(format!("{user}:{user}"))
-            .arg(folder.path())
-            .status();
-        assert!(
-            done.expect("could not run chown").success(),
-            "could not hand {:?} to {user}",
-            folder.path()
-        );
+        let done = Command::new("chown").arg(format!("{user}:{user}")).arg(folder.path()).status();
+        assert!(done.expect("could not run chown").success(), "could not hand {:?} to {user}", folder.path());
     }
     folder
 }
@@ -83,9 +78,7 @@ pub fn spawn(command: Command) -> io::Result<Child> {
 
 /// Runs a command to its end and returns what it printed; panics with both of its streams if it failed.
 pub fn run(mut command: Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("could not run {command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("could not run {command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -98,17 +91,11 @@ pub fn run(mut command: Command) -> String {
 
 /// Sends a signal ("KILL", "STOP", ...) by process id. A process that is gone is no error.
 pub fn signal(pid: u32, name: &str) {
-    let _ = Command::new("kill")
-        .args(["-s", name, &pid.to_string()])
-        .stderr(std::process::Stdio::null())
-        .status();
+    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(std::process::Stdio::null()).status();
 }
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("could not bind a port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    listener.local_addr().expect("a bound socket has an address").port()
 }

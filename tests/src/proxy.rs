@@ -63,31 +63,18 @@ struct Rules {
 impl Proxy {
     /// Listens on a port of its own and passes everything on to the engine at `url` (http://host:port).
     pub fn to(url: &str) -> Proxy {
-        let listener =
-            TcpListener::bind(("127.0.0.1", 0)).expect("could not bind a port for the proxy");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("could not bind a port for the proxy");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let state = Arc::new(State {
-            engine: url
-                .trim_start_matches("http://")
-                .trim_end_matches('/')
-                .into(),
+            engine: url.trim_start_matches("http://").trim_end_matches('/').into(),
             stop: AtomicBool::new(false),
-            rules: Mutex::new(Rules {
-                fault: Fault::Pass,
-                path: String::new(),
-                answers: VecDeque::new(),
-            }),
+            rules: Mutex::new(Rules { fault: Fault::Pass, path: String::new(), answers: VecDeque::new() }),
             seen: Mutex::default(),
             open: Mutex::default(),
         });
         let shared = state.clone();
         thread::spawn(move || accept(listener, address, shared));
-        Proxy {
-            url: format!("http://{address}"),
-            state,
-        }
+        Proxy { url: format!("http://{address}"), state }
     }
 
     pub fn url(&self) -> &str {
@@ -120,9 +107,7 @@ impl Proxy {
     /// Answers the next `times` requests whose path contains `path` itself; the engine does not see them.
     pub fn answer(&self, path: &str, times: usize, status: u16, body: &str) {
         let answer = (path.to_owned(), status, body.to_owned());
-        locked(&self.state.rules)
-            .answers
-            .extend(std::iter::repeat_n(answer, times));
+        locked(&self.state.rules).answers.extend(std::iter::repeat_n(answer, times));
     }
 
     /// How many of these answers were not given yet.
@@ -136,11 +121,7 @@ impl Proxy {
 
     /// The requests whose path contains `path`, since the start or [`Proxy::forget_seen`].
     pub fn seen(&self, path: &str) -> Vec<Seen> {
-        locked(&self.state.seen)
-            .iter()
-            .filter(|seen| seen.path.contains(path))
-            .cloned()
-            .collect()
+        locked(&self.state.seen).iter().filter(|seen| seen.path.contains(path)).cloned().collect()
     }
 
     pub fn forget_seen(&self) {
@@ -158,11 +139,7 @@ impl Drop for Proxy {
 impl State {
     fn fault_for(&self, path: &str) -> Fault {
         let rules = locked(&self.rules);
-        if path.contains(&rules.path) {
-            rules.fault
-        } else {
-            Fault::Pass
-        }
+        if path.contains(&rules.path) { rules.fault } else { Fault::Pass }
     }
 
     fn stopped(&self) -> bool {
@@ -171,14 +148,8 @@ impl State {
 
     fn answer_for(&self, path: &str) -> Option<(u16, String)> {
         let mut rules = locked(&self.rules);
-        let place = rules
-            .answers
-            .iter()
-            .position(|answer| path.contains(&answer.0))?;
-        rules
-            .answers
-            .remove(place)
-            .map(|(_, status, body)| (status, body))
+        let place = rules.answers.iter().position(|answer| path.contains(&answer.0))?;
+        rules.answers.remove(place).map(|(_, status, body)| (status, body))
     }
 }
 
@@ -191,8 +162,7 @@ fn accept(listener: TcpListener, address: SocketAddr, state: Arc<State>) {
             (Some(_), true) => listener = None,
             (None, false) => listener = TcpListener::bind(address).ok(),
             (Some(open), false) => {
-                open.set_nonblocking(true)
-                    .expect("could not set up the proxy's socket");
+                open.set_nonblocking(true).expect("could not set up the proxy's socket");
                 if let Ok((client, _)) = open.accept() {
                     let state = state.clone();
                     thread::spawn(move || {
@@ -232,8 +202,7 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
         locked(&state.seen).push(Seen {
             method: method.clone(),
             path: path.clone(),
-            body: String::from_utf8_lossy(&request.body()[..request.body().len().min(65536)])
-                .into_owned(),
+            body: String::from_utf8_lossy(&request.body()[..request.body().len().min(65536)]).into_owned(),
             bytes: request.body().len(),
             at: Instant::now(),
         });
@@ -293,30 +262,19 @@ struct Message {
 
 impl Message {
     /// Reads one; none if the connection ends before it begins. `read_ahead` keeps what came after it.
-    fn read(
-        stream: &mut TcpStream,
-        read_ahead: &mut Vec<u8>,
-        without_body: bool,
-    ) -> io::Result<Option<Message>> {
+    fn read(stream: &mut TcpStream, read_ahead: &mut Vec<u8>, without_body: bool) -> io::Result<Option<Message>> {
         let mut bytes = std::mem::take(read_ahead);
         let body = loop {
             if let Some(place) = find(&bytes, b"\r\n\r\n") {
                 break place + 4;
             }
             if more(stream, &mut bytes)? == 0 {
-                return if bytes.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(io::ErrorKind::UnexpectedEof.into())
-                };
+                return if bytes.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         };
         let head = String::from_utf8_lossy(&bytes[..body]).to_lowercase();
         let status: u16 = match head.strip_prefix("http/1.1 ") {
-            Some(rest) => rest
-                .get(..3)
-                .and_then(|code| code.parse().ok())
-                .unwrap_or(200),
+            Some(rest) => rest.get(..3).and_then(|code| code.parse().ok()).unwrap_or(200),
             None => 200,
         };
         if head.contains("\r\nexpect: 100-continue") {
@@ -339,9 +297,8 @@ impl Message {
                     }
                 };
                 let size = String::from_utf8_lossy(&bytes[at..line]);
-                let size =
-                    usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
-                        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+                    .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
                 at = line + 2 + size + 2;
                 while bytes.len() < at {
                     must_read(stream, &mut bytes)?;
@@ -351,9 +308,7 @@ impl Message {
                 }
             }
         } else {
-            body + header("content-length")
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(0)
+            body + header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0)
         };
         while bytes.len() < end {
             must_read(stream, &mut bytes)?;
@@ -392,7 +347,5 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
 
 /// A test that failed elsewhere must not make every later use of the proxy fail too.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

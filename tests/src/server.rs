@@ -57,9 +57,7 @@ impl Builder {
 impl Server {
     /// Settings for tests: no fsync, room for workers and prepared transactions, log_min_messages = info.
     pub fn builder() -> Builder {
-        Builder {
-            settings: Vec::new(),
-        }
+        Builder { settings: Vec::new() }
     }
 
     /// A running server whose worker talks to this engine.
@@ -75,11 +73,7 @@ impl Server {
     fn on_new_folder(fill: impl FnOnce(&Path)) -> Server {
         let folder = process::server_folder("pg");
         fill(&folder.path().join("data"));
-        let server = Server {
-            folder,
-            port: process::free_port(),
-            process: None,
-        };
+        let server = Server { folder, port: process::free_port(), process: None };
         server.conf("port", server.port);
         server.conf("unix_socket_directories", server.folder.path().display());
         server
@@ -97,27 +91,18 @@ impl Server {
         let log = self.open_log();
         let mut command = process::as_server(pg_bin().join("postgres"), "QUIT");
         command.arg("-D").arg(self.data()).stdin(Stdio::null());
-        command
-            .stdout(log.try_clone().expect("could not share the log"))
-            .stderr(log);
+        command.stdout(log.try_clone().expect("could not share the log")).stderr(log);
         let mut child = process::spawn(command).expect("could not start Postgres");
         let mut probe = self.command("pg_isready");
         probe.stdout(Stdio::null());
         let ended = wait::until("Postgres takes connections", wait::LONG, || {
             match child.try_wait().expect("could not look after Postgres") {
                 Some(status) => Some(Some(status)),
-                None => probe
-                    .status()
-                    .expect("could not run pg_isready")
-                    .success()
-                    .then_some(None),
+                None => probe.status().expect("could not run pg_isready").success().then_some(None),
             }
         });
         if let Some(status) = ended {
-            panic!(
-                "Postgres ended while it started ({status}); its log:\n{}",
-                tail(&self.log(), 40)
-            );
+            panic!("Postgres ended while it started ({status}); its log:\n{}", tail(&self.log(), 40));
         }
         self.process = Some(child);
     }
@@ -134,31 +119,21 @@ impl Server {
         process::signal(child.id(), signal);
         let deadline = Duration::from_secs(30);
         let start = std::time::Instant::now();
-        while child
-            .try_wait()
-            .expect("could not look after Postgres")
-            .is_none()
-        {
+        while child.try_wait().expect("could not look after Postgres").is_none() {
             if start.elapsed() > deadline {
                 let running = self.processes();
                 process::signal(child.id(), "KILL");
                 let _ = child.wait();
-                panic!(
-                    "Postgres did not stop ({mode:?}) within {deadline:?}; still running:\n{running}"
-                );
+                panic!("Postgres did not stop ({mode:?}) within {deadline:?}; still running:\n{running}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         if mode == Mode::Kill {
             // Its children notice on their own, and a new postmaster refuses to start before.
-            wait::until(
-                "the children of the killed postmaster end",
-                wait::SHORT,
-                || {
-                    let left = self.processes();
-                    if left.is_empty() { Ok(()) } else { Err(left) }
-                },
-            );
+            wait::until("the children of the killed postmaster end", wait::SHORT, || {
+                let left = self.processes();
+                if left.is_empty() { Ok(()) } else { Err(left) }
+            });
         }
     }
 
@@ -186,13 +161,8 @@ impl Server {
                 .get(0)
         };
         let before = loaded();
-        process::signal(
-            self.process.as_ref().expect("the server does not run").id(),
-            "HUP",
-        );
-        wait::until("Postgres has read its configuration", wait::SHORT, || {
-            loaded() != before
-        });
+        process::signal(self.process.as_ref().expect("the server does not run").id(), "HUP");
+        wait::until("Postgres has read its configuration", wait::SHORT, || loaded() != before);
     }
 
     /// Process ids of the extension's background workers: (pid, kind as pg_stat_activity names it, database or "").
@@ -205,21 +175,14 @@ impl Server {
             &[],
         );
         let row = |row: postgres::Row| (row.get::<_, i32>(0) as u32, row.get(1), row.get(2));
-        rows.expect("could not read pg_stat_activity")
-            .into_iter()
-            .map(row)
-            .collect()
+        rows.expect("could not read pg_stat_activity").into_iter().map(row).collect()
     }
 
     /// Kills a database's worker with SIGKILL, which has Postgres restart all of its processes. Returns its pid.
     pub fn kill_worker(&self, database: &str) -> u32 {
         let pid = wait::until("the database has a worker", wait::SHORT, || {
             let workers = self.workers();
-            workers
-                .iter()
-                .find(|worker| worker.2 == database)
-                .map(|worker| worker.0)
-                .ok_or(workers)
+            workers.iter().find(|worker| worker.2 == database).map(|worker| worker.0).ok_or(workers)
         });
         process::signal(pid, "KILL");
         pid
@@ -227,9 +190,7 @@ impl Server {
 
     /// Everything it logged so far.
     pub fn log(&self) -> String {
-        fs::read(self.log_path())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Lines of WARNING and above that contain none of the expected words. A test ends well with an empty list.
@@ -245,22 +206,13 @@ impl Server {
 
     /// For psql and other programs by hand.
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgresql://postgres@/{database}?host={}&port={}",
-            self.folder.path().display(),
-            self.port
-        )
+        format!("postgresql://postgres@/{database}?host={}&port={}", self.folder.path().display(), self.port)
     }
 
     /// One of Postgres' client programs (psql, pg_dump, pgbench, ...), told how to reach this server.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(pg_bin().join(program));
-        command.arg("-h").arg(self.folder.path()).args([
-            "-p",
-            &self.port.to_string(),
-            "-U",
-            "postgres",
-        ]);
+        command.arg("-h").arg(self.folder.path()).args(["-p", &self.port.to_string(), "-U", "postgres"]);
         command
     }
 
@@ -292,9 +244,7 @@ impl Server {
     #[track_caller]
     pub fn create_database(&self, name: &str) -> Client {
         let mut client = self.create_empty_database(name);
-        client
-            .batch_execute("create extension pg_es_sync")
-            .expect("could not create the extension");
+        client.batch_execute("create extension pg_es_sync").expect("could not create the extension");
         client
     }
 
@@ -310,15 +260,8 @@ impl Server {
     pub fn copy(&self, standby: bool) -> Server {
         let copy = Server::on_new_folder(|data| {
             let mut command = process::as_server(pg_bin().join("pg_basebackup"), "TERM");
-            command.arg("-h").arg(self.folder.path()).args([
-                "-p",
-                &self.port.to_string(),
-                "-U",
-                "postgres",
-            ]);
-            command
-                .args(["--checkpoint=fast", "--no-sync", "-X", "stream", "-D"])
-                .arg(data);
+            command.arg("-h").arg(self.folder.path()).args(["-p", &self.port.to_string(), "-U", "postgres"]);
+            command.args(["--checkpoint=fast", "--no-sync", "-X", "stream", "-D"]).arg(data);
             if standby {
                 command.arg("-R");
             }
@@ -329,18 +272,13 @@ impl Server {
 
     /// A copy of the stopped server's files, started.
     pub fn copy_of_files(&self) -> Server {
-        assert!(
-            self.process.is_none(),
-            "stop the server before its files are copied"
-        );
+        assert!(self.process.is_none(), "stop the server before its files are copied");
         Server::on_new_folder(|data| copy_folder(&self.data(), data)).started()
     }
 
     /// Promotes a standby and waits until it takes writes.
     pub fn promote(&self) {
-        self.connect("postgres")
-            .execute("select pg_promote(true, 60)", &[])
-            .expect("could not promote");
+        self.connect("postgres").execute("select pg_promote(true, 60)", &[]).expect("could not promote");
     }
 
     /// The data folder.
@@ -353,25 +291,18 @@ impl Server {
     }
 
     fn open_log(&self) -> File {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path());
+        let file = OpenOptions::new().create(true).append(true).open(self.log_path());
         file.expect("could not open the log")
     }
 
     /// Processes whose command line or title names this server's folder or port, a line each.
     fn processes(&self) -> String {
         let data = self.data();
-        let output = Command::new("ps")
-            .args(["-eo", "pid,args"])
-            .output()
-            .expect("could not run ps");
+        let output = Command::new("ps").args(["-eo", "pid,args"]).output().expect("could not run ps");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mine = |line: &&str| {
             let pid = line.split_whitespace().next().unwrap_or_default();
-            line.contains("postgres")
-                && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|folder| folder == data)
+            line.contains("postgres") && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|folder| folder == data)
         };
         text.lines().filter(mine).collect::<Vec<_>>().join("\n")
     }
@@ -382,10 +313,7 @@ impl Server {
         let Ok(mut client) = self.try_connect("postgres", "postgres") else {
             return;
         };
-        let names = client.query(
-            "select datname from pg_database where datallowconn and not datistemplate",
-            &[],
-        );
+        let names = client.query("select datname from pg_database where datallowconn and not datistemplate", &[]);
         for row in names.unwrap_or_default() {
             let name: String = row.get(0);
             let Ok(mut client) = self.try_connect("postgres", &name) else {
@@ -393,10 +321,9 @@ impl Server {
             };
             let _ = client.batch_execute("set statement_timeout = '5s'");
             for view in ["status", "jobs", "dead_letters"] {
-                let Ok(rows) = client.query(
-                    &format!("select row_to_json(r)::text from es_sync.{view} r limit 20"),
-                    &[],
-                ) else {
+                let Ok(rows) =
+                    client.query(&format!("select row_to_json(r)::text from es_sync.{view} r limit 20"), &[])
+                else {
                     continue;
                 };
                 eprintln!("--- {name}: es_sync.{view}, {} rows", rows.len());
@@ -436,30 +363,17 @@ fn pg_bin() -> PathBuf {
 /// A cluster made by initdb once per run; copying it takes a tenth of the time.
 fn template() -> PathBuf {
     let folder = process::run_folder().join("template");
-    let lock = File::create(process::run_folder().join("template.lock"))
-        .expect("could not create the template's lock");
+    let lock = File::create(process::run_folder().join("template.lock")).expect("could not create the template's lock");
     lock.lock().expect("could not lock the template");
     if folder.join("ready").exists() {
         return folder;
     }
     let mut initdb = process::as_server(pg_bin().join("initdb"), "TERM");
     initdb.arg("-D").arg(&folder);
-    initdb.args([
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C.UTF-8",
-        "--no-sync",
-    ]);
+    initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
     process::run(initdb);
     let conf = folder.join("postgresql.conf");
-    let mut file = OpenOptions::new()
-        .append(true)
-        .open(conf)
-        .expect("could not open postgresql.conf");
+    let mut file = OpenOptions::new().append(true).open(conf).expect("could not open postgresql.conf");
     file.write_all(
         b"
 listen_addresses = ''

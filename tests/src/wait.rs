@@ -58,12 +58,7 @@ pub fn until<P: Probe>(what: &str, deadline: Duration, mut probe: impl FnMut() -
 
 /// Probes until the value is the expected one.
 #[track_caller]
-pub fn until_equal<T: PartialEq + Debug>(
-    what: &str,
-    deadline: Duration,
-    expected: T,
-    mut probe: impl FnMut() -> T,
-) {
+pub fn until_equal<T: PartialEq + Debug>(what: &str, deadline: Duration, expected: T, mut probe: impl FnMut() -> T) {
     until(what, deadline, || {
         let seen = probe();
         if seen == expected { Ok(()) } else { Err(seen) }

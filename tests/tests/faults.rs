@@ -1,0 +1,217 @@
+//! What goes wrong, and what happens then.
+
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
+use postgres::Client;
+
+fn table(proxy_url: &str) -> (Server, Client, String) {
+    let server = Server::builder().conf("es_sync.url", proxy_url).conf("es_sync.retry_max_delay", "500ms").start();
+    let mut client = server.create_database("app");
+    let name = unique("faulty");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text, n int);
+             insert into {name} select i, 'thing ' || i, i from generate_series(1, 1000) i;
+             select es_sync.attach('{name}')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    (server, client, name)
+}
+
+#[test]
+fn writers_notice_nothing_while_the_engine_is_down_and_nothing_is_lost() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    proxy.set(Fault::Refuse);
+    for i in 0..50 {
+        client
+            .batch_execute(&format!(
+                "update {name} set title = 'down {i}' where id % 50 = {i}; delete from {name} where id = {i}"
+            ))
+            .expect("a writer sees no error");
+    }
+    wait::until("the status says why", wait::SHORT, || -> bool {
+        client
+            .query_one("select state = 'waiting' and cause is not null from es_sync.status", &[])
+            .expect("status")
+            .get(0)
+    });
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    let state: String = client.query_one("select state from es_sync.status", &[]).expect("status").get(0);
+    assert_eq!(state, "ok");
+}
+
+#[test]
+fn resets_lost_answers_and_refusals_for_now_end_in_equality() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    let write = |client: &mut Client, round: usize| {
+        client
+            .batch_execute(&format!(
+                "update {name} set title = 'round {round}' where id % 10 = {round}; delete from {name} where id = 100 + {round}"
+            ))
+            .expect("write");
+    };
+    for (round, fault) in [Fault::Reset, Fault::ResetAfterRequest, Fault::LoseAnswer].into_iter().enumerate() {
+        proxy.set_for("_bulk", fault);
+        proxy.forget_seen();
+        write(&mut client, round);
+        wait::until("a request met the fault", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+        proxy.set(Fault::Pass);
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+    for (round, (status, body)) in
+        [(429, "{}"), (503, "{}"), (413, ""), (401, "{}"), (200, "no JSON")].into_iter().enumerate()
+    {
+        proxy.answer("_bulk", 2, status, body);
+        write(&mut client, 3 + round);
+        wait::until("the answers were given", wait::SHORT, || proxy.answers_left() == 0);
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+    let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+    assert_eq!(letters, 0);
+}
+
+#[test]
+fn a_poison_document_is_parked_with_the_reason_and_the_others_flow() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let server = Server::with(&engine);
+        let mut client = server.create_database("app");
+        let name = unique("poison");
+        client
+            .batch_execute(&format!(
+                "create table {name} (id int primary key, title text, span int4range, ratio int);
+                 insert into {name} select i, 't', null, 1 from generate_series(1, 500) i;
+                 select es_sync.attach('{name}', filter => '10 / ratio > 0',
+                     options => '{{\"mappings\": {{\"properties\": {{\"title\": {{\"type\": \"integer\"}}}}}}}}')"
+            ))
+            .expect("set up");
+        // Every title "t" is refused by the overriding mapping; numbers are taken.
+        wait::until("the load has ended", wait::LONG, || -> bool {
+            client.query_one("select state = 'done' from es_sync.jobs", &[]).expect("jobs").get(0)
+        });
+        let parked: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+        assert_eq!(parked, 500);
+        client.batch_execute(&format!("update {name} set title = id::text where id <> 7")).expect("mend");
+        expect::settled(&mut client);
+        let row = client.query_one("select key, kind, reason from es_sync.dead_letters", &[]).expect("one is left");
+        assert_eq!(row.get::<_, String>(0), "7");
+        assert!(row.get::<_, String>(2).contains("title"), "{}", row.get::<_, String>(2));
+        assert_eq!(engine.documents(&name).len(), 499);
+
+        // A row that Postgres itself cannot evaluate stands in nobody's way either.
+        client
+            .batch_execute(&format!(
+                "update {name} set ratio = 0 where id = 8; update {name} set ratio = 2 where id = 9"
+            ))
+            .expect("write");
+        wait::until("the row that cannot be read is parked", wait::SHORT, || -> bool {
+            client
+                .query_one("select exists (select from es_sync.dead_letters where key = '8' and kind = '22012')", &[])
+                .expect("letters")
+                .get(0)
+        });
+        wait::until("its neighbour has arrived", wait::SHORT, || {
+            engine.refresh(&name);
+            engine.documents(&name)["9"]["ratio"] == 2
+        });
+        client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+        expect::settled(&mut client);
+        assert_eq!(engine.documents(&name).len(), 498, "a rebuild parks it too, and ends");
+    }
+}
+
+#[test]
+fn an_index_deleted_by_hand_is_built_anew() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(engine.url());
+    let concrete = engine.indexes_of(&name).remove(0);
+    engine.delete(&format!("/{concrete}"));
+    client
+        .batch_execute(&format!("delete from {name} where id = 1; update {name} set n = 0 where id = 2"))
+        .expect("write");
+    wait::until("the index is there again and equal", wait::LONG, || {
+        if !engine.exists(&name) {
+            return Err("no index".to_owned());
+        }
+        expect::compare(&mut client, &format!("select id, row_to_json(t) from {name} t"), &engine, &name)
+    });
+    assert!(!engine.exists(&concrete), "a delete did not bring the old one back");
+}
+
+#[test]
+fn a_document_edited_by_hand_gets_its_next_change_all_the_same() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(engine.url());
+    let concrete = engine.indexes_of(&name).remove(0);
+    for _ in 0..3 {
+        engine.put(&format!("/{concrete}/_doc/5"), serde_json::json!({"id": 5, "title": "by hand"}));
+    }
+    client.batch_execute(&format!("update {name} set title = 'by Postgres' where id = 5")).expect("update");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_killed_worker_or_a_crashed_server_ends_in_equality() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (mut server, mut client, name) = table(proxy.url());
+    for mode in [None, Some(Mode::Fast), Some(Mode::Immediate), Some(Mode::Kill)] {
+        proxy.set_for("_bulk", Fault::Blackhole);
+        proxy.forget_seen();
+        client
+            .batch_execute(&format!(
+                "insert into {name} select 10000 + (random() * 1e6)::int, 'new' from generate_series(1, 10) on conflict do nothing;
+                 delete from {name} where id in (select id from {name} order by id limit 20);
+                 update {name} set title = 'changed ' || random() where id % 3 = 0"
+            ))
+            .expect("write");
+        wait::until("a request is in flight", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+        let queued: i64 = client.query_one("select count(*) from es_sync.queue", &[]).expect("queue").get(0);
+        assert!(queued > 0, "the queue is not empty");
+        match mode {
+            None => drop(server.kill_worker("app")),
+            Some(mode) => server.restart(mode),
+        }
+        proxy.set(Fault::Pass);
+        client = wait::until("the server takes connections", wait::LONG, || server.try_connect("postgres", "app"));
+        wait::until("table and index are equal again", wait::LONG, || {
+            expect::compare(&mut client, &format!("select id, row_to_json(t) from {name} t"), &engine, &name)
+        });
+    }
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_load_goes_on_after_the_worker_was_stopped() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::with_url(proxy.url());
+    let mut client = server.create_database("app");
+    let name = unique("resumed");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, repeat('x', 500) from generate_series(1, 60000) i"
+        ))
+        .expect("set up");
+    client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");
+    wait::until("the load is half way", wait::LONG, || -> bool {
+        client
+            .query_one("select coalesce(max(done), 0) between 1 and 50000 from es_sync.jobs", &[])
+            .expect("jobs")
+            .get(0)
+    });
+    let pid: i32 = client.query_one("select worker_pid from es_sync.status", &[]).expect("status").get(0);
+    client.execute("select pg_terminate_backend($1)", &[&pid]).expect("terminate");
+    client
+        .batch_execute(&format!(
+            "update {name} set title = 'changed' where id % 100 = 0; delete from {name} where id <= 10"
+        ))
+        .expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(engine.indexes_of(&name), [format!("{name}-1")], "it went on with the same index");
+}
