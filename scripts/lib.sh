@@ -20,6 +20,9 @@ export CARGO_TARGET_DIR=$TARGET
 export PGRX_HOME=$TARGET/pgrx
 # A backtrace in the postmaster's environment is sent to clients as DETAIL; PG* would send our clients elsewhere.
 unset RUST_BACKTRACE PGHOST PGPORT PGUSER PGDATABASE PGDATA PGOPTIONS PGPASSWORD PGSERVICE PG_VERSION PGRX_PG_CONFIG_PATH
+# pgrx's tests connect as $USER, which containers and cron leave unset.
+USER=$(id -un)
+export USER
 umask 022
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }

@@ -59,6 +59,11 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             .detail(format!("It is filled from table {owner}."))
             .hint("Pass another name as \"index\", or detach that table first."));
         }
+        if catalog::all().is_empty() {
+            // Nothing was captured before the first attachment, so no queue can have been lost. The install script must
+            // not say so: it also runs where a dump is restored.
+            crate::queue::claim::write_marker();
+        }
         let options = serde_json::to_value(&request.options).unwrap_or_default();
         let rows = spi::run(
             "insert into es_sync.attachment (relation, index_name, key_columns, filter, exclude, options)

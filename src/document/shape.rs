@@ -105,7 +105,8 @@ impl Shape {
         };
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
         let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
-        let document = format!("(select pg_catalog.row_to_json(d) from (select {list}) d)");
+        // "document.*" is the row even where a column has the alias's name.
+        let document = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
         let select = format!("select {}, {document} from", keys.join(", "));
 
         let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {

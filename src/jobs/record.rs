@@ -100,6 +100,14 @@ pub fn set_live(attachment: i32, index: &str) {
     );
 }
 
+/// The index behind the alias has vanished: until another is built there is none.
+pub fn forget_live(attachment: i32) {
+    spi::run(
+        "update es_sync.attachment a set live_index = null where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+}
+
 /// Sends running builds of the given attachments (None: of all) back to their beginning.
 pub fn restart(attachment: Option<i32>) {
     spi::run(

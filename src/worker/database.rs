@@ -674,16 +674,21 @@ impl Worker {
         Ok(again)
     }
 
-    /// A live index has vanished from the engine: build it anew.
+    /// A live index has vanished from the engine: build it anew. Its lane closes: what was on its way there is read
+    /// by the build, which begins later.
     fn rebuild_missing(&mut self, lanes: &[u32]) -> Result<(), SqlError> {
         for lane in lanes {
             let Some(lane) = self.delivery.lane(*lane).filter(|lane| !lane.building) else { continue };
-            let (attachment, index) = (lane.attachment, lane.index.clone());
-            if self.builds.iter().any(|build| build.attachment == attachment) {
-                continue;
-            }
+            let (id, attachment, index) = (lane.id, lane.attachment, lane.index.clone());
             pgrx::warning!("index \"{index}\" is missing in the engine and is built anew");
-            transaction::run(|| attach::create_build(attachment, "reindex"))?;
+            transaction::run(|| {
+                record::forget_live(attachment);
+                attach::create_build(attachment, "reindex");
+            })?;
+            if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
+                known.live = None;
+            }
+            self.delivery.close_lane(id);
             self.catalog_due = Instant::now();
         }
         Ok(())

@@ -59,25 +59,22 @@ pub unsafe extern "C-unwind" fn es_sync_launcher_main(_argument: pg_sys::Datum) 
     let mut states: FxHashMap<pg_sys::Oid, State> = FxHashMap::default();
     let mut seen_changes = u32::MAX;
     let mut complained = false;
-    while !BackgroundWorker::sigterm_received() {
+    loop {
         let changes = shared.extension_changes.load(std::sync::atomic::Ordering::Acquire);
         let announced = changes != seen_changes;
         seen_changes = changes;
-        match databases() {
-            Ok(databases) => {
-                let timeout = tend(shared, &mut states, &databases, announced, &mut complained);
-                wait(timeout);
-            }
+        let timeout = match databases() {
+            Ok(databases) => tend(shared, &mut states, &databases, announced, &mut complained),
             Err(error) => {
                 pgrx::warning!("could not read the list of databases: {error}");
-                wait(INTERVAL);
+                INTERVAL
             }
+        };
+        // It also takes in SIGTERM, and says so.
+        if !BackgroundWorker::wait_latch(Some(timeout.max(Duration::from_millis(10)))) {
+            return;
         }
     }
-}
-
-fn wait(timeout: Duration) {
-    BackgroundWorker::wait_latch(Some(timeout.max(Duration::from_millis(10))));
 }
 
 #[pgrx::pg_guard]

@@ -21,8 +21,9 @@ fn a_worker_runs_where_the_extension_is_and_nowhere_else() {
     one.batch_execute("drop extension pg_es_sync").expect("drop");
     wait::until_equal("the worker ends with its extension", wait::SHORT, vec!["two".to_owned()], || databases(&server));
     server.kill_worker("two");
-    let mut one = wait::until("the server recovers", wait::LONG, || server.try_connect("postgres", "one"));
-    one.batch_execute("create extension pg_es_sync").expect("create again");
+    wait::until("the server has recovered and the extension can be created again", wait::LONG, || {
+        server.try_connect("postgres", "one")?.batch_execute("create extension pg_es_sync")
+    });
     wait::until_equal("both are back", wait::LONG, vec!["one".to_owned(), "two".to_owned()], || databases(&server));
     server.restart(Mode::Fast);
     wait::until_equal("and after a restart", wait::LONG, vec!["one".to_owned(), "two".to_owned()], || {
@@ -68,9 +69,10 @@ fn detach_leaves_no_trigger_and_a_rolled_back_attach_leaves_nothing() {
                       + (select count(*) from es_sync.status) + (select count(*) from es_sync.jobs where state = 'queued')";
     client
         .batch_execute(&format!(
-            "create table {name} (id int primary key); begin; select es_sync.attach('{name}'); rollback"
+            "create table {name} (id int primary key)"
         ))
-        .expect("roll back");
+        .expect("create");
+    client.batch_execute(&format!("begin; select es_sync.attach('{name}'); rollback")).expect("roll back");
     assert_eq!(client.query_one(traces, &[]).expect("traces").get::<_, i64>(0), 0);
     client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");
     expect::settled(&mut client);

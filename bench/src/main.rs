@@ -1,0 +1,58 @@
+//! `make bench`: what writers pay for capture, how fast a first load is, and how late a change arrives. Each figure
+//! stands beside the least that the same work costs without us, measured in turns with it, so that the ratio holds on
+//! other machines too. A full run writes docs/benchmarks.md; QUICK=1 takes a third of the rows and only prints.
+//!
+//! Runs only through scripts/test.sh bench, which provides Postgres and the engine.
+
+mod latency;
+mod load;
+mod machine;
+mod raw;
+mod report;
+mod writers;
+
+use pg_es_sync_tests::Engine;
+use report::Report;
+use std::path::Path;
+
+/// How much is measured.
+struct Scale {
+    writer_rows: u32,
+    writer_rounds: usize,
+    load_rows: u32,
+    load_rounds: usize,
+    latency_seconds: u32,
+    latency_rounds: usize,
+}
+
+const FULL: Scale = Scale {
+    writer_rows: 200_000,
+    writer_rounds: 7,
+    load_rows: 100_000,
+    load_rounds: 3,
+    latency_seconds: 10,
+    latency_rounds: 3,
+};
+const QUICK: Scale = Scale {
+    writer_rows: 66_000,
+    writer_rounds: 3,
+    load_rows: 33_000,
+    load_rounds: 3,
+    latency_seconds: 3,
+    latency_rounds: 3,
+};
+
+fn main() {
+    let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
+    let scale = if quick { QUICK } else { FULL };
+    let engine = Engine::elasticsearch();
+    let mut report = Report::new();
+    machine::describe(&mut report, &engine, if quick { "QUICK=1 make bench" } else { "make bench" });
+    writers::measure(&mut report, &scale);
+    let bench = load::Bench::new(&engine, &scale);
+    bench.measure(&mut report, &scale);
+    latency::measure(&mut report, &bench, &scale);
+    if !quick {
+        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md"));
+    }
+}
