@@ -47,7 +47,6 @@ create table es_sync.job (
     position text,
     done bigint not null default 0,
     total bigint,
-    refused bigint not null default 0,
     error text,
     created_at timestamptz not null default pg_catalog.clock_timestamp(),
     started_at timestamptz,

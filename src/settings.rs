@@ -42,7 +42,7 @@ pub fn define() {
     text(c"es_sync.api_key_file", c"Names the file that holds an API key in its encoded form.",
         c"Takes precedence over a user name; read again when the engine answers 401.", &API_KEY_FILE);
     text(c"es_sync.ca_file", c"Names the PEM file with the authorities that may sign the engine's certificate.",
-        c"Without it the system's authorities are used.", &CA_FILE);
+        c"Without it Mozilla's list of authorities is used.", &CA_FILE);
     text(c"es_sync.client_cert_file", c"Names the PEM file with the client's certificate chain.",
         c"Used together with es_sync.client_key_file.", &CLIENT_CERT_FILE);
     text(c"es_sync.client_key_file", c"Names the PEM file with the client certificate's private key.",

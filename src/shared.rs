@@ -170,6 +170,14 @@ impl Shared {
         })
     }
 
+    /// Frees the entry of a database that does not have the extension.
+    pub fn release_database(&self, oid: pg_sys::Oid) {
+        if let Some(database) = self.database(oid).filter(|database| database.worker.load(Ordering::Acquire) == 0) {
+            database.oid.store(0, Ordering::Release);
+            self.free_indexes(oid.to_u32(), |_| false);
+        }
+    }
+
     /// Frees the entries of databases that are gone.
     pub fn keep_databases(&self, exists: impl Fn(u32) -> bool) {
         for database in &self.databases {
@@ -208,10 +216,17 @@ impl Shared {
         }
     }
 
-    /// Takes a place to wait; None while all are taken.
-    pub fn take_waiter(&self) -> Option<&Waiter> {
-        self.waiters.iter().find(|waiter| {
-            waiter.state.compare_exchange(FREE, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// Takes a place to wait; None while all are taken. `is_alive` tells whether a process still runs: one that was
+    /// terminated could not give its place back.
+    pub fn take_waiter(&self, is_alive: impl Fn(i32) -> bool) -> Option<&Waiter> {
+        let take = |waiter: &Waiter, from| {
+            waiter.state.compare_exchange(from, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        };
+        self.waiters.iter().find(|waiter| take(waiter, FREE)).or_else(|| {
+            self.waiters.iter().find(|waiter| {
+                let state = waiter.state.load(Ordering::Acquire);
+                state != FILLING && !is_alive(waiter.pid.load(Ordering::Relaxed)) && take(waiter, state)
+            })
         })
     }
 

@@ -50,7 +50,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
     }
 
     as_extension(|| {
-        lock(&table)?;
+        lock(&table, "share row exclusive")?;
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
@@ -99,7 +99,9 @@ pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> R
     let table = owned(relation)?;
     as_extension(|| {
         let attachments = attached(relation, index)?;
-        lock(&table)?;
+        let last = attachments.len() == catalog::of_relation(relation, None).len();
+        // Dropping a trigger needs the table for itself.
+        lock(&table, if last { "access exclusive" } else { "share row exclusive" })?;
         for attachment in &attachments {
             if drop_index {
                 spi::run(
@@ -397,24 +399,24 @@ fn with_spi<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Takes the lock that creating a trigger needs, or says who stands in the way.
-fn lock(table: &Table) -> Result<(), Report> {
+/// Takes the lock that changing triggers needs, or says who stands in the way.
+fn lock(table: &Table, mode: &str) -> Result<(), Report> {
     let holders = spi::run(
         "select pg_catalog.string_agg(distinct l.pid::text, ', ')
          from pg_catalog.pg_locks l
          where l.locktype = 'relation' and l.relation = $1 and l.granted
            and l.database = (select d.oid from pg_catalog.pg_database d
                              where d.datname = pg_catalog.current_database())
-           and l.mode not in ('AccessShareLock', 'RowShareLock')
+           and ($2 = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
            and l.pid is distinct from pg_catalog.pg_backend_pid()",
-        &[(pg_sys::OIDOID, spi::value(table.oid))],
+        &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
     )
     .get::<String>(0, 1);
     let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
     transaction::set(c"lock_timeout", &timeout, Scope::Nested);
     let name = &table.name;
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
-        spi::run(&format!("lock table {name} in share row exclusive mode"), &[]);
+        spi::run(&format!("lock table {name} in {mode} mode"), &[]);
     }))
     .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
         let who = match &holders {

@@ -65,7 +65,7 @@ pub fn owner_of_index(index: &str) -> Option<String> {
     (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
 }
 
-/// Types that no document holds unless the user asks for them.
+/// False for types that no document holds: bytea and tsvector.
 pub fn is_synced(type_oid: pg_sys::Oid) -> bool {
     !matches!(type_oid, pg_sys::BYTEAOID | pg_sys::TSVECTOROID | pg_sys::BYTEAARRAYOID)
 }

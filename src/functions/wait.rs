@@ -35,7 +35,7 @@ fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -
     });
     let deadline = Instant::now() + timeout;
     let place = loop {
-        if let Some(waiter) = shared.take_waiter() {
+        if let Some(waiter) = shared.take_waiter(is_alive) {
             break Place(waiter);
         }
         if Instant::now() >= deadline {
@@ -65,6 +65,11 @@ fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -
         }
         latch::wait_my_latch(left.min(LOOK_EVERY));
     }
+}
+
+fn is_alive(pid: i32) -> bool {
+    // SAFETY: looks the process up in the process array.
+    unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
 /// Gives the place back however the call ends: a cancel unwinds as a panic.

@@ -47,6 +47,8 @@ pub struct Build {
     done: i64,
     written_down: Instant,
     failures: u32,
+    /// The first build of an attachment, not a rebuild.
+    first: bool,
 }
 
 struct Sent {
@@ -127,6 +129,7 @@ impl Build {
             done: job.done,
             written_down: Instant::now(),
             failures: 0,
+            first: job.kind == "load",
         }
     }
 
@@ -376,7 +379,7 @@ impl Build {
         match phase {
             Phase::Create => {
                 self.open_lane(context.delivery, context.attachment, context.generation);
-                self.exhausted = context.attachment.options.load == Some(false) && context.attachment.live.is_none();
+                self.exhausted = self.first && context.attachment.options.load == Some(false);
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
             }

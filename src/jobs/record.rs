@@ -61,7 +61,7 @@ pub fn next_target(attachment: i32) -> Option<String> {
 pub fn begin(job: i64, target: &str, total: Option<i64>) {
     spi::run(
         "update es_sync.job j
-         set state = 'running', phase = 'create', target = $2, position = null, done = 0, refused = 0, total = $3,
+         set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1",
         &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],

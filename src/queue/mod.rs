@@ -2,7 +2,7 @@
 //! Runs in: writers' backends (`insert`), the worker (`claim`, `dead_letter`).
 //! May touch: es_sync.queue, es_sync.prepared_queue, es_sync.dead_letter.
 //!
-//! A row of the queue is (id, source, count, keys, enqueued_at): the keys of one table that one transaction changed, a
+//! A row of the queue is (id, source, count, enqueued_at, keys): the keys of one table that one transaction changed, a
 //! chunk at a time. `keys` null means the whole table. There is no index and no sequence: both would cost the writer
 //! more than the row itself. The worker finds rows by scanning and deletes them by ctid and id.
 

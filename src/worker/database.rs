@@ -405,6 +405,10 @@ impl Worker {
     fn job_answered(&mut self, token: u64, result: &Result<serde_json::Value, es::Failure>) -> Result<(), SqlError> {
         if let Some(place) = self.drops.iter().position(|(own, _)| *own == token) {
             let (_, job) = self.drops.swap_remove(place);
+            if result.as_ref().is_err_and(|failure| failure.kind.is_transient()) {
+                // The job stays queued: the next reading of the catalog takes it up again.
+                return Ok(());
+            }
             let error = result.as_ref().err().map(ToString::to_string);
             let state = if error.is_none() { "done" } else { "failed" };
             return transaction::run(|| record::finish(job, state, 0, error.as_deref()));
@@ -462,6 +466,11 @@ impl Worker {
             self.owner = rows.get::<String>(0, 2).unwrap_or_default();
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), record::open_jobs(), parked)
+        })
+        .inspect_err(|_| {
+            if lost {
+                self.database.lost_note.store(true, Ordering::Release);
+            }
         })?;
         if first {
             self.delivery = Delivery::new(parked);
@@ -611,7 +620,17 @@ impl Worker {
             }
             let (lane, earliest) = self.delivery.next_ready(now);
             due.extend(earliest);
-            let Some(lane) = lane else { return engine.breaker.state() != es::State::Closed };
+            let Some(lane) = lane else {
+                if engine.breaker.state() == es::State::Closed {
+                    return false;
+                }
+                // Nothing is claimed while the breaker is open: without a document to try, a question is the probe.
+                match engine.permit(now) {
+                    Permit::No(until) => due.push(until),
+                    _ => engine.probe(now),
+                }
+                return true;
+            };
             let probe = match engine.permit(now) {
                 Permit::Normal => false,
                 Permit::Probe => true,

@@ -282,7 +282,6 @@ impl Delivery {
                 }
                 if let Some(lane) = self.lane(lane) {
                     lane.put_back(unread.into_iter());
-                    lane.failures = 0;
                 }
                 self.send(lane, batch, engine);
             }
@@ -410,7 +409,6 @@ impl Delivery {
     }
 
     fn read_failed(&mut self, lane: u32, keys: Vec<Key>, error: &SqlError, engine: &mut Engine) {
-        let now = Instant::now();
         // Data that cannot be read is found by halving.
         let in_the_data = error.is_in_the_data();
         if in_the_data && keys.len() == 1 {
@@ -419,17 +417,13 @@ impl Delivery {
             return;
         }
         let Some(state) = self.lane(lane) else { return };
+        let attachment = state.attachment;
         if in_the_data {
             state.max_operations = keys.len().div_ceil(2);
+            state.put_back(keys.into_iter());
         } else {
-            state.failures += 1;
-            let delay = engine.backoff.delay(state.failures.min(10), &mut engine.random);
-            state.blocked_until = Some(now + delay);
-        }
-        let attachment = state.attachment;
-        state.put_back(keys.into_iter());
-        if !in_the_data {
             set_cause(attachment, &format!("could not read documents: {error}"));
+            self.rest(lane, keys.into_iter(), engine);
         }
     }
 
@@ -464,7 +458,7 @@ impl Delivery {
         lane.max_operations = (lane.max_operations * 2).min(super::lane::MAX_OPERATIONS);
         let counters = counters(attachment);
         let now_micros = now_micros();
-        let (mut indexed, mut deleted, mut retried) = (0, 0, 0);
+        let (mut indexed, mut deleted, mut retried) = (0, 0, 0_u64);
         let mut taken = false;
         let mut missing = None;
         let mut retries = Vec::new();
@@ -519,9 +513,19 @@ impl Delivery {
             }
             return;
         }
-        for (key, reason) in retries {
-            retried += 1;
-            self.retry(lane_id, attachment, &key, reason, engine);
+        retried += retries.len() as u64;
+        if taken {
+            if let Some(lane) = self.lane(lane_id) {
+                lane.failures = 0;
+            }
+            for (key, reason) in retries {
+                self.retry(lane_id, attachment, &key, reason, engine);
+            }
+        } else if let Some((_, reason)) = retries.first() {
+            // Nothing was taken: the index is read-only, or the engine has no room. That is no document's own failure,
+            // so it does not count as an attempt.
+            set_cause(attachment, reason);
+            self.rest(lane_id, retries.into_iter().map(|(key, _)| key), engine);
         }
         if let Some(counters) = counters {
             use std::sync::atomic::Ordering::Relaxed;
@@ -533,6 +537,15 @@ impl Delivery {
                 counters.set_cause("");
             }
         }
+    }
+
+    /// Puts documents back and lets their lane rest for a while that grows with each failure in a row.
+    fn rest(&mut self, lane: u32, keys: impl DoubleEndedIterator<Item = Key>, engine: &mut Engine) {
+        let Some(lane) = self.lane(lane) else { return };
+        lane.failures += 1;
+        let delay = engine.backoff.delay(lane.failures.min(10), &mut engine.random);
+        lane.blocked_until = Some(Instant::now() + delay);
+        lane.put_back(keys);
     }
 
     fn retry(&mut self, lane: u32, attachment: i32, key: &Key, reason: String, engine: &mut Engine) {

@@ -134,6 +134,14 @@ impl Engine {
         })
     }
 
+    /// Asks again who the engine is, to learn whether it answers while there is nothing else to send.
+    pub fn probe(&mut self, now: Instant) {
+        if matches!(self.info, Info::Known(_)) {
+            self.info = Info::Unknown { due: now };
+        }
+        self.identify(now);
+    }
+
     /// Whether a request may be sent now: the breaker's word.
     pub fn permit(&mut self, now: Instant) -> Permit {
         self.breaker.allow(now)

@@ -108,6 +108,10 @@ fn tend(
         }
         states.insert(oid, next);
     }
+    // Complain again only after everything that should run has run.
+    if !states.values().any(|state| matches!(state, State::Resting { .. })) {
+        *complained = false;
+    }
     timeout
 }
 
@@ -124,7 +128,10 @@ fn after_start(
         Err(_) if shared.database(oid).is_some_and(|database| database.has_extension()) => {
             State::Resting { until: now + RESTART_DELAY }
         }
-        Err(_) => State::Absent { looked: now },
+        Err(_) => {
+            shared.release_database(oid);
+            State::Absent { looked: now }
+        }
     }
 }
 
@@ -148,7 +155,6 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         .load_dynamic();
     match worker {
         Ok(worker) => {
-            *complained = false;
             State::Started { worker, since: now }
         }
         Err(_) => {
