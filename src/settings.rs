@@ -33,47 +33,137 @@ static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
 /// Defines all settings. Called once per process, from `_PG_init`.
 pub fn define() {
-    text(c"es_sync.url", c"Sets the addresses of the engine's nodes, separated by commas.",
-        c"http or https; without it nothing is sent and nothing can be attached. No credentials here.", &URL);
-    text(c"es_sync.username", c"Sets the user name for basic authentication.",
-        c"Used together with es_sync.password_file.", &USERNAME);
-    text(c"es_sync.password_file", c"Names the file that holds the password for basic authentication.",
-        c"Read again when the engine answers 401.", &PASSWORD_FILE);
-    text(c"es_sync.api_key_file", c"Names the file that holds an API key in its encoded form.",
-        c"Takes precedence over a user name; read again when the engine answers 401.", &API_KEY_FILE);
-    text(c"es_sync.ca_file", c"Names the PEM file with the authorities that may sign the engine's certificate.",
-        c"Without it Mozilla's list of authorities is used.", &CA_FILE);
-    text(c"es_sync.client_cert_file", c"Names the PEM file with the client's certificate chain.",
-        c"Used together with es_sync.client_key_file.", &CLIENT_CERT_FILE);
-    text(c"es_sync.client_key_file", c"Names the PEM file with the client certificate's private key.",
-        c"Used together with es_sync.client_cert_file.", &CLIENT_KEY_FILE);
-    text(c"es_sync.headers_file", c"Names a file with additional request headers.",
-        c"One \"Name: value\" a line.", &HEADERS_FILE);
+    text(
+        c"es_sync.url",
+        c"Sets the addresses of the engine's nodes, separated by commas.",
+        c"http or https; without it nothing is sent and nothing can be attached. No credentials here.",
+        &URL,
+    );
+    text(
+        c"es_sync.username",
+        c"Sets the user name for basic authentication.",
+        c"Used together with es_sync.password_file.",
+        &USERNAME,
+    );
+    text(
+        c"es_sync.password_file",
+        c"Names the file that holds the password for basic authentication.",
+        c"Read again when the engine answers 401.",
+        &PASSWORD_FILE,
+    );
+    text(
+        c"es_sync.api_key_file",
+        c"Names the file that holds an API key in its encoded form.",
+        c"Takes precedence over a user name; read again when the engine answers 401.",
+        &API_KEY_FILE,
+    );
+    text(
+        c"es_sync.ca_file",
+        c"Names the PEM file with the authorities that may sign the engine's certificate.",
+        c"Without it Mozilla's list of authorities is used.",
+        &CA_FILE,
+    );
+    text(
+        c"es_sync.client_cert_file",
+        c"Names the PEM file with the client's certificate chain.",
+        c"Used together with es_sync.client_key_file.",
+        &CLIENT_CERT_FILE,
+    );
+    text(
+        c"es_sync.client_key_file",
+        c"Names the PEM file with the client certificate's private key.",
+        c"Used together with es_sync.client_cert_file.",
+        &CLIENT_KEY_FILE,
+    );
+    text(
+        c"es_sync.headers_file",
+        c"Names a file with additional request headers.",
+        c"One \"Name: value\" a line.",
+        &HEADERS_FILE,
+    );
 
     let none = GucFlags::empty();
-    number(c"es_sync.connections", c"Sets how many bulk requests a worker keeps in flight at the most.",
-        c"Each has a sender thread and a connection of its own.", &CONNECTIONS, 1, 64, none);
-    number(c"es_sync.connect_timeout", c"Limits the time for opening a connection to the engine.",
-        c"In milliseconds.", &CONNECT_TIMEOUT, 100, 600_000, GucFlags::UNIT_MS);
-    number(c"es_sync.request_timeout", c"Limits the time for one request to the engine.",
-        c"In milliseconds. What timed out has an unknown outcome and is read and sent again.", &REQUEST_TIMEOUT,
-        1_000, 3_600_000, GucFlags::UNIT_MS);
-    number(c"es_sync.bulk_bytes", c"Limits the size of one bulk request.",
-        c"In kilobytes; the engine's http.max_content_length is kept in any case.", &BULK_BYTES, 64, 1024 * 1024,
-        GucFlags::UNIT_KB);
-    number(c"es_sync.linger", c"Sets how long the worker lets changes gather while commits keep coming.",
-        c"In milliseconds. After a quiet time a change is claimed at once; 0 never waits.", &LINGER, 0, 1_000,
-        GucFlags::UNIT_MS);
-    number(c"es_sync.poll_interval", c"Sets how often the worker looks for changes that woke nobody.",
-        c"In milliseconds. COMMIT PREPARED is the one that wakes nobody.", &POLL_INTERVAL, 10, 60_000,
-        GucFlags::UNIT_MS);
-    number(c"es_sync.max_attempts", c"Sets after how many failures a document becomes a dead letter.",
-        c"Counted only while the engine takes other documents.", &MAX_ATTEMPTS, 1, 1_000, none);
-    number(c"es_sync.retry_max_delay", c"Limits the wait between two attempts.",
-        c"In milliseconds; the wait grows from 100 ms on, with full jitter.", &RETRY_MAX_DELAY, 100, 3_600_000,
-        GucFlags::UNIT_MS);
-    number(c"es_sync.lock_timeout", c"Limits how long attach and detach wait for the table's lock.",
-        c"In milliseconds; 0 waits without limit.", &LOCK_TIMEOUT, 0, 3_600_000, GucFlags::UNIT_MS);
+    number(
+        c"es_sync.connections",
+        c"Sets how many bulk requests a worker keeps in flight at the most.",
+        c"Each has a sender thread and a connection of its own.",
+        &CONNECTIONS,
+        1,
+        64,
+        none,
+    );
+    number(
+        c"es_sync.connect_timeout",
+        c"Limits the time for opening a connection to the engine.",
+        c"In milliseconds.",
+        &CONNECT_TIMEOUT,
+        100,
+        600_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"es_sync.request_timeout",
+        c"Limits the time for one request to the engine.",
+        c"In milliseconds. What timed out has an unknown outcome and is read and sent again.",
+        &REQUEST_TIMEOUT,
+        1_000,
+        3_600_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"es_sync.bulk_bytes",
+        c"Limits the size of one bulk request.",
+        c"In kilobytes; the engine's http.max_content_length is kept in any case.",
+        &BULK_BYTES,
+        64,
+        1024 * 1024,
+        GucFlags::UNIT_KB,
+    );
+    number(
+        c"es_sync.linger",
+        c"Sets how long the worker lets changes gather while commits keep coming.",
+        c"In milliseconds. After a quiet time a change is claimed at once; 0 never waits.",
+        &LINGER,
+        0,
+        1_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"es_sync.poll_interval",
+        c"Sets how often the worker looks for changes that woke nobody.",
+        c"In milliseconds. COMMIT PREPARED is the one that wakes nobody.",
+        &POLL_INTERVAL,
+        10,
+        60_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"es_sync.max_attempts",
+        c"Sets after how many failures a document becomes a dead letter.",
+        c"Counted only while the engine takes other documents.",
+        &MAX_ATTEMPTS,
+        1,
+        1_000,
+        none,
+    );
+    number(
+        c"es_sync.retry_max_delay",
+        c"Limits the wait between two attempts.",
+        c"In milliseconds; the wait grows from 100 ms on, with full jitter.",
+        &RETRY_MAX_DELAY,
+        100,
+        3_600_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
+        c"es_sync.lock_timeout",
+        c"Limits how long attach and detach wait for the table's lock.",
+        c"In milliseconds; 0 waits without limit.",
+        &LOCK_TIMEOUT,
+        0,
+        3_600_000,
+        GucFlags::UNIT_MS,
+    );
 }
 
 fn text(name: &'static CStr, sentence: &'static CStr, more: &'static CStr, setting: &'static Text) {

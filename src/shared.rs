@@ -198,9 +198,10 @@ impl Shared {
     pub fn take_index(&self, database: pg_sys::Oid, attachment: i32) -> Option<&Index> {
         let oid = database.to_u32();
         self.index(database, attachment).or_else(|| {
-            let free = self.indexes.iter().find(|index| {
-                index.database.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire).is_ok()
-            })?;
+            let free = self
+                .indexes
+                .iter()
+                .find(|index| index.database.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire).is_ok())?;
             free.reset();
             free.attachment.store(attachment, Ordering::Release);
             Some(free)

@@ -32,8 +32,22 @@ struct Table {
 
 /// Fields that the engine keeps for itself: a document that has one is refused.
 const METADATA_FIELDS: [&str; 16] = [
-    "_id", "_index", "_type", "_source", "_routing", "_field_names", "_ignored", "_size", "_doc_count",
-    "_nested_path", "_seq_no", "_version", "_tier", "_feature", "_primary_term", "_meta",
+    "_id",
+    "_index",
+    "_type",
+    "_source",
+    "_routing",
+    "_field_names",
+    "_ignored",
+    "_size",
+    "_doc_count",
+    "_nested_path",
+    "_seq_no",
+    "_version",
+    "_tier",
+    "_feature",
+    "_primary_term",
+    "_meta",
 ];
 
 /// Attaches a table; the id of the job that creates its index and loads it.
@@ -152,10 +166,7 @@ pub fn attached(relation: pg_sys::Oid, index: Option<&str>) -> Result<Vec<catalo
     if attachments.is_empty() {
         let name = crate::postgres::error::relation_name(relation);
         let report = match index {
-            None => Report::new(
-                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                format!("table \"{name}\" is not attached"),
-            ),
+            None => Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("table \"{name}\" is not attached")),
             Some(index) => Report::new(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
                 format!("table \"{name}\" is not attached to index \"{index}\""),
@@ -210,12 +221,13 @@ fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
              where c.oid = $1",
             &[(pg_sys::OIDOID, spi::value(relation))],
         );
-        (!rows.is_empty()).then(|| {
-            (rows.get::<String>(0, 1), rows.get::<f64>(0, 2), rows.get::<bool>(0, 3))
-        })
+        (!rows.is_empty()).then(|| (rows.get::<String>(0, 1), rows.get::<f64>(0, 2), rows.get::<bool>(0, 3)))
     });
     let Some((Some(name), rows, owner)) = rows else {
-        return Err(Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("relation {} does not exist", relation.to_u32())));
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            format!("relation {} does not exist", relation.to_u32()),
+        ));
     };
     if owner != Some(true) {
         return Err(Report::new(
@@ -525,8 +537,7 @@ fn announce(table: &Table, index: &str, request: &Request) {
     } else {
         format!("about {} rows", table.estimated_rows)
     };
-    let left_out =
-        if left_out.is_empty() { String::new() } else { format!("; left out: {}", left_out.join(", ")) };
+    let left_out = if left_out.is_empty() { String::new() } else { format!("; left out: {}", left_out.join(", ")) };
     pgrx::notice!(
         "table {} is attached to index \"{index}\" with {rows}, identified by ({}){left_out}",
         table.name,

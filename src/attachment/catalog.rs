@@ -179,9 +179,7 @@ pub unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
     unsafe {
         match list.as_ref() {
             None => Vec::new(),
-            Some(list) => {
-                (0..list.length as usize).map(|index| (*list.elements.add(index)).oid_value).collect()
-            }
+            Some(list) => (0..list.length as usize).map(|index| (*list.elements.add(index)).oid_value).collect(),
         }
     }
 }
@@ -201,9 +199,6 @@ pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
         .tuple_desc()
         .iter()
         .filter(|attribute| !attribute.attisdropped)
-        .map(|attribute| Column {
-            name: attribute.name().to_owned(),
-            type_oid: attribute.atttypid,
-        })
+        .map(|attribute| Column { name: attribute.name().to_owned(), type_oid: attribute.atttypid })
         .collect()
 }

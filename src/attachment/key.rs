@@ -24,7 +24,10 @@ enum Kind {
     Int8,
     Text,
     /// Anything else, by its output function; `fixed` if that depends on no setting.
-    Other { output: pg_sys::Oid, fixed: bool },
+    Other {
+        output: pg_sys::Oid,
+        fixed: bool,
+    },
 }
 
 impl Column {
@@ -189,7 +192,9 @@ mod tests {
 
     #[test]
     fn keys_of_several_columns_come_apart_as_they_were() {
-        for parts_in in [["a", "b"], ["a|", "b"], ["a", "|b"], ["a\\", "|b"], ["", ""], ["\\|", "\\\\"], ["ä|ö", "\u{1F600}"]] {
+        for parts_in in
+            [["a", "b"], ["a|", "b"], ["a", "|b"], ["a\\", "|b"], ["", ""], ["\\|", "\\\\"], ["ä|ö", "\u{1F600}"]]
+        {
             assert_eq!(parts(&joined(&parts_in), 2).as_deref(), Some(&parts_in.map(String::from)[..]));
         }
     }

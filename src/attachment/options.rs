@@ -64,7 +64,10 @@ impl Options {
                 }
             };
             if !fits {
-                return Err(invalid(format!("option \"{name}\" has a value of the wrong kind"), format!("Pass {kind}.")));
+                return Err(invalid(
+                    format!("option \"{name}\" has a value of the wrong kind"),
+                    format!("Pass {kind}."),
+                ));
             }
         }
         serde_json::from_value(options.clone()).map_err(|error| {

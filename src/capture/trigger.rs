@@ -161,8 +161,7 @@ impl Row {
                 fixed => fixed as usize,
             };
             let length = size(mine);
-            length == size(its)
-                && std::slice::from_raw_parts(mine, length) == std::slice::from_raw_parts(its, length)
+            length == size(its) && std::slice::from_raw_parts(mine, length) == std::slice::from_raw_parts(its, length)
         }
     }
 }

@@ -45,7 +45,8 @@ impl Reader {
         }
         let Self { shape, by_keys, fetch, .. } = self;
         transaction::as_owner(shape.owner, || {
-            let plan = by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
+            let plan =
+                by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
             let values: Vec<Value> = values.into_iter().map(spi::value).collect();
             read(plan, &values, &shape.key, fetch, found)
         })

@@ -112,7 +112,8 @@ impl Shape {
         let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
             format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
         } else {
-            let parts: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text[]::{}[]", types[n - 1])).collect();
+            let parts: Vec<String> =
+                (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text[]::{}[]", types[n - 1])).collect();
             let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
             let equal: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} = k.{name}")).collect();
             format!(
@@ -240,8 +241,12 @@ impl Type {
             pg_sys::INT4RANGEOID | pg_sys::INT4MULTIRANGEOID => Field::Range("integer_range"),
             pg_sys::INT8RANGEOID | pg_sys::INT8MULTIRANGEOID => Field::Range("long_range"),
             pg_sys::NUMRANGEOID | pg_sys::NUMMULTIRANGEOID => Field::Range("double_range"),
-            pg_sys::DATERANGEOID | pg_sys::TSRANGEOID | pg_sys::TSTZRANGEOID | pg_sys::DATEMULTIRANGEOID
-            | pg_sys::TSMULTIRANGEOID | pg_sys::TSTZMULTIRANGEOID => Field::Range("date_range"),
+            pg_sys::DATERANGEOID
+            | pg_sys::TSRANGEOID
+            | pg_sys::TSTZRANGEOID
+            | pg_sys::DATEMULTIRANGEOID
+            | pg_sys::TSMULTIRANGEOID
+            | pg_sys::TSTZMULTIRANGEOID => Field::Range("date_range"),
             _ if kind == pg_sys::TYPTYPE_COMPOSITE => Field::Json,
             _ => match extension_type(element).as_str() {
                 "citext" => Field::Text,
@@ -250,7 +255,8 @@ impl Type {
             },
         };
         // Ranges of ranges of text, arrays of ranges: as text.
-        let field = if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
+        let field =
+            if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
         Self { field, is_array, element, is_multirange }
     }
 
@@ -261,10 +267,9 @@ impl Type {
         }
         match (self.field, self.element) {
             (Field::Range("ip_range"), _) => bare.to_owned(),
-            (Field::Range(_), _) if self.is_multirange => format!(
-                "(select pg_catalog.json_agg({}) from pg_catalog.unnest({bare}) r)",
-                range_expression("r")
-            ),
+            (Field::Range(_), _) if self.is_multirange => {
+                format!("(select pg_catalog.json_agg({}) from pg_catalog.unnest({bare}) r)", range_expression("r"))
+            }
             (Field::Range(_), _) => range_expression(bare),
             // Its text depends on lc_monetary.
             (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),

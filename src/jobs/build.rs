@@ -71,10 +71,16 @@ enum Phase {
     Settle,
     Settling(u64),
     /// Waits until everything below the mark has been delivered.
-    Drain { mark: i64, due: Instant },
+    Drain {
+        mark: i64,
+        due: Instant,
+    },
     Swap,
     Swapping(u64),
-    Pause { until: Instant, then: Box<Phase> },
+    Pause {
+        until: Instant,
+        then: Box<Phase>,
+    },
     Over,
 }
 
@@ -269,10 +275,12 @@ impl Build {
             let open = context.delivery.lane(lane).is_some_and(|lane| lane.is_open(now));
             if !busy && open && self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD {
                 let page = self.page_number();
-                let read = match context.delivery.send_page(lane, context.reader, context.engine, self.after.as_deref(), page) {
-                    Ok(read) => read,
-                    Err(error) => return self.page_failed(context, error, now),
-                };
+                let read =
+                    match context.delivery.send_page(lane, context.reader, context.engine, self.after.as_deref(), page)
+                    {
+                        Ok(read) => read,
+                        Err(error) => return self.page_failed(context, error, now),
+                    };
                 self.exhausted = read.exhausted;
                 if let Some(last) = read.last {
                     self.after = Some(last.to_string());
@@ -497,7 +505,10 @@ fn check_owner(client: &Client, public: &str, owner: &str, adopt: bool) -> Resul
         )),
         Some(index) if !is_ours(&index.meta, owner) => Err(Failure::new(
             FailureKind::Config,
-            format!("\"{public}\" is an alias of index \"{}\", which another installation made; option \"adopt\" takes it over", index.name),
+            format!(
+                "\"{public}\" is an alias of index \"{}\", which another installation made; option \"adopt\" takes it over",
+                index.name
+            ),
         )),
         Some(_) => Ok(()),
     }

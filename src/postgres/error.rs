@@ -69,10 +69,9 @@ impl SqlError {
             CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
                 Self { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
             }
-            CaughtError::RustPanic { ereport, .. } => Self {
-                sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                message: ereport.message().to_owned(),
-            },
+            CaughtError::RustPanic { ereport, .. } => {
+                Self { sqlstate: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message: ereport.message().to_owned() }
+            }
         }
     }
 }

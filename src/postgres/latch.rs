@@ -62,7 +62,13 @@ impl WaitSet {
             let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
             let (no_latch, no_data) = (std::ptr::null_mut(), std::ptr::null_mut());
             if latch {
-                pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, no_data);
+                pg_sys::AddWaitEventToSet(
+                    set,
+                    pg_sys::WL_LATCH_SET,
+                    pg_sys::PGINVALID_SOCKET,
+                    pg_sys::MyLatch,
+                    no_data,
+                );
             }
             pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, pg_sys::PGINVALID_SOCKET, no_latch, no_data);
             if let Some(socket) = socket {
@@ -79,8 +85,7 @@ impl WaitSet {
             let mut event = std::mem::zeroed::<pg_sys::WaitEvent>();
             // Round up: a wait of less than a millisecond must not become a busy loop.
             let millis = timeout.as_micros().div_ceil(1000);
-            let events =
-                pg_sys::WaitEventSetWait(self.set, millis as _, &mut event, 1, pg_sys::PG_WAIT_EXTENSION);
+            let events = pg_sys::WaitEventSetWait(self.set, millis as _, &mut event, 1, pg_sys::PG_WAIT_EXTENSION);
             let latched = events > 0 && event.events & pg_sys::WL_LATCH_SET != 0;
             if latched {
                 pg_sys::ResetLatch(pg_sys::MyLatch);

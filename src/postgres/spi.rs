@@ -57,13 +57,8 @@ impl Plan {
         let (mut datums, nulls) = split(values);
         // SAFETY: the plan was kept, SPI is connected, and there is a value for each parameter.
         unsafe {
-            let code = pg_sys::SPI_execute_plan(
-                self.plan,
-                datums.as_mut_ptr(),
-                nulls.as_ptr().cast(),
-                false,
-                limit as _,
-            );
+            let code =
+                pg_sys::SPI_execute_plan(self.plan, datums.as_mut_ptr(), nulls.as_ptr().cast(), false, limit as _);
             Rows::taken(code)
         }
     }
@@ -73,13 +68,7 @@ impl Plan {
         let (mut datums, nulls) = split(values);
         // SAFETY: as in `execute`.
         let portal = unsafe {
-            pg_sys::SPI_cursor_open(
-                std::ptr::null(),
-                self.plan,
-                datums.as_mut_ptr(),
-                nulls.as_ptr().cast(),
-                true,
-            )
+            pg_sys::SPI_cursor_open(std::ptr::null(), self.plan, datums.as_mut_ptr(), nulls.as_ptr().cast(), true)
         };
         Cursor { portal }
     }

@@ -2,8 +2,8 @@
 
 use std::panic::AssertUnwindSafe;
 
-use pgrx::pg_sys;
 use pgrx::PgTryBuilder;
+use pgrx::pg_sys;
 
 use super::error::SqlError;
 

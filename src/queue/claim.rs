@@ -116,7 +116,8 @@ pub fn acknowledge(places: &[Place]) {
     prefer_tid_scans();
     for queue in Queue::ALL {
         let mine = || places.iter().filter(move |place| place.queue == queue);
-        let ctids: Vec<String> = mine().map(|place| format!("({},{})", place.ctid >> 16, place.ctid & 0xffff)).collect();
+        let ctids: Vec<String> =
+            mine().map(|place| format!("({},{})", place.ctid >> 16, place.ctid & 0xffff)).collect();
         if ctids.is_empty() {
             continue;
         }
@@ -215,7 +216,8 @@ fn prefer_tid_scans() {
 
 fn ctid_of(datum: pg_sys::Datum) -> u64 {
     // SAFETY: a tid datum points to an ItemPointerData.
-    let (block, offset) = pgrx::itemptr::item_pointer_get_both(unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() });
+    let (block, offset) =
+        pgrx::itemptr::item_pointer_get_both(unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() });
     u64::from(block) << 16 | u64::from(offset)
 }
 

@@ -124,13 +124,7 @@ impl Writer {
         // the tuple is a copy that is freed here.
         unsafe {
             let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::heap_insert(
-                self.relation,
-                tuple,
-                pg_sys::GetCurrentCommandId(true),
-                0,
-                std::ptr::null_mut(),
-            );
+            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
             pg_sys::heap_freetuple(tuple);
         }
     }

@@ -485,7 +485,8 @@ impl Worker {
     fn take_attachments(&mut self, attachments: Vec<Attachment>) {
         let old = std::mem::replace(&mut self.attachments, attachments);
         for gone in old.iter().filter(|old| !self.attachments.iter().any(|new| new.id == old.id)) {
-            let lanes: Vec<u32> = self.delivery.lanes.iter().filter(|l| l.attachment == gone.id).map(|l| l.id).collect();
+            let lanes: Vec<u32> =
+                self.delivery.lanes.iter().filter(|l| l.attachment == gone.id).map(|l| l.id).collect();
             lanes.into_iter().for_each(|lane| self.delivery.close_lane(lane));
             self.builds.retain(|build| build.attachment != gone.id);
         }
@@ -556,9 +557,10 @@ impl Worker {
     fn may_claim(&self) -> bool {
         self.delivery.fenced.is_none()
             && self.delivery.room() > 0
-            && self.engine.as_ref().is_some_and(|engine| {
-                engine.dialect().is_some() && engine.breaker.state() == es::State::Closed
-            })
+            && self
+                .engine
+                .as_ref()
+                .is_some_and(|engine| engine.dialect().is_some() && engine.breaker.state() == es::State::Closed)
     }
 
     /// Claims changes: at once after a quiet time, at most every few milliseconds while commits keep coming.
@@ -579,9 +581,9 @@ impl Worker {
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
-                let unknown = rows.iter().any(|row| {
-                    !self.attachments.iter().any(|attachment| attachment.relation.to_u32() == row.source)
-                });
+                let unknown = rows
+                    .iter()
+                    .any(|row| !self.attachments.iter().any(|attachment| attachment.relation.to_u32() == row.source));
                 self.delivery.accept_later(rows);
                 if unknown {
                     self.catalog_due = now;
@@ -719,7 +721,8 @@ impl Worker {
             return Ok(());
         }
         let outbox = &self.delivery.outbox;
-        let places: Vec<_> = outbox.finished.iter().chain(outbox.rebuilds.iter().map(|(_, place)| place)).copied().collect();
+        let places: Vec<_> =
+            outbox.finished.iter().chain(outbox.rebuilds.iter().map(|(_, place)| place)).copied().collect();
         let attachments = &self.attachments;
         transaction::run(|| {
             for letter in &outbox.letters {

@@ -344,9 +344,8 @@ impl Delivery {
     /// Takes the version of a batch, makes it durable, and renews the snapshot: in this order, so that a batch with a
     /// higher version has read later.
     fn next_version(&mut self) -> i64 {
-        let plan = self
-            .version_plan
-            .get_or_insert_with(|| Plan::prepare("select pg_catalog.nextval('es_sync.version')", &[]));
+        let plan =
+            self.version_plan.get_or_insert_with(|| Plan::prepare("select pg_catalog.nextval('es_sync.version')", &[]));
         let version = plan.execute(&[], 1).get::<i64>(0, 1).unwrap_or_default();
         transaction::flush_wal();
         transaction::new_snapshot();
@@ -391,8 +390,7 @@ impl Delivery {
 
     fn without_long_ids(&mut self, lane: u32, operations: Vec<Operation>, body: Body) -> (Vec<Operation>, Body) {
         // `Batch::add` never puts a long id into the body: here only its operation is taken out.
-        let (kept, long): (Vec<_>, Vec<_>) =
-            operations.into_iter().partition(|operation| !is_too_long(&operation.key));
+        let (kept, long): (Vec<_>, Vec<_>) = operations.into_iter().partition(|operation| !is_too_long(&operation.key));
         for operation in long {
             if operation.delete {
                 self.finish(lane, &operation.key);

@@ -108,7 +108,12 @@ impl Engine {
     }
 
     /// Takes the answer to `identify`; false if the token is not its. The sentence says what went wrong.
-    pub fn identified(&mut self, token: u64, result: &Result<Value, Failure>, now: Instant) -> Option<Result<String, String>> {
+    pub fn identified(
+        &mut self,
+        token: u64,
+        result: &Result<Value, Failure>,
+        now: Instant,
+    ) -> Option<Result<String, String>> {
         if !matches!(self.info, Info::Asked(asked) if asked == token) {
             return None;
         }

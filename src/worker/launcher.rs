@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use pgrx::bgworkers::{BackgroundWorkerBuilder, BackgroundWorker, BgWorkerStartTime, DynamicBackgroundWorker, SignalWakeFlags};
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker, SignalWakeFlags,
+};
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use rustc_hash::FxHashMap;
 
@@ -93,8 +95,12 @@ fn tend(
     complained: &mut bool,
 ) -> Duration {
     let now = Instant::now();
-    states.retain(|oid, state| databases.contains(oid) || matches!(state, State::Started { worker, .. } if worker.pid().is_ok()));
-    shared.keep_databases(|oid| states.contains_key(&pg_sys::Oid::from(oid)) || databases.contains(&pg_sys::Oid::from(oid)));
+    states.retain(|oid, state| {
+        databases.contains(oid) || matches!(state, State::Started { worker, .. } if worker.pid().is_ok())
+    });
+    shared.keep_databases(|oid| {
+        states.contains_key(&pg_sys::Oid::from(oid)) || databases.contains(&pg_sys::Oid::from(oid))
+    });
     let mut timeout = INTERVAL;
     for &oid in databases {
         let next = match states.remove(&oid) {
@@ -138,7 +144,11 @@ fn after_start(
 fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool) -> State {
     let rest = State::Resting { until: now + Duration::from_secs(5) };
     let Some(database) = shared.take_database(oid) else {
-        complain(complained, "too many databases have the extension", "At most 64 databases of a server can be synced.");
+        complain(
+            complained,
+            "too many databases have the extension",
+            "At most 64 databases of a server can be synced.",
+        );
         return rest;
     };
     // Until the worker has looked, it counts as there: one that dies before is started again.
@@ -154,9 +164,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         .enable_spi_access()
         .load_dynamic();
     match worker {
-        Ok(worker) => {
-            State::Started { worker, since: now }
-        }
+        Ok(worker) => State::Started { worker, since: now },
         Err(_) => {
             complain(complained, "could not start a worker", "Raise max_worker_processes.");
             rest
@@ -166,12 +174,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
 
 fn complain(complained: &mut bool, message: &'static str, hint: &'static str) {
     if !std::mem::replace(complained, true) {
-        pgrx::ereport!(
-            pgrx::PgLogLevel::WARNING,
-            pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
-            message,
-            hint
-        );
+        pgrx::ereport!(pgrx::PgLogLevel::WARNING, pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES, message, hint);
     }
 }
 

@@ -46,7 +46,9 @@ impl Waiters {
         let database = unsafe { pg_sys::MyDatabaseId };
         let mut waiting = shared
             .waiting(database)
-            .filter(|waiter| !self.refreshing.iter().any(|r| r.serial == waiter.serial() && std::ptr::eq(r.waiter, *waiter)))
+            .filter(|waiter| {
+                !self.refreshing.iter().any(|r| r.serial == waiter.serial() && std::ptr::eq(r.waiter, *waiter))
+            })
             .peekable();
         if waiting.peek().is_none() {
             return Ok(None);

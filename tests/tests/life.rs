@@ -67,11 +67,7 @@ fn detach_leaves_no_trigger_and_a_rolled_back_attach_leaves_nothing() {
     let name = unique("detached");
     let traces = "select (select count(*) from pg_trigger where tgname like 'es_sync%')
                       + (select count(*) from es_sync.status) + (select count(*) from es_sync.jobs where state = 'queued')";
-    client
-        .batch_execute(&format!(
-            "create table {name} (id int primary key)"
-        ))
-        .expect("create");
+    client.batch_execute(&format!("create table {name} (id int primary key)")).expect("create");
     client.batch_execute(&format!("begin; select es_sync.attach('{name}'); rollback")).expect("roll back");
     assert_eq!(client.query_one(traces, &[]).expect("traces").get::<_, i64>(0), 0);
     client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");

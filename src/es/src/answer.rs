@@ -18,11 +18,7 @@ pub enum Outcome {
     /// Not now, or not until an operator has mended something: later again.
     Retry { status: u16, reason: String },
     /// This document as it is will never be taken. `kind` is the engine's error type.
-    Refused {
-        status: u16,
-        kind: String,
-        reason: String,
-    },
+    Refused { status: u16, kind: String, reason: String },
     /// The write alias is gone, or is an index.
     IndexMissing { reason: String },
 }
@@ -33,24 +29,13 @@ pub enum Outcome {
 pub fn read_answer(body: &[u8], operations: usize) -> Result<Vec<Outcome>, Failure> {
     let mut outcomes = Vec::with_capacity(operations);
     let mut json = serde_json::Deserializer::from_slice(body);
-    json.deserialize_map(AnswerVisitor(&mut outcomes))
-        .and_then(|()| json.end())
-        .map_err(|error| {
-            Failure::new(
-                FailureKind::BadAnswer,
-                format!(
-                    "bulk answer of {} bytes cannot be read: {error}",
-                    body.len()
-                ),
-            )
-        })?;
+    json.deserialize_map(AnswerVisitor(&mut outcomes)).and_then(|()| json.end()).map_err(|error| {
+        Failure::new(FailureKind::BadAnswer, format!("bulk answer of {} bytes cannot be read: {error}", body.len()))
+    })?;
     if outcomes.len() != operations {
         return Err(Failure::new(
             FailureKind::BadAnswer,
-            format!(
-                "bulk answer has {} items for {operations} operations",
-                outcomes.len()
-            ),
+            format!("bulk answer has {} items for {operations} operations", outcomes.len()),
         ));
     }
     Ok(outcomes)
@@ -163,45 +148,24 @@ impl ItemResult {
                 // 404: a document to delete that is not there.
                 200..=299 | 404 => Outcome::Done,
                 409 => Outcome::Newer { version: 0 },
-                429 | 500.. => Outcome::Retry {
-                    status,
-                    reason: format!("status {status}"),
-                },
-                _ => Outcome::Refused {
-                    status,
-                    kind: String::new(),
-                    reason: format!("status {status}"),
-                },
+                429 | 500.. => Outcome::Retry { status, reason: format!("status {status}") },
+                _ => Outcome::Refused { status, kind: String::new(), reason: format!("status {status}") },
             };
         };
         let kind = error.kind;
         let reason = error.reason.unwrap_or_default();
         if kind == "version_conflict_engine_exception" {
-            return Outcome::Newer {
-                version: held_version(&reason),
-            };
+            return Outcome::Newer { version: held_version(&reason) };
         }
-        let reason = with_cause(
-            reason,
-            error.caused_by.and_then(|cause| cause.reason).as_deref(),
-        );
+        let reason = with_cause(reason, error.caused_by.and_then(|cause| cause.reason).as_deref());
         if kind == "index_not_found_exception" {
             // With require_alias also when it is an index: "... and [t] is not an alias".
-            return Outcome::IndexMissing {
-                reason: cut(reason),
-            };
+            return Outcome::IndexMissing { reason: cut(reason) };
         }
         if is_temporary(status, &kind, &reason) {
-            return Outcome::Retry {
-                status,
-                reason: cut(format!("{kind}: {reason}")),
-            };
+            return Outcome::Retry { status, reason: cut(format!("{kind}: {reason}")) };
         }
-        Outcome::Refused {
-            status,
-            kind,
-            reason: cut(reason),
-        }
+        Outcome::Refused { status, kind, reason: cut(reason) }
     }
 }
 
@@ -213,17 +177,9 @@ fn is_temporary(status: u16, kind: &str, reason: &str) -> bool {
         401 | 403 => true,
         // Closed for maintenance, with status 400.
         _ if kind == "index_closed_exception" => true,
-        _ if kind == "es_rejected_execution_exception"
-            || kind == "rejected_execution_exception" =>
-        {
-            true
-        }
+        _ if kind == "es_rejected_execution_exception" || kind == "rejected_execution_exception" => true,
         _ if kind == "circuit_breaking_exception" || kind == "cluster_block_exception" => true,
-        _ if kind == "unavailable_shards_exception"
-            || kind == "no_shard_available_action_exception" =>
-        {
-            true
-        }
+        _ if kind == "unavailable_shards_exception" || kind == "no_shard_available_action_exception" => true,
         _ if kind == "process_cluster_event_timeout_exception" => true,
         // An ingest pipeline deleted by hand, with status 400 and for every document.
         _ => {

@@ -12,19 +12,12 @@ fn one(item: &str) -> Outcome {
 
 #[test]
 fn both_engines_answers_become_the_same_outcomes() {
-    for (answer, kind) in [
-        (ELASTICSEARCH, "document_parsing_exception"),
-        (OPENSEARCH, "mapper_parsing_exception"),
-    ] {
+    for (answer, kind) in [(ELASTICSEARCH, "document_parsing_exception"), (OPENSEARCH, "mapper_parsing_exception")] {
         let outcomes = read_answer(answer.as_bytes(), 7).unwrap();
         assert_eq!(outcomes[0], Outcome::Done);
         assert_eq!(outcomes[1], Outcome::Newer { version: 10 });
         match &outcomes[2] {
-            Outcome::Refused {
-                status: 400,
-                kind: found,
-                reason,
-            } => {
+            Outcome::Refused { status: 400, kind: found, reason } => {
                 assert_eq!(found, kind);
                 assert!(
                     reason.contains("failed to parse field [n]")
@@ -34,14 +27,8 @@ fn both_engines_answers_become_the_same_outcomes() {
             }
             other => panic!("{other:?}"),
         }
-        assert!(
-            matches!(&outcomes[3], Outcome::Refused { kind, .. } if kind == "strict_dynamic_mapping_exception")
-        );
-        assert_eq!(
-            outcomes[4],
-            Outcome::Done,
-            "deleting what is not there is done"
-        );
+        assert!(matches!(&outcomes[3], Outcome::Refused { kind, .. } if kind == "strict_dynamic_mapping_exception"));
+        assert_eq!(outcomes[4], Outcome::Done, "deleting what is not there is done");
         assert_eq!(outcomes[5], Outcome::Newer { version: 20 });
         assert_eq!(outcomes[6], Outcome::Done);
     }
@@ -53,15 +40,8 @@ fn a_write_alias_that_is_gone_or_an_index_is_missing() {
         "no such index [t.one-1] and [require_alias] request flag is [true] and [t.one-1] is not an alias",
         "no such index [nonesuch]",
     ] {
-        let item = format!(
-            r#"{{"status":404,"error":{{"type":"index_not_found_exception","reason":"{reason}"}}}}"#
-        );
-        assert_eq!(
-            one(&item),
-            Outcome::IndexMissing {
-                reason: reason.into()
-            }
-        );
+        let item = format!(r#"{{"status":404,"error":{{"type":"index_not_found_exception","reason":"{reason}"}}}}"#);
+        assert_eq!(one(&item), Outcome::IndexMissing { reason: reason.into() });
     }
 }
 
@@ -86,9 +66,7 @@ fn an_id_cannot_pretend_to_be_the_version() {
     let item = r#"{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"[x]: version conflict, current version [99] y]: version conflict, current version [7] is higher or equal to the one provided [5]"}}"#;
     assert_eq!(one(item), Outcome::Newer { version: 7 });
     assert_eq!(
-        one(
-            r#"{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"in other words"}}"#
-        ),
+        one(r#"{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"in other words"}}"#),
         Outcome::Newer { version: 0 }
     );
 }
@@ -96,15 +74,9 @@ fn an_id_cannot_pretend_to_be_the_version() {
 #[test]
 fn an_answer_of_another_length_is_no_answer() {
     let two = r#"{"errors":false,"items":[{"index":{"status":200}},{"index":{"status":200}}]}"#;
-    assert_eq!(
-        read_answer(two.as_bytes(), 2),
-        Ok(vec![Outcome::Done, Outcome::Done])
-    );
+    assert_eq!(read_answer(two.as_bytes(), 2), Ok(vec![Outcome::Done, Outcome::Done]));
     for operations in [0, 1, 3] {
-        assert_eq!(
-            read_answer(two.as_bytes(), operations).unwrap_err().kind,
-            FailureKind::BadAnswer
-        );
+        assert_eq!(read_answer(two.as_bytes(), operations).unwrap_err().kind, FailureKind::BadAnswer);
     }
     for text in [
         "",
@@ -116,11 +88,7 @@ fn an_answer_of_another_length_is_no_answer() {
         r#"{"items":[{"index":{}}]}"#,
         r#"{"items":[{"index":{"status":200}}]} x"#,
     ] {
-        assert_eq!(
-            read_answer(text.as_bytes(), 1).unwrap_err().kind,
-            FailureKind::BadAnswer,
-            "{text}"
-        );
+        assert_eq!(read_answer(text.as_bytes(), 1).unwrap_err().kind, FailureKind::BadAnswer, "{text}");
     }
 }
 

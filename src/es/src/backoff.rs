@@ -24,37 +24,16 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const BACKOFF: Backoff = Backoff {
-        base: Duration::from_millis(100),
-        max: Duration::from_secs(10),
-    };
+    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };
 
     #[test]
     fn delays_spread_from_zero_to_a_doubling_bound() {
         let mut rng = fastrand::Rng::with_seed(1);
-        for (attempt, bound) in [
-            (0, 100),
-            (1, 200),
-            (5, 3200),
-            (7, 10_000),
-            (31, 10_000),
-            (u32::MAX, 10_000),
-        ] {
-            let delays: Vec<u128> = (0..1000)
-                .map(|_| BACKOFF.delay(attempt, &mut rng).as_millis())
-                .collect();
-            assert!(
-                delays.iter().all(|delay| *delay <= bound),
-                "attempt {attempt}"
-            );
-            assert!(
-                delays.iter().any(|delay| *delay < bound / 5),
-                "attempt {attempt}: no low delay"
-            );
-            assert!(
-                delays.iter().any(|delay| *delay > bound * 4 / 5),
-                "attempt {attempt}: no high delay"
-            );
+        for (attempt, bound) in [(0, 100), (1, 200), (5, 3200), (7, 10_000), (31, 10_000), (u32::MAX, 10_000)] {
+            let delays: Vec<u128> = (0..1000).map(|_| BACKOFF.delay(attempt, &mut rng).as_millis()).collect();
+            assert!(delays.iter().all(|delay| *delay <= bound), "attempt {attempt}");
+            assert!(delays.iter().any(|delay| *delay < bound / 5), "attempt {attempt}: no low delay");
+            assert!(delays.iter().any(|delay| *delay > bound * 4 / 5), "attempt {attempt}: no high delay");
         }
     }
 }

@@ -3,8 +3,7 @@
 use std::io::Write;
 
 /// What an operation's first line and line ends take beside the id: action, 20 digits of version, punctuation.
-const OVERHEAD: usize =
-    r#"{"delete":{"_id":"","version":-9223372036854775808,"version_type":"external"}}"#.len() + 2;
+const OVERHEAD: usize = r#"{"delete":{"_id":"","version":-9223372036854775808,"version_type":"external"}}"#.len() + 2;
 
 /// A bulk body. Every operation carries its version with `version_type=external`, so that a late or repeated
 /// request never overwrites newer state. [`Body::clear`] keeps the buffer for the next batch.
@@ -21,10 +20,7 @@ impl Body {
     }
 
     pub fn with_capacity(bytes: usize) -> Body {
-        Body {
-            bytes: Vec::with_capacity(bytes),
-            ..Body::default()
-        }
+        Body { bytes: Vec::with_capacity(bytes), ..Body::default() }
     }
 
     /// Adds "store this document". `document` is JSON on one line: the engine takes a line end for the end of the document.
@@ -49,8 +45,7 @@ impl Body {
         self.bytes.extend_from_slice(b",\"version\":");
         // Writing into a Vec does not fail.
         let _ = write!(self.bytes, "{version}");
-        self.bytes
-            .extend_from_slice(b",\"version_type\":\"external\"}}\n");
+        self.bytes.extend_from_slice(b",\"version_type\":\"external\"}}\n");
         self.operations += 1;
     }
 
@@ -132,19 +127,10 @@ mod tests {
 
     #[test]
     fn any_id_survives_the_json() {
-        let id: String = (0..0x300)
-            .filter_map(char::from_u32)
-            .chain("😀\\\"".chars())
-            .collect();
+        let id: String = (0..0x300).filter_map(char::from_u32).chain("😀\\\"".chars()).collect();
         let mut body = Body::new();
         body.delete(&id, 1);
-        assert_eq!(
-            body.as_bytes()
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count(),
-            1
-        );
+        assert_eq!(body.as_bytes().iter().filter(|byte| **byte == b'\n').count(), 1);
         let line: serde_json::Value = serde_json::from_slice(body.as_bytes()).unwrap();
         assert_eq!(line["delete"]["_id"], serde_json::Value::from(id));
     }
@@ -169,10 +155,7 @@ mod tests {
         body.delete("1", 1);
         body.clear();
         assert!(
-            body.is_empty()
-                && body.as_bytes().is_empty()
-                && !body.has_deletes()
-                && body.bytes.capacity() >= 10_000
+            body.is_empty() && body.as_bytes().is_empty() && !body.has_deletes() && body.bytes.capacity() >= 10_000
         );
     }
 }

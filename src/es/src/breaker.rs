@@ -61,9 +61,7 @@ impl Breaker {
             State::Closed => Permit::Normal,
             State::Open { until } | State::HalfOpen { until } if now < until => Permit::No(until),
             State::Open { .. } | State::HalfOpen { .. } => {
-                self.state = State::HalfOpen {
-                    until: now + LOST_PROBE,
-                };
+                self.state = State::HalfOpen { until: now + LOST_PROBE };
                 Permit::Probe
             }
         }
@@ -96,9 +94,7 @@ impl Breaker {
     }
 
     fn open(&mut self, now: Instant) {
-        self.state = State::Open {
-            until: now + self.backoff.delay(self.probes, &mut self.rng),
-        };
+        self.state = State::Open { until: now + self.backoff.delay(self.probes, &mut self.rng) };
     }
 
     pub fn state(&self) -> State {
@@ -127,13 +123,7 @@ mod tests {
     const MAX: Duration = Duration::from_secs(8);
 
     fn breaker(threshold: u32) -> Breaker {
-        Breaker::new(
-            threshold,
-            Backoff {
-                base: Duration::from_secs(1),
-                max: MAX,
-            },
-        )
+        Breaker::new(threshold, Backoff { base: Duration::from_secs(1), max: MAX })
     }
 
     fn until(permit: Permit) -> Instant {
@@ -145,9 +135,7 @@ mod tests {
 
     /// The moment from which the open breaker lets a probe through.
     fn wait_for_probe(breaker: &mut Breaker) -> Instant {
-        let State::Open { until } = breaker.state() else {
-            panic!("not open: {breaker:?}")
-        };
+        let State::Open { until } = breaker.state() else { panic!("not open: {breaker:?}") };
         assert_eq!(breaker.allow(until), Permit::Probe);
         until
     }
@@ -179,23 +167,13 @@ mod tests {
             let probed = wait_for_probe(&mut breaker);
             assert!(probed - now <= MAX, "the delay outgrew its bound");
             now = probed;
-            assert!(
-                until(breaker.allow(now)) > now,
-                "a second probe beside the first"
-            );
+            assert!(until(breaker.allow(now)) > now, "a second probe beside the first");
             breaker.failure(now);
         }
-        assert_eq!(
-            breaker.opened_at(),
-            Some(start),
-            "the outage began with the first failure"
-        );
+        assert_eq!(breaker.opened_at(), Some(start), "the outage began with the first failure");
         wait_for_probe(&mut breaker);
         breaker.success();
-        assert_eq!(
-            (breaker.allow(now), breaker.failures(), breaker.opened_at()),
-            (Permit::Normal, 0, None)
-        );
+        assert_eq!((breaker.allow(now), breaker.failures(), breaker.opened_at()), (Permit::Normal, 0, None));
     }
 
     #[test]
@@ -203,9 +181,7 @@ mod tests {
         let mut breaker = breaker(1);
         let now = Instant::now();
         breaker.failure(now);
-        let State::Open { until } = breaker.state() else {
-            panic!()
-        };
+        let State::Open { until } = breaker.state() else { panic!() };
         breaker.failure(now + MAX);
         assert_eq!(breaker.state(), State::Open { until });
     }

@@ -27,17 +27,12 @@ impl Client {
             let reason = format!("\"{}\" is not an alias", target.alias);
             return Ok(vec![Outcome::IndexMissing { reason }; body.operations()]);
         }
-        let mut path = format!(
-            "/{}/_bulk?require_alias=true&filter_path={FILTER_PATH}",
-            path_name(&target.alias)?
-        );
+        let mut path = format!("/{}/_bulk?require_alias=true&filter_path={FILTER_PATH}", path_name(&target.alias)?);
         if let Some(pipeline) = &target.pipeline {
             path.push_str("&pipeline=");
             path.push_str(&percent_encode(pipeline));
         }
-        let answer = self
-            .call(Method::Post, &path, Some(body.as_bytes()))?
-            .success()?;
+        let answer = self.call(Method::Post, &path, Some(body.as_bytes()))?.success()?;
         read_answer(&answer.body, body.operations())
     }
 }

@@ -117,12 +117,7 @@ impl Client {
     ///
     /// Nodes take turns. One that cannot be connected to is passed over; once a byte that matters may have been sent, the
     /// request is not sent again. After a 401 the credential files are read again, and if they changed the request is sent once more.
-    pub fn call(
-        &self,
-        method: Method,
-        path_and_query: &str,
-        body: Option<&[u8]>,
-    ) -> Result<Answer, Failure> {
+    pub fn call(&self, method: Method, path_and_query: &str, body: Option<&[u8]>) -> Result<Answer, Failure> {
         let credentials = self.credentials();
         let answer = self.call_with(&credentials, method, path_and_query, body)?;
         if answer.status != 401 {
@@ -131,46 +126,29 @@ impl Client {
         match self.reread_credentials(&credentials) {
             Ok(Some(fresh)) => self.call_with(&fresh, method, path_and_query, body),
             Ok(None) => Ok(answer),
-            Err(error) => Err(Failure {
-                status: Some(401),
-                ..Failure::new(FailureKind::Unauthorized, error.to_string())
-            }),
+            Err(error) => {
+                Err(Failure { status: Some(401), ..Failure::new(FailureKind::Unauthorized, error.to_string()) })
+            }
         }
     }
 
     /// [`Client::call`] with JSON both ways; a status that is no success is a failure.
-    pub fn call_json(
-        &self,
-        method: Method,
-        path_and_query: &str,
-        body: Option<&Value>,
-    ) -> Result<Value, Failure> {
+    pub fn call_json(&self, method: Method, path_and_query: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let bytes = body.map(|body| body.to_string().into_bytes());
         self.call(method, path_and_query, bytes.as_deref())?.json()
     }
 
     fn credentials(&self) -> Arc<Credentials> {
-        self.0
-            .credentials
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        self.0.credentials.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// Those to use instead of `refused`, or none when the files still say the same.
-    fn reread_credentials(
-        &self,
-        refused: &Credentials,
-    ) -> Result<Option<Arc<Credentials>>, ConfigError> {
+    fn reread_credentials(&self, refused: &Credentials) -> Result<Option<Arc<Credentials>>, ConfigError> {
         let fresh = Arc::new(Credentials::read(&self.0.config)?);
         if *fresh == *refused {
             return Ok(None);
         }
-        *self
-            .0
-            .credentials
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = fresh.clone();
+        *self.0.credentials.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = fresh.clone();
         Ok(Some(fresh))
     }
 
@@ -212,13 +190,8 @@ impl Client {
         path: &str,
         body: Option<&[u8]>,
     ) -> Result<Answer, Failure> {
-        exchange(&self.0.agent, &node.url, credentials, method, path, body).map_err(|failure| {
-            if self.0.stopped.load(Ordering::SeqCst) {
-                stopped()
-            } else {
-                failure
-            }
-        })
+        exchange(&self.0.agent, &node.url, credentials, method, path, body)
+            .map_err(|failure| if self.0.stopped.load(Ordering::SeqCst) { stopped() } else { failure })
     }
 }
 
@@ -228,9 +201,7 @@ fn stopped() -> Failure {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client")
-            .field("urls", &self.0.config.urls)
-            .finish_non_exhaustive()
+        f.debug_struct("Client").field("urls", &self.0.config.urls).finish_non_exhaustive()
     }
 }
 

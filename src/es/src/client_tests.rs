@@ -19,13 +19,7 @@ fn client(urls: &str) -> Client {
 fn bulk(client: &Client) -> Result<Vec<crate::Outcome>, Failure> {
     let mut body = Body::new();
     body.index("1", 1, b"{}");
-    client.bulk(
-        &Target {
-            alias: "a".into(),
-            pipeline: None,
-        },
-        &body,
-    )
+    client.bulk(&Target { alias: "a".into(), pipeline: None }, &body)
 }
 
 fn kind<T: fmt::Debug>(result: Result<T, Failure>) -> FailureKind {
@@ -39,21 +33,11 @@ fn a_bulk_request_names_the_write_alias_and_keeps_its_connection() {
     let mut body = Body::new();
     body.index("1", 1, b"{}");
     for pipeline in [None, Some("p q".to_string())] {
-        client
-            .bulk(
-                &Target {
-                    alias: "größe".into(),
-                    pipeline,
-                },
-                &body,
-            )
-            .unwrap();
+        client.bulk(&Target { alias: "größe".into(), pipeline }, &body).unwrap();
     }
     let seen = stub.seen();
     assert!(
-        seen[0]
-            .line
-            .starts_with("POST /gr%C3%B6%C3%9Fe/_bulk?require_alias=true&filter_path="),
+        seen[0].line.starts_with("POST /gr%C3%B6%C3%9Fe/_bulk?require_alias=true&filter_path="),
         "{}",
         seen[0].line
     );
@@ -70,29 +54,9 @@ fn deletes_are_not_sent_where_they_would_create_an_index() {
     let mut body = Body::new();
     body.index("1", 1, b"{}");
     body.delete("2", 2);
-    let outcomes = client(&stub.url)
-        .bulk(
-            &Target {
-                alias: "a".into(),
-                pipeline: None,
-            },
-            &body,
-        )
-        .unwrap();
-    assert!(matches!(
-        outcomes[..],
-        [
-            crate::Outcome::IndexMissing { .. },
-            crate::Outcome::IndexMissing { .. }
-        ]
-    ));
-    assert_eq!(
-        stub.seen()
-            .iter()
-            .map(|seen| seen.line.as_str())
-            .collect::<Vec<_>>(),
-        ["GET /_alias/a"]
-    );
+    let outcomes = client(&stub.url).bulk(&Target { alias: "a".into(), pipeline: None }, &body).unwrap();
+    assert!(matches!(outcomes[..], [crate::Outcome::IndexMissing { .. }, crate::Outcome::IndexMissing { .. }]));
+    assert_eq!(stub.seen().iter().map(|seen| seen.line.as_str()).collect::<Vec<_>>(), ["GET /_alias/a"]);
 }
 
 #[test]
@@ -110,11 +74,7 @@ fn a_password_changed_in_its_file_is_taken_up_after_a_401() {
     config.password_file = Some(folder.write("password", "old"));
     let client = Client::new(config).unwrap();
     assert_eq!(kind(bulk(&client)), FailureKind::Unauthorized);
-    assert_eq!(
-        stub.seen().len(),
-        1,
-        "what was refused was sent again unchanged"
-    );
+    assert_eq!(stub.seen().len(), 1, "what was refused was sent again unchanged");
     folder.write("password", "new\n");
     bulk(&client).unwrap();
     bulk(&client).unwrap();
@@ -174,16 +134,9 @@ fn a_node_that_refuses_or_hangs_is_passed_over() {
 #[test]
 fn no_node_at_all_is_unreachable_and_known_not_to_have_happened() {
     let (hanging, _listener, _held) = hanging_url();
-    for url in [
-        refusing_url(),
-        hanging,
-        "http://nonexistent.invalid:9200".into(),
-    ] {
+    for url in [refusing_url(), hanging, "http://nonexistent.invalid:9200".into()] {
         let client = client(&url);
-        for result in [
-            bulk(&client).map(|_| ()),
-            client.delete_index("a").map(|_| ()),
-        ] {
+        for result in [bulk(&client).map(|_| ()), client.delete_index("a").map(|_| ())] {
             let failure = result.unwrap_err();
             assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
             assert!(failure.reason.starts_with(&url) && !failure.kind.outcome_unknown());
@@ -208,11 +161,7 @@ fn shutdown_ends_requests_in_flight_and_later_ones() {
     client.shutdown();
     assert_eq!(kind(in_flight.join().unwrap()), FailureKind::Shutdown);
     assert_eq!(kind(bulk(&client)), FailureKind::Shutdown);
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "it took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(2), "it took {:?}", start.elapsed());
 }
 
 #[test]
@@ -227,34 +176,22 @@ fn a_proxys_404_does_not_mean_that_an_index_is_gone() {
 #[test]
 fn a_change_that_not_all_nodes_know_of_is_not_taken_for_done() {
     let stub = Stub::start(|_| Reply::Answer(200, r#"{"acknowledged":false}"#));
-    assert_eq!(
-        kind(client(&stub.url).update_aliases(&serde_json::json!([]))),
-        FailureKind::Timeout
-    );
+    assert_eq!(kind(client(&stub.url).update_aliases(&serde_json::json!([]))), FailureKind::Timeout);
 }
 
 #[test]
 fn a_count_or_refresh_of_some_shards_only_is_not_taken_for_all() {
     let stub = Stub::start(|_| {
-        Reply::Answer(
-            200,
-            r#"{"count":7,"_shards":{"total":2,"successful":1,"skipped":0,"failed":1}}"#,
-        )
+        Reply::Answer(200, r#"{"count":7,"_shards":{"total":2,"successful":1,"skipped":0,"failed":1}}"#)
     });
     assert_eq!(kind(client(&stub.url).count("a")), FailureKind::Unavailable);
-    assert_eq!(
-        kind(client(&stub.url).refresh("a")),
-        FailureKind::Unavailable
-    );
+    assert_eq!(kind(client(&stub.url).refresh("a")), FailureKind::Unavailable);
 }
 
 #[test]
 fn the_hosted_engine_that_forbids_node_info_is_asked_otherwise() {
     let stub = Stub::start(|seen| match seen.line.as_str() {
-        "GET /" => Reply::Answer(
-            200,
-            r#"{"version":{"number":"2.11.0","distribution":"opensearch"}}"#,
-        ),
+        "GET /" => Reply::Answer(200, r#"{"version":{"number":"2.11.0","distribution":"opensearch"}}"#),
         _ => Reply::Answer(403, r#"{"Message":"not allowed"}"#),
     });
     assert_eq!(client(&stub.url).info().unwrap().major, 2);
@@ -268,9 +205,7 @@ impl Authority {
     fn new() -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Authority {
-            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
-        }
+        Authority { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
     }
 
     fn pem(&self) -> String {
@@ -280,10 +215,7 @@ impl Authority {
     /// Certificate and key, PEM.
     fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new([name.to_string()])
-            .unwrap()
-            .signed_by(&key, &self.issuer)
-            .unwrap();
+        let cert = CertificateParams::new([name.to_string()]).unwrap().signed_by(&key, &self.issuer).unwrap();
         (cert.pem(), key.serialize_pem())
     }
 
@@ -295,24 +227,15 @@ impl Authority {
             .unwrap();
         let builder = if mutual {
             let mut roots = RootCertStore::empty();
-            roots
-                .add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap())
-                .unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .unwrap();
+            roots.add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
             builder.with_client_cert_verifier(verifier)
         } else {
             builder.with_no_client_auth()
         };
         let (cert, key) = self.issue("127.0.0.1");
         let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
-        let tls = builder
-            .with_single_cert(
-                chain,
-                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-            )
-            .unwrap();
+        let tls = builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap();
         Stub::start_tls(tls, |_| Reply::Answer(200, OK))
     }
 }
@@ -340,12 +263,7 @@ fn a_client_certificate_is_shown_where_it_is_asked_for() {
     let stub = authority.stub(true);
     let mut config = config(&stub.url);
     config.ca_file = Some(folder.write("ca", &authority.pem()));
-    assert!(
-        bulk(&Client::new(config.clone()).unwrap())
-            .unwrap_err()
-            .kind
-            .is_transient()
-    );
+    assert!(bulk(&Client::new(config.clone()).unwrap()).unwrap_err().kind.is_transient());
     let (cert, key) = authority.issue("us");
     config.client_cert_file = Some(folder.write("cert", &cert));
     config.client_key_file = Some(folder.write("key", &key));
@@ -375,11 +293,7 @@ fn certificates_that_cannot_be_used_are_told_at_once() {
         (None, file(broken), file(&key)),
     ] {
         let mut config = config("https://a");
-        (
-            config.ca_file,
-            config.client_cert_file,
-            config.client_key_file,
-        ) = (ca, cert, key);
+        (config.ca_file, config.client_cert_file, config.client_key_file) = (ca, cert, key);
         let error = Client::new(config.clone()).expect_err(&format!("{config:?} was taken"));
         assert!(!error.to_string().contains("BEGIN PRIVATE"), "{error}");
     }

@@ -41,17 +41,11 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn new(message: impl Into<String>) -> ConfigError {
-        ConfigError {
-            message: message.into(),
-            hint: None,
-        }
+        ConfigError { message: message.into(), hint: None }
     }
 
     pub(crate) fn with_hint(message: impl Into<String>, hint: &'static str) -> ConfigError {
-        ConfigError {
-            message: message.into(),
-            hint: Some(hint),
-        }
+        ConfigError { message: message.into(), hint: Some(hint) }
     }
 
     /// Lower-case, no full stop: fit for an error's primary message.
@@ -88,12 +82,8 @@ pub fn parse_urls(text: &str) -> Result<Vec<String>, ConfigError> {
             "Use es_sync.username with es_sync.password_file, or es_sync.api_key_file.",
         ));
     }
-    let urls = text
-        .split(',')
-        .map(str::trim)
-        .filter(|url| !url.is_empty())
-        .map(parse_url)
-        .collect::<Result<Vec<_>, _>>()?;
+    let urls =
+        text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(parse_url).collect::<Result<Vec<_>, _>>()?;
     if urls.is_empty() {
         return Err(ConfigError::new("no URL is given"));
     }
@@ -107,9 +97,7 @@ fn parse_url(url: &str) -> Result<String, ConfigError> {
             "A URL looks like https://search.example.com:9200.",
         )
     };
-    let scheme_ends = url
-        .find("://")
-        .ok_or_else(|| wrong("it does not begin with http:// or https://"))?;
+    let scheme_ends = url.find("://").ok_or_else(|| wrong("it does not begin with http:// or https://"))?;
     let scheme = url[..scheme_ends].to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
         return Err(wrong("only http and https are known"));
@@ -123,10 +111,7 @@ fn parse_url(url: &str) -> Result<String, ConfigError> {
         None => Err(wrong("it has no host")),
         Some(authority) if authority.host().is_empty() => Err(wrong("it has no host")),
         // The parser takes "host:" and "host:99999" as they are.
-        Some(authority)
-            if authority.as_str().len() > authority.host().len()
-                && authority.port_u16().is_none() =>
-        {
+        Some(authority) if authority.as_str().len() > authority.host().len() && authority.port_u16().is_none() => {
             Err(wrong("its port is not a number from 1 to 65535"))
         }
         Some(_) => Ok(url),
@@ -141,11 +126,7 @@ mod tests {
     fn several_nodes_with_prefixes_are_read() {
         assert_eq!(
             parse_urls(" http://a:9200/ , HTTPS://b.example.com/es/,http://[::1]:9200").unwrap(),
-            [
-                "http://a:9200",
-                "https://b.example.com/es",
-                "http://[::1]:9200"
-            ]
+            ["http://a:9200", "https://b.example.com/es", "http://[::1]:9200"]
         );
     }
 

@@ -45,10 +45,7 @@ impl Credentials {
 
 fn authorization(config: &Config) -> Result<Option<Secret>, ConfigError> {
     if let Some(path) = &config.api_key_file {
-        return Ok(Some(Secret::new(format!(
-            "ApiKey {}",
-            first_line(path)?.expose()
-        ))));
+        return Ok(Some(Secret::new(format!("ApiKey {}", first_line(path)?.expose()))));
     }
     match (&config.username, &config.password_file) {
         (Some(username), Some(path)) => {
@@ -56,30 +53,22 @@ fn authorization(config: &Config) -> Result<Option<Secret>, ConfigError> {
                 return Err(ConfigError::new("a username must not contain \":\""));
             }
             let pair = format!("{username}:{}", first_line(path)?.expose());
-            Ok(Some(Secret::new(format!(
-                "Basic {}",
-                base64(pair.as_bytes())
-            ))))
+            Ok(Some(Secret::new(format!("Basic {}", base64(pair.as_bytes())))))
         }
         (None, None) => Ok(None),
-        (Some(_), None) => Err(ConfigError::with_hint(
-            "a username is set without a password file",
-            "Set es_sync.password_file too.",
-        )),
-        (None, Some(_)) => Err(ConfigError::with_hint(
-            "a password file is set without a username",
-            "Set es_sync.username too.",
-        )),
+        (Some(_), None) => {
+            Err(ConfigError::with_hint("a username is set without a password file", "Set es_sync.password_file too."))
+        }
+        (None, Some(_)) => {
+            Err(ConfigError::with_hint("a password file is set without a username", "Set es_sync.username too."))
+        }
     }
 }
 
 fn read_file(path: &Path) -> Result<Secret, ConfigError> {
-    fs::read_to_string(path).map(Secret::new).map_err(|error| {
-        ConfigError::new(format!(
-            "could not read file \"{}\": {error}",
-            path.display()
-        ))
-    })
+    fs::read_to_string(path)
+        .map(Secret::new)
+        .map_err(|error| ConfigError::new(format!("could not read file \"{}\": {error}", path.display())))
 }
 
 /// Editors leave a line end behind the password.
@@ -87,19 +76,12 @@ fn first_line(path: &Path) -> Result<Secret, ConfigError> {
     let text = read_file(path)?;
     match text.expose().lines().next() {
         Some(line) if !line.is_empty() => Ok(Secret::new(line)),
-        _ => Err(ConfigError::new(format!(
-            "file \"{}\" has no first line",
-            path.display()
-        ))),
+        _ => Err(ConfigError::new(format!("file \"{}\" has no first line", path.display()))),
     }
 }
 
 fn parse_headers(path: &Path, text: &Secret) -> Result<Vec<(HeaderName, Secret)>, ConfigError> {
-    let lines = text
-        .expose()
-        .lines()
-        .enumerate()
-        .map(|(at, line)| (at + 1, line.trim()));
+    let lines = text.expose().lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
     lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(at, line)| {
@@ -127,9 +109,7 @@ fn base64(bytes: &[u8]) -> String {
         let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
         for place in 0..4 {
             if place <= chunk.len() {
-                text.push(char::from(
-                    ALPHABET[(bits >> (18 - 6 * place)) as usize & 63],
-                ));
+                text.push(char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]));
             } else {
                 text.push('=');
             }
@@ -146,12 +126,7 @@ mod tests {
     fn shown(credentials: &Credentials) -> Vec<(String, String)> {
         credentials
             .headers()
-            .map(|(name, value)| {
-                (
-                    name.to_string(),
-                    String::from_utf8_lossy(value.as_bytes()).into_owned(),
-                )
-            })
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
             .collect()
     }
 
@@ -179,16 +154,10 @@ mod tests {
         config.headers_file = Some(folder.write("headers", "# ours\nX-Tenant: a b \n\n"));
         assert_eq!(
             shown(&Credentials::read(&config).unwrap()),
-            [
-                ("x-tenant".into(), "a b".into()),
-                ("authorization".into(), "Basic ZWxhc3RpYzpodW50ZXIy".into())
-            ]
+            [("x-tenant".into(), "a b".into()), ("authorization".into(), "Basic ZWxhc3RpYzpodW50ZXIy".into())]
         );
         config.api_key_file = Some(folder.write("key", "abc=="));
-        assert_eq!(
-            shown(&Credentials::read(&config).unwrap())[1].1,
-            "ApiKey abc=="
-        );
+        assert_eq!(shown(&Credentials::read(&config).unwrap())[1].1, "ApiKey abc==");
     }
 
     #[test]
@@ -197,28 +166,14 @@ mod tests {
         let mut config = config("http://a");
         config.headers_file = Some(folder.write("headers", "X: 1\nhunter2\n"));
         let error = Credentials::read(&config).unwrap_err().to_string();
-        assert!(
-            error.contains("line 2") && !error.contains("hunter2"),
-            "{error}"
-        );
+        assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
         config.headers_file = None;
         config.api_key_file = Some("/nonexistent/key".into());
-        assert!(
-            Credentials::read(&config)
-                .unwrap_err()
-                .to_string()
-                .contains("/nonexistent/key")
-        );
+        assert!(Credentials::read(&config).unwrap_err().to_string().contains("/nonexistent/key"));
         config.api_key_file = Some(folder.write("empty", "\n"));
         assert!(Credentials::read(&config).is_err());
         config.api_key_file = None;
         config.username = Some("elastic".into());
-        assert!(
-            Credentials::read(&config)
-                .unwrap_err()
-                .hint()
-                .unwrap()
-                .contains("password_file")
-        );
+        assert!(Credentials::read(&config).unwrap_err().hint().unwrap().contains("password_file"));
     }
 }

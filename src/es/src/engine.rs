@@ -48,11 +48,7 @@ impl Client {
             return Err(refused);
         }
         let root = self.call(Method::Get, "/", None)?;
-        if root.status == 200 {
-            read_root(&root.body)
-        } else {
-            Err(refused)
-        }
+        if root.status == 200 { read_root(&root.body) } else { Err(refused) }
     }
 }
 
@@ -78,15 +74,8 @@ fn read_nodes(body: &[u8]) -> Result<EngineInfo, Failure> {
         .next()
         .ok_or_else(|| Failure::new(FailureKind::BadAnswer, "the engine names no node"))?;
     // Elasticsearch has told a flavour since 6.3; OpenSearch dropped it when it forked.
-    let product = if node.build_flavor.is_some() {
-        Product::Elasticsearch
-    } else {
-        Product::OpenSearch
-    };
-    let max_content_length = node
-        .http
-        .and_then(|http| http.max_content_length_in_bytes)
-        .unwrap_or(DEFAULT_MAX_CONTENT);
+    let product = if node.build_flavor.is_some() { Product::Elasticsearch } else { Product::OpenSearch };
+    let max_content_length = node.http.and_then(|http| http.max_content_length_in_bytes).unwrap_or(DEFAULT_MAX_CONTENT);
     engine_info(product, node.version, max_content_length)
 }
 
@@ -103,44 +92,22 @@ fn read_root(body: &[u8]) -> Result<EngineInfo, Failure> {
         distribution: Option<String>,
     }
     let root: Root = serde_json::from_slice(body).map_err(|error| bad_answer(&error))?;
-    let is_opensearch = root.version.distribution.as_deref() == Some("opensearch")
-        || root.tagline.contains("OpenSearch");
-    let product = if is_opensearch {
-        Product::OpenSearch
-    } else {
-        Product::Elasticsearch
-    };
+    let is_opensearch =
+        root.version.distribution.as_deref() == Some("opensearch") || root.tagline.contains("OpenSearch");
+    let product = if is_opensearch { Product::OpenSearch } else { Product::Elasticsearch };
     engine_info(product, root.version.number, DEFAULT_MAX_CONTENT)
 }
 
-fn engine_info(
-    product: Product,
-    version: String,
-    max_content_length: usize,
-) -> Result<EngineInfo, Failure> {
-    let major = version
-        .split('.')
-        .next()
-        .and_then(|major| major.parse().ok());
+fn engine_info(product: Product, version: String, max_content_length: usize) -> Result<EngineInfo, Failure> {
+    let major = version.split('.').next().and_then(|major| major.parse().ok());
     match major {
-        Some(major) => Ok(EngineInfo {
-            product,
-            version,
-            major,
-            max_content_length,
-        }),
-        None => Err(Failure::new(
-            FailureKind::BadAnswer,
-            format!("\"{version}\" is not a version"),
-        )),
+        Some(major) => Ok(EngineInfo { product, version, major, max_content_length }),
+        None => Err(Failure::new(FailureKind::BadAnswer, format!("\"{version}\" is not a version"))),
     }
 }
 
 fn bad_answer(error: &serde_json::Error) -> Failure {
-    Failure::new(
-        FailureKind::BadAnswer,
-        format!("this is not Elasticsearch or OpenSearch: {error}"),
-    )
+    Failure::new(FailureKind::BadAnswer, format!("this is not Elasticsearch or OpenSearch: {error}"))
 }
 
 #[cfg(test)]
@@ -178,20 +145,12 @@ mod tests {
     #[test]
     fn both_engines_are_told_apart_by_their_root() {
         let opensearch = r#"{"name":"vm","version":{"distribution":"opensearch","number":"2.19.1"},"tagline":"The OpenSearch Project: https://opensearch.org/"}"#;
-        assert_eq!(
-            read_root(opensearch.as_bytes()).unwrap().product,
-            Product::OpenSearch
-        );
-        let elasticsearch = r#"{"name":"vm","version":{"number":"8.19.0","build_flavor":"default"},"tagline":"You Know, for Search"}"#;
-        assert_eq!(
-            read_root(elasticsearch.as_bytes()).unwrap().product,
-            Product::Elasticsearch
-        );
+        assert_eq!(read_root(opensearch.as_bytes()).unwrap().product, Product::OpenSearch);
+        let elasticsearch =
+            r#"{"name":"vm","version":{"number":"8.19.0","build_flavor":"default"},"tagline":"You Know, for Search"}"#;
+        assert_eq!(read_root(elasticsearch.as_bytes()).unwrap().product, Product::Elasticsearch);
         for other in ["", "<html>", "{}", r#"{"version":{"number":"x"}}"#] {
-            assert_eq!(
-                read_root(other.as_bytes()).unwrap_err().kind,
-                FailureKind::BadAnswer
-            );
+            assert_eq!(read_root(other.as_bytes()).unwrap_err().kind, FailureKind::BadAnswer);
         }
     }
 }

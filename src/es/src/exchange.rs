@@ -21,9 +21,7 @@ pub(crate) fn exchange(
     path: &str,
     body: Option<&[u8]>,
 ) -> Result<Answer, Failure> {
-    let mut request = Request::builder()
-        .method(http::Method::from(method))
-        .uri(format!("{url}{path}"));
+    let mut request = Request::builder().method(http::Method::from(method)).uri(format!("{url}{path}"));
     for (name, value) in credentials.headers() {
         request = request.header(name, value);
     }
@@ -32,13 +30,9 @@ pub(crate) fn exchange(
         // Without a body the headers are the request: whatever is not plainly a failed connect may have arrived.
         None => run(agent, request.body(())),
         Some(bytes) => {
-            let mut sent = Sent {
-                rest: bytes,
-                begun: false,
-            };
-            let request = request
-                .header(header::CONTENT_TYPE, content_type(path))
-                .header(header::CONTENT_LENGTH, bytes.len());
+            let mut sent = Sent { rest: bytes, begun: false };
+            let request =
+                request.header(header::CONTENT_TYPE, content_type(path)).header(header::CONTENT_LENGTH, bytes.len());
             let result = run(agent, request.body(SendBody::from_reader(&mut sent)));
             nothing_sent = !sent.begun;
             result
@@ -47,20 +41,13 @@ pub(crate) fn exchange(
     result.map_err(|error| classify(&error, nothing_sent, url))
 }
 
-fn run(
-    agent: &Agent,
-    request: Result<Request<impl AsSendBody>, http::Error>,
-) -> Result<Answer, ureq::Error> {
+fn run(agent: &Agent, request: Result<Request<impl AsSendBody>, http::Error>) -> Result<Answer, ureq::Error> {
     read_answer(agent.run(request.map_err(ureq::Error::Http)?)?)
 }
 
 fn read_answer(response: Response<ureq::Body>) -> Result<Answer, ureq::Error> {
     let status = response.status().as_u16();
-    let body = response
-        .into_body()
-        .into_with_config()
-        .limit(MAX_ANSWER)
-        .read_to_vec()?;
+    let body = response.into_body().into_with_config().limit(MAX_ANSWER).read_to_vec()?;
     Ok(Answer { status, body })
 }
 
@@ -89,9 +76,9 @@ fn classify(error: &ureq::Error, nothing_sent: bool, url: &str) -> Failure {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => FailureKind::Config,
         _ if not_connected || nothing_sent => FailureKind::Unreachable,
         ureq::Error::Timeout(_) => FailureKind::Timeout,
-        ureq::Error::BodyExceedsLimit(_)
-        | ureq::Error::LargeResponseHeader(..)
-        | ureq::Error::Protocol(_) => FailureKind::BadAnswer,
+        ureq::Error::BodyExceedsLimit(_) | ureq::Error::LargeResponseHeader(..) | ureq::Error::Protocol(_) => {
+            FailureKind::BadAnswer
+        }
         _ => FailureKind::Broken,
     };
     Failure::new(kind, format!("{url}: {error}"))
@@ -99,9 +86,7 @@ fn classify(error: &ureq::Error, nothing_sent: bool, url: &str) -> Failure {
 
 fn is_connect_error(error: &io::Error) -> bool {
     // A certificate is judged in the handshake only, so nothing has been sent.
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let refused_certificate = matches!(tls, Some(rustls::Error::InvalidCertificate(_)));
     // What getaddrinfo says has no kind of its own in std, only this text.
     let lookup = "failed to lookup address information";
@@ -118,11 +103,7 @@ fn is_connect_error(error: &io::Error) -> bool {
 
 fn content_type(path: &str) -> &'static str {
     let path = path.split_once('?').map_or(path, |(path, _)| path);
-    if path.ends_with("/_bulk") || path.ends_with("/_msearch") {
-        "application/x-ndjson"
-    } else {
-        "application/json"
-    }
+    if path.ends_with("/_bulk") || path.ends_with("/_msearch") { "application/x-ndjson" } else { "application/json" }
 }
 
 impl From<Method> for http::Method {

@@ -50,13 +50,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// The request may have been carried out, or may still be.
     pub fn outcome_unknown(self) -> bool {
-        matches!(
-            self,
-            FailureKind::Timeout
-                | FailureKind::Broken
-                | FailureKind::BadAnswer
-                | FailureKind::Shutdown
-        )
+        matches!(self, FailureKind::Timeout | FailureKind::Broken | FailureKind::BadAnswer | FailureKind::Shutdown)
     }
 
     /// The same request may well succeed later, without anything about it being changed.
@@ -76,11 +70,7 @@ impl FailureKind {
 
 impl Failure {
     pub fn new(kind: FailureKind, reason: impl Into<String>) -> Failure {
-        Failure {
-            kind,
-            status: None,
-            reason: cut(reason.into()),
-        }
+        Failure { kind, status: None, reason: cut(reason.into()) }
     }
 
     /// Reads an answer whose status is not a success.
@@ -98,13 +88,8 @@ impl Failure {
             408 | 504 => FailureKind::Timeout,
             502 => FailureKind::Broken,
             500.. => FailureKind::Unavailable,
-            400 if kind_text.as_deref() == Some("resource_already_exists_exception") => {
-                FailureKind::Exists
-            }
-            400 if reason
-                .as_deref()
-                .is_some_and(|reason| reason.ends_with("already exists as alias")) =>
-            {
+            400 if kind_text.as_deref() == Some("resource_already_exists_exception") => FailureKind::Exists,
+            400 if reason.as_deref().is_some_and(|reason| reason.ends_with("already exists as alias")) => {
                 FailureKind::Exists
             }
             400..=499 => FailureKind::BadRequest,
@@ -118,11 +103,7 @@ impl Failure {
                 String::from_utf8_lossy(&body[..body.len().min(200)])
             ),
         };
-        Failure {
-            kind,
-            status: Some(status),
-            reason: cut(reason),
-        }
+        Failure { kind, status: Some(status), reason: cut(reason) }
     }
 }
 
@@ -160,17 +141,8 @@ fn read_error(body: &[u8]) -> (Option<String>, Option<String>) {
     }
     match serde_json::from_slice::<Envelope>(body) {
         Err(_) => (None, None),
-        Ok(Envelope {
-            error: Error::Text(text),
-        }) => (None, Some(text)),
-        Ok(Envelope {
-            error:
-                Error::Object {
-                    kind,
-                    reason,
-                    caused_by,
-                },
-        }) => {
+        Ok(Envelope { error: Error::Text(text) }) => (None, Some(text)),
+        Ok(Envelope { error: Error::Object { kind, reason, caused_by } }) => {
             let reason = reason.unwrap_or_default();
             let cause = caused_by.and_then(|cause| cause.reason);
             (kind, Some(with_cause(reason, cause.as_deref())))
@@ -220,36 +192,13 @@ mod tests {
                 FailureKind::NotFound,
                 "alias [nonesuch] missing",
             ),
-            (
-                403,
-                "forbidden",
-                FailureKind::Unauthorized,
-                "HTTP status 403, not an engine's answer: forbidden",
-            ),
-            (
-                404,
-                "<html>",
-                FailureKind::BadAnswer,
-                "HTTP status 404, not an engine's answer: <html>",
-            ),
-            (
-                302,
-                "",
-                FailureKind::BadAnswer,
-                "HTTP status 302, not an engine's answer: ",
-            ),
-            (
-                504,
-                "",
-                FailureKind::Timeout,
-                "HTTP status 504, not an engine's answer: ",
-            ),
+            (403, "forbidden", FailureKind::Unauthorized, "HTTP status 403, not an engine's answer: forbidden"),
+            (404, "<html>", FailureKind::BadAnswer, "HTTP status 404, not an engine's answer: <html>"),
+            (302, "", FailureKind::BadAnswer, "HTTP status 302, not an engine's answer: "),
+            (504, "", FailureKind::Timeout, "HTTP status 504, not an engine's answer: "),
         ] {
             let failure = Failure::from_answer(status, body.as_bytes());
-            assert_eq!(
-                (failure.kind, failure.reason.as_str(), failure.status),
-                (kind, reason, Some(status))
-            );
+            assert_eq!((failure.kind, failure.reason.as_str(), failure.status), (kind, reason, Some(status)));
         }
     }
 

@@ -36,10 +36,7 @@ impl Client {
 
     /// The index of this name, or behind this alias. Fails with `Conflict` when several are behind it.
     pub fn index(&self, name: &str) -> Result<Option<IndexInfo>, Failure> {
-        let path = format!(
-            "/{}?filter_path=*.aliases,*.mappings._meta,*.settings.index.uuid",
-            path_name(name)?
-        );
+        let path = format!("/{}?filter_path=*.aliases,*.mappings._meta,*.settings.index.uuid", path_name(name)?);
         let Some(answer) = self.found(&path)? else {
             return Ok(None);
         };
@@ -48,10 +45,7 @@ impl Client {
             let names: Vec<&str> = indexes.keys().map(String::as_str).collect();
             return Err(Failure::new(
                 FailureKind::Conflict,
-                format!(
-                    "\"{name}\" is an alias of several indexes: {}",
-                    names.join(", ")
-                ),
+                format!("\"{name}\" is an alias of several indexes: {}", names.join(", ")),
             ));
         }
         Ok(indexes.pop_first().map(|(name, index)| IndexInfo {
@@ -66,53 +60,33 @@ impl Client {
     pub fn alias(&self, alias: &str) -> Result<Vec<String>, Failure> {
         match self.found(&format!("/_alias/{}", path_name(alias)?))? {
             None => Ok(Vec::new()),
-            Some(answer) => Ok(parse::<BTreeMap<String, Value>>(&answer)?
-                .into_keys()
-                .collect()),
+            Some(answer) => Ok(parse::<BTreeMap<String, Value>>(&answer)?.into_keys().collect()),
         }
     }
 
     /// Carries out alias actions (an array of `{"add": ...}`, `{"remove": ...}`, `{"remove_index": ...}`), all or none.
     pub fn update_aliases(&self, actions: &Value) -> Result<(), Failure> {
-        self.acknowledged(
-            Method::Post,
-            "/_aliases",
-            Some(&json!({ "actions": actions })),
-        )
+        self.acknowledged(Method::Post, "/_aliases", Some(&json!({ "actions": actions })))
     }
 
     pub fn put_settings(&self, index: &str, settings: &Value) -> Result<(), Failure> {
-        self.acknowledged(
-            Method::Put,
-            &format!("/{}/_settings", path_name(index)?),
-            Some(settings),
-        )
+        self.acknowledged(Method::Put, &format!("/{}/_settings", path_name(index)?), Some(settings))
     }
 
     pub fn put_mapping(&self, index: &str, mapping: &Value) -> Result<(), Failure> {
-        self.acknowledged(
-            Method::Put,
-            &format!("/{}/_mapping", path_name(index)?),
-            Some(mapping),
-        )
+        self.acknowledged(Method::Put, &format!("/{}/_mapping", path_name(index)?), Some(mapping))
     }
 
     /// Makes searchable what was written before. Fails with `Unavailable` when a shard did not.
     pub fn refresh(&self, index: &str) -> Result<(), Failure> {
-        let answer = self.call(
-            Method::Post,
-            &format!("/{}/_refresh", path_name(index)?),
-            None,
-        )?;
+        let answer = self.call(Method::Post, &format!("/{}/_refresh", path_name(index)?), None)?;
         all_shards(answer).map(|_| ())
     }
 
     /// Documents that a search would see. Fails with `Unavailable` when a shard did not count.
     pub fn count(&self, index: &str) -> Result<u64, Failure> {
         let answer = self.call(Method::Get, &format!("/{}/_count", path_name(index)?), None)?;
-        all_shards(answer)?
-            .count
-            .ok_or_else(|| Failure::new(FailureKind::BadAnswer, "the engine told no count"))
+        all_shards(answer)?.count.ok_or_else(|| Failure::new(FailureKind::BadAnswer, "the engine told no count"))
     }
 
     /// An answer, or none when the engine itself says that it is not there.
@@ -125,20 +99,12 @@ impl Client {
     }
 
     /// A change of the cluster's state. Without `"acknowledged": true` not every node has it yet: outcome unknown.
-    fn acknowledged(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<(), Failure> {
+    fn acknowledged(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(), Failure> {
         let answer = self.call_json(method, path, body)?;
         if answer["acknowledged"] == Value::Bool(true) {
             Ok(())
         } else {
-            Err(Failure::new(
-                FailureKind::Timeout,
-                "the change was not acknowledged by all nodes in time",
-            ))
+            Err(Failure::new(FailureKind::Timeout, "the change was not acknowledged by all nodes in time"))
         }
     }
 }
@@ -187,10 +153,7 @@ fn all_shards(answer: Answer) -> Result<ShardsAnswer, Failure> {
     if answer.shards.failed > 0 {
         return Err(Failure::new(
             FailureKind::Unavailable,
-            format!(
-                "{} of {} shards failed",
-                answer.shards.failed, answer.shards.total
-            ),
+            format!("{} of {} shards failed", answer.shards.failed, answer.shards.total),
         ));
     }
     Ok(answer)
@@ -199,9 +162,6 @@ fn all_shards(answer: Answer) -> Result<ShardsAnswer, Failure> {
 fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, Failure> {
     serde_json::from_slice(&answer.body).map_err(|error| Failure {
         status: Some(answer.status),
-        ..Failure::new(
-            FailureKind::BadAnswer,
-            format!("answer cannot be read: {error}"),
-        )
+        ..Failure::new(FailureKind::BadAnswer, format!("answer cannot be read: {error}"))
     })
 }

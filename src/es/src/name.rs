@@ -21,10 +21,7 @@ pub fn check_index_name(name: &str) -> Result<(), String> {
     if name.starts_with(['-', '_', '+']) {
         return broken("must not begin with \"-\", \"_\" or \"+\"");
     }
-    if let Some(found) = name
-        .chars()
-        .find(|c| "\\/*?\"<>| ,#:;".contains(*c) || c.is_control())
-    {
+    if let Some(found) = name.chars().find(|c| "\\/*?\"<>| ,#:;".contains(*c) || c.is_control()) {
         return broken(&format!("must not contain {found:?}"));
     }
     if name.to_lowercase() != name {
@@ -43,10 +40,7 @@ pub(crate) fn path_name(name: &str) -> Result<String, Failure> {
         || name.starts_with('-')
         || name.contains(['*', '?', ',', '<', '>', '/', '\\']);
     if pattern {
-        return Err(Failure::new(
-            FailureKind::Config,
-            format!("\"{name}\" is not the name of one index or alias"),
-        ));
+        return Err(Failure::new(FailureKind::Config, format!("\"{name}\" is not the name of one index or alias")));
     }
     Ok(percent_encode(name))
 }
@@ -73,15 +67,7 @@ mod tests {
 
     #[test]
     fn ordinary_names_pass() {
-        for name in [
-            "orders",
-            "public.orders",
-            "a-1_b+c",
-            ".hidden",
-            "größe",
-            "注文",
-            &"x".repeat(200),
-        ] {
+        for name in ["orders", "public.orders", "a-1_b+c", ".hidden", "größe", "注文", &"x".repeat(200)] {
             assert_eq!(check_index_name(name), Ok(()), "{name}");
         }
     }
@@ -115,21 +101,13 @@ mod tests {
             let error = check_index_name(name).unwrap_err();
             assert!(error.contains(rule), "{name:?}: {error}");
         }
-        assert!(
-            check_index_name(&"x".repeat(201))
-                .unwrap_err()
-                .contains("200 bytes")
-        );
+        assert!(check_index_name(&"x".repeat(201)).unwrap_err().contains("200 bytes"));
     }
 
     #[test]
     fn a_path_never_names_more_than_one_index() {
         for name in ["", "*", "_all", "a,b", "a*", "-a", "<x-{now/d}>", "a/_doc"] {
-            assert_eq!(
-                path_name(name).unwrap_err().kind,
-                FailureKind::Config,
-                "{name}"
-            );
+            assert_eq!(path_name(name).unwrap_err().kind, FailureKind::Config, "{name}");
         }
         assert_eq!(path_name("größe-1").unwrap(), "gr%C3%B6%C3%9Fe-1");
     }

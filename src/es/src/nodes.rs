@@ -23,17 +23,8 @@ pub(crate) struct Node {
 
 impl Nodes {
     pub fn new(urls: &[String]) -> Nodes {
-        let nodes = urls
-            .iter()
-            .map(|url| Node {
-                url: url.clone(),
-                failed_at: Mutex::new(None),
-            })
-            .collect();
-        Nodes {
-            nodes,
-            next: AtomicUsize::new(0),
-        }
+        let nodes = urls.iter().map(|url| Node { url: url.clone(), failed_at: Mutex::new(None) }).collect();
+        Nodes { nodes, next: AtomicUsize::new(0) }
     }
 
     /// Every node once: beginning one further at each call, those that failed lately behind.
@@ -50,19 +41,13 @@ impl Nodes {
 
 impl Node {
     fn is_avoided(&self, now: Instant) -> bool {
-        let failed_at = self
-            .failed_at
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let failed_at = self.failed_at.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         failed_at.is_some_and(|at| now.saturating_duration_since(at) < AVOIDED_FOR)
     }
 
     /// Notes whether it could be connected to.
     pub fn connected(&self, yes: bool) {
-        let mut failed_at = self
-            .failed_at
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut failed_at = self.failed_at.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         *failed_at = if yes { None } else { Some(Instant::now()) };
     }
 }
@@ -74,18 +59,9 @@ mod tests {
     #[test]
     fn nodes_take_turns_and_a_dead_one_comes_last() {
         let nodes = Nodes::new(&["a".into(), "b".into(), "c".into()]);
-        let order = |now| {
-            nodes
-                .in_turn(now)
-                .iter()
-                .map(|node| node.url.as_str())
-                .collect::<String>()
-        };
+        let order = |now| nodes.in_turn(now).iter().map(|node| node.url.as_str()).collect::<String>();
         let now = Instant::now();
-        assert_eq!(
-            [order(now), order(now), order(now), order(now)],
-            ["abc", "bca", "cab", "abc"]
-        );
+        assert_eq!([order(now), order(now), order(now), order(now)], ["abc", "bca", "cab", "abc"]);
         nodes.nodes[2].connected(false);
         assert_eq!([order(now), order(now), order(now)], ["bac", "abc", "abc"]);
         let later = Instant::now() + AVOIDED_FOR;

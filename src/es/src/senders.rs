@@ -75,10 +75,7 @@ impl Senders {
         let (wake, wake_sender) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         wake_sender.set_nonblocking(true)?;
-        let outbox = Outbox {
-            events: event_sender,
-            wake: Arc::new(wake_sender),
-        };
+        let outbox = Outbox { events: event_sender, wake: Arc::new(wake_sender) };
         let (alive, ended) = unbounded::<()>();
         let count = client.config().connections.max(1);
         let masked = SignalMask::block_all();
@@ -91,30 +88,18 @@ impl Senders {
                 let queue = call_queue.clone();
                 builder.spawn(move || {
                     let _alive = alive;
-                    queue
-                        .iter()
-                        .for_each(|call| outbox.put(run_call(&client, call)));
+                    queue.iter().for_each(|call| outbox.put(run_call(&client, call)));
                 })?
             } else {
                 let queue = delivery_queue.clone();
                 builder.spawn(move || {
                     let _alive = alive;
-                    queue
-                        .iter()
-                        .for_each(|delivery| outbox.put(deliver(&client, delivery)));
+                    queue.iter().for_each(|delivery| outbox.put(deliver(&client, delivery)));
                 })?
             });
         }
         drop(masked);
-        Ok(Senders {
-            client,
-            deliveries,
-            calls,
-            events,
-            wake,
-            ended,
-            threads,
-        })
+        Ok(Senders { client, deliveries, calls, events, wake, ended, threads })
     }
 
     pub fn client(&self) -> &Client {
@@ -139,16 +124,9 @@ impl Senders {
     }
 
     /// Runs a function with the client in the calls' thread, in the order they are given. Its result comes as [`Event::Called`].
-    pub fn call(
-        &self,
-        token: u64,
-        function: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static,
-    ) {
+    pub fn call(&self, token: u64, function: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) {
         // As above.
-        let _ = self.calls.send(Call {
-            token,
-            function: Box::new(function),
-        });
+        let _ = self.calls.send(Call { token, function: Box::new(function) });
     }
 
     /// The next event, if there is one. Never blocks.
@@ -187,26 +165,16 @@ impl Outbox {
 }
 
 fn deliver(client: &Client, delivery: Delivery) -> Event {
-    let Delivery {
-        token,
-        target,
-        body,
-    } = delivery;
+    let Delivery { token, target, body } = delivery;
     let start = Instant::now();
-    let result = catch_unwind(AssertUnwindSafe(|| client.bulk(&target, &body)))
-        .unwrap_or_else(|panic| Err(panicked(&*panic)));
-    Event::Delivered {
-        token,
-        body,
-        result,
-        took: start.elapsed(),
-    }
+    let result =
+        catch_unwind(AssertUnwindSafe(|| client.bulk(&target, &body))).unwrap_or_else(|panic| Err(panicked(&*panic)));
+    Event::Delivered { token, body, result, took: start.elapsed() }
 }
 
 fn run_call(client: &Client, call: Call) -> Event {
     let Call { token, function } = call;
-    let result = catch_unwind(AssertUnwindSafe(|| function(client)))
-        .unwrap_or_else(|panic| Err(panicked(&*panic)));
+    let result = catch_unwind(AssertUnwindSafe(|| function(client))).unwrap_or_else(|panic| Err(panicked(&*panic)));
     Event::Called { token, result }
 }
 
@@ -216,10 +184,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Failure {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message");
-    Failure::new(
-        FailureKind::BadAnswer,
-        format!("a sender thread panicked: {text}"),
-    )
+    Failure::new(FailureKind::BadAnswer, format!("a sender thread panicked: {text}"))
 }
 
 /// Blocks every signal for this thread, and so for those it spawns, until dropped.

@@ -6,14 +6,7 @@ const OK: &str = r#"{"errors":false,"items":[{"index":{"status":200}}]}"#;
 fn delivery(token: u64) -> Delivery {
     let mut body = Body::new();
     body.index("1", 1, b"{}");
-    Delivery {
-        token,
-        target: Target {
-            alias: "a".into(),
-            pipeline: None,
-        },
-        body,
-    }
+    Delivery { token, target: Target { alias: "a".into(), pipeline: None }, body }
 }
 
 fn start(url: &str) -> Senders {
@@ -24,11 +17,7 @@ fn start(url: &str) -> Senders {
 fn wait(senders: &Senders, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
-        let mut poll = libc::pollfd {
-            fd: senders.wake_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: senders.wake_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry that lives across the call.
         let ready = unsafe { libc::poll(&mut poll, 1, 10_000) };
         assert_eq!(ready, 1, "{} of {count} events after 10 s", events.len());
@@ -44,19 +33,12 @@ fn every_delivery_and_call_comes_back_once_with_its_token() {
     let senders = start(&stub.url);
     for token in 0..50 {
         senders.send(delivery(token));
-        senders.call(token + 100, |client| {
-            client.call_json(crate::Method::Get, "/", None)
-        });
+        senders.call(token + 100, |client| client.call_json(crate::Method::Get, "/", None));
     }
     let mut tokens: Vec<u64> = wait(&senders, 100)
         .into_iter()
         .map(|event| match event {
-            Event::Delivered {
-                token,
-                body,
-                result,
-                ..
-            } => {
+            Event::Delivered { token, body, result, .. } => {
                 assert_eq!((result, body.operations()), (Ok(vec![Outcome::Done]), 1));
                 token
             }
@@ -80,22 +62,13 @@ fn a_panic_is_an_event_and_not_the_end() {
     senders.call(2, |_| Ok(Value::Null));
     let events = wait(&senders, 2);
     match &events[0] {
-        Event::Called {
-            token: 1,
-            result: Err(failure),
-        } => {
+        Event::Called { token: 1, result: Err(failure) } => {
             assert_eq!(failure.kind, FailureKind::BadAnswer);
             assert!(failure.reason.contains("for the test"));
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(
-        events[1],
-        Event::Called {
-            token: 2,
-            result: Ok(Value::Null)
-        }
-    ));
+    assert!(matches!(events[1], Event::Called { token: 2, result: Ok(Value::Null) }));
     senders.stop(Duration::from_secs(5));
 }
 
@@ -108,26 +81,14 @@ fn no_signal_reaches_a_sender_thread() {
         let blocked = unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &mut set);
-            [
-                libc::SIGTERM,
-                libc::SIGINT,
-                libc::SIGHUP,
-                libc::SIGUSR1,
-                libc::SIGALRM,
-                libc::SIGCHLD,
-            ]
-            .iter()
-            .all(|signal| libc::sigismember(&set, *signal) == 1)
+            [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGALRM, libc::SIGCHLD]
+                .iter()
+                .all(|signal| libc::sigismember(&set, *signal) == 1)
         };
-        Ok(Value::from(vec![
-            Value::from(blocked),
-            Value::from(thread::current().name()),
-        ]))
+        Ok(Value::from(vec![Value::from(blocked), Value::from(thread::current().name())]))
     });
     match &wait(&senders, 1)[0] {
-        Event::Called {
-            result: Ok(value), ..
-        } => assert_eq!(value, &serde_json::json!([true, "es_sync sender 0"])),
+        Event::Called { result: Ok(value), .. } => assert_eq!(value, &serde_json::json!([true, "es_sync sender 0"])),
         other => panic!("{other:?}"),
     }
     // SAFETY: as above.
@@ -149,35 +110,18 @@ fn stopping_interrupts_what_is_in_flight() {
     }
     let deadline = Instant::now() + Duration::from_secs(5);
     while stub.seen().len() < 2 {
-        assert!(
-            Instant::now() < deadline,
-            "only {} requests arrived",
-            stub.seen().len()
-        );
+        assert!(Instant::now() < deadline, "only {} requests arrived", stub.seen().len());
         thread::yield_now();
     }
     let events = senders.events.clone();
     let start = Instant::now();
     senders.stop(Duration::from_secs(5));
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "it took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
     let results: Vec<Event> = events.try_iter().collect();
     assert_eq!(results.len(), 10);
     for event in results {
         assert!(
-            matches!(
-                event,
-                Event::Delivered {
-                    result: Err(Failure {
-                        kind: FailureKind::Shutdown,
-                        ..
-                    }),
-                    ..
-                }
-            ),
+            matches!(event, Event::Delivered { result: Err(Failure { kind: FailureKind::Shutdown, .. }), .. }),
             "{event:?}"
         );
     }
@@ -192,9 +136,5 @@ fn stopping_does_not_wait_for_a_connect() {
     senders.send(delivery(1));
     let start = Instant::now();
     senders.stop(Duration::from_millis(100));
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "it took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
 }

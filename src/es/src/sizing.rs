@@ -58,10 +58,7 @@ impl Sizing {
         if bytes < self.target_bytes / 2 {
             return;
         }
-        self.target_bytes = self
-            .target_bytes
-            .saturating_add(BYTES_STEP)
-            .min(self.max_bytes);
+        self.target_bytes = self.target_bytes.saturating_add(BYTES_STEP).min(self.max_bytes);
         self.successes += 1;
         if self.successes >= SUCCESSES_PER_STEP {
             self.successes = 0;
@@ -106,11 +103,7 @@ mod tests {
         for _ in 0..20 {
             sizing.on_too_many();
         }
-        assert_eq!(
-            (sizing.target_bytes(), sizing.concurrency()),
-            (64 * 1024, 1),
-            "it never stops altogether"
-        );
+        assert_eq!((sizing.target_bytes(), sizing.concurrency()), (64 * 1024, 1), "it never stops altogether");
         for _ in 0..100 {
             sizing.on_success(sizing.target_bytes(), QUICK);
         }

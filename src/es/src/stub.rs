@@ -26,10 +26,7 @@ pub struct Seen {
 
 impl Seen {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -55,10 +52,7 @@ impl Stub {
         Stub::serve("http", None, handler)
     }
 
-    pub fn start_tls(
-        tls: ServerConfig,
-        handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
-    ) -> Stub {
+    pub fn start_tls(tls: ServerConfig, handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Stub {
         Stub::serve("https", Some(Arc::new(tls)), handler)
     }
 
@@ -73,16 +67,12 @@ impl Stub {
         let (handler, log): (Handler, _) = (Arc::new(handler), seen.clone());
         thread::spawn(move || {
             for (number, stream) in (1..).zip(listener.incoming()) {
-                let (stream, handler, log, tls) =
-                    (stream.unwrap(), handler.clone(), log.clone(), tls.clone());
+                let (stream, handler, log, tls) = (stream.unwrap(), handler.clone(), log.clone(), tls.clone());
                 thread::spawn(move || match tls {
                     None => converse(stream, number, &handler, &log),
-                    Some(tls) => converse(
-                        StreamOwned::new(ServerConnection::new(tls).unwrap(), stream),
-                        number,
-                        &handler,
-                        &log,
-                    ),
+                    Some(tls) => {
+                        converse(StreamOwned::new(ServerConnection::new(tls).unwrap(), stream), number, &handler, &log)
+                    }
                 });
             }
         });
@@ -99,10 +89,9 @@ fn converse(stream: impl Read + Write, connection: u32, handler: &Handler, log: 
     while let Some(seen) = read_request(&mut stream, connection) {
         log.lock().unwrap().push(seen.clone());
         let reply = match handler(&seen) {
-            Reply::Answer(status, body) => format!(
-                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            ),
+            Reply::Answer(status, body) => {
+                format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            }
             Reply::Cut => "HTTP/1.1 200 X\r\ncontent-length: 1000\r\n\r\n{".into(),
             Reply::HangUp => return,
             Reply::Silence => {
@@ -111,12 +100,7 @@ fn converse(stream: impl Read + Write, connection: u32, handler: &Handler, log: 
             }
         };
         let stream = stream.get_mut();
-        if stream
-            .write_all(reply.as_bytes())
-            .and_then(|()| stream.flush())
-            .is_err()
-            || reply.ends_with("\n{")
-        {
+        if stream.write_all(reply.as_bytes()).and_then(|()| stream.flush()).is_err() || reply.ends_with("\n{") {
             return;
         }
     }
@@ -137,18 +121,11 @@ fn read_request(stream: &mut impl BufRead, connection: u32) -> Option<Seen> {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_lowercase(), value.to_string()))
         .collect();
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")
-        .map_or(0, |(_, value)| value.parse().unwrap());
+    let length =
+        headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).ok()?;
-    Some(Seen {
-        line: lines[0].trim_end_matches(" HTTP/1.1").to_string(),
-        headers,
-        body,
-        connection,
-    })
+    Some(Seen { line: lines[0].trim_end_matches(" HTTP/1.1").to_string(), headers, body, connection })
 }
 
 /// A URL that refuses connections.
@@ -163,9 +140,7 @@ pub fn hanging_url() -> (String, TcpListener, Vec<TcpStream>) {
     let address = listener.local_addr().unwrap();
     // SAFETY: the descriptor is the listener's, which outlives the call. Listening again only changes the backlog.
     unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
-    let held = (0..4)
-        .filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(50)).ok())
-        .collect();
+    let held = (0..4).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(50)).ok()).collect();
     (format!("http://{address}"), listener, held)
 }
 
@@ -191,11 +166,8 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Folder {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let path = env::temp_dir().join(format!(
-            "es-test-{}-{}",
-            process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        ));
+        let path =
+            env::temp_dir().join(format!("es-test-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&path).unwrap();
         Folder(path)
     }

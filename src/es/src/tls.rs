@@ -20,14 +20,9 @@ pub(crate) fn tls_config(config: &Config) -> Result<TlsConfig, ConfigError> {
         let authorities = certificates(path)?;
         let mut store = RootCertStore::empty();
         for authority in &authorities {
-            store
-                .add(CertificateDer::from(authority.der()))
-                .map_err(|error| {
-                    ConfigError::new(format!(
-                        "file \"{}\" holds an invalid certificate: {error}",
-                        path.display()
-                    ))
-                })?;
+            store.add(CertificateDer::from(authority.der())).map_err(|error| {
+                ConfigError::new(format!("file \"{}\" holds an invalid certificate: {error}", path.display()))
+            })?;
         }
         builder = builder.root_certs(RootCerts::new_with_certs(&authorities));
     }
@@ -55,19 +50,11 @@ fn client_cert(cert_path: &Path, key_path: &Path) -> Result<ClientCert, ConfigEr
     };
     let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| no_key())?;
     let unusable = |what: String| {
-        ConfigError::new(format!(
-            "client key in file \"{}\" cannot be used: {what}",
-            key_path.display()
-        ))
+        ConfigError::new(format!("client key in file \"{}\" cannot be used: {what}", key_path.display()))
     };
-    let signer = ring::default_provider()
-        .key_provider
-        .load_private_key(der)
-        .map_err(|error| unusable(error.to_string()))?;
-    let rustls_chain = chain
-        .iter()
-        .map(|cert| CertificateDer::from(cert.der()).into_owned())
-        .collect();
+    let signer =
+        ring::default_provider().key_provider.load_private_key(der).map_err(|error| unusable(error.to_string()))?;
+    let rustls_chain = chain.iter().map(|cert| CertificateDer::from(cert.der()).into_owned()).collect();
     match CertifiedKey::new(rustls_chain, signer).keys_match() {
         // Unknown: the key's kind does not tell its public half; the handshake will show.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -78,12 +65,7 @@ fn client_cert(cert_path: &Path, key_path: &Path) -> Result<ClientCert, ConfigEr
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    fs::read(path).map_err(|error| {
-        ConfigError::new(format!(
-            "could not read file \"{}\": {error}",
-            path.display()
-        ))
-    })
+    fs::read(path).map_err(|error| ConfigError::new(format!("could not read file \"{}\": {error}", path.display())))
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, ConfigError> {
@@ -93,10 +75,7 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, ConfigError> {
             Ok(PemItem::Certificate(certificate)) => found.push(certificate),
             Ok(_) => {}
             Err(_) => {
-                return Err(ConfigError::new(format!(
-                    "file \"{}\" is not valid PEM",
-                    path.display()
-                )));
+                return Err(ConfigError::new(format!("file \"{}\" is not valid PEM", path.display())));
             }
         }
     }
