@@ -153,11 +153,15 @@ stage_bench() {
     local port
     extension
     say "building the bench"
-    # Together with the extension, and as in build_extension: by itself it would have pgrx built with other features.
-    PGRX_HOME=$PGRX_HOME/package PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/$PG/bin/pg_config \
+    # As cargo pgrx package does, and with the extension, whose features its dependencies have: or all of pgrx would be
+    # built anew.
+    (
+        export PGRX_HOME=$PGRX_HOME/package PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/$PG/bin/pg_config
+        export RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections'
         cargo build --release -p pg_es_sync -p empty_trigger --no-default-features --features "pg$PG"
+        cargo build --release -p pg_es_sync_bench
+    )
     cp "$TARGET/release/libempty_trigger.so" "$PREFIX/lib/postgresql/$PG/lib/"
-    cargo build --release -p pg_es_sync_bench
     # One engine only: a second would take memory and now and then a core.
     if [ -z "${ES_URL:-}" ]; then
         say "starting Elasticsearch"

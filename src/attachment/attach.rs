@@ -249,7 +249,8 @@ pub fn require_owner(relation: pg_sys::Oid) -> Result<(), Report> {
 fn check_table(relation: pg_sys::Oid) -> Result<Table, Report> {
     let mut table = owned(relation)?;
     let name = &table.name;
-    let facts = with_spi(|| {
+    // The caller's own rights were checked by `owned`; he need not be able to read our catalog.
+    let facts = as_extension(|| {
         let rows = spi::run(
             "select c.relkind::text, c.relpersistence::text, c.relforcerowsecurity,
                     c.relnamespace = any (array['pg_catalog', 'information_schema', 'es_sync']::pg_catalog.regnamespace[]),
@@ -299,7 +300,8 @@ fn check_table(relation: pg_sys::Oid) -> Result<Table, Report> {
             .hint("Attach the table that it reads."));
     }
     if persistence == "t" {
-        return Err(wrong(format!("cannot attach temporary table {name}"))
+        let name = crate::postgres::error::relation_name(relation);
+        return Err(wrong(format!("cannot attach temporary table \"{name}\""))
             .detail("The worker cannot read another session's temporary table."));
     }
     if has_children {
@@ -395,6 +397,8 @@ fn check_filter(table: &Table, filter: &str) {
     // The worker reads under this search path, so names that need another fail here, not later.
     transaction::set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
     with_spi(|| {
+        // By itself first: closed and opened parentheses must not make two expressions look like one.
+        spi::run(&format!("select\n{filter}\nfrom {} limit 0", table.name), &[]);
         spi::run(
             &format!("select from (select * from {} where (\n{filter}\n) is true limit 0) checked", table.name),
             &[],

@@ -35,7 +35,6 @@ select es_sync.attach('mine');
 select es_sync.reindex('mine');
 select es_sync.sync('mine', 1);
 select es_sync.detach('mine');
-show es_sync.url \gset
 set es_sync.url = 'http://elsewhere:9200';
 set es_sync.password_file = '/etc/shadow';
 reset role;
