@@ -153,14 +153,9 @@ stage_bench() {
     local port
     extension
     say "building the bench"
-    # As cargo pgrx package does, and with the extension, whose features its dependencies have: or all of pgrx would be
-    # built anew.
-    (
-        export PGRX_HOME=$PGRX_HOME/package PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/$PG/bin/pg_config
-        export RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections'
-        cargo build --release -p pg_es_sync -p empty_trigger --no-default-features --features "pg$PG"
-        cargo build --release -p pg_es_sync_bench
-    )
+    # cargo pgrx package's flags, so that what the bench shares with the extension is built once.
+    RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections' \
+        cargo build --release -p pg_es_sync_bench -p empty_trigger --no-default-features --features "pg$PG"
     cp "$TARGET/release/libempty_trigger.so" "$PREFIX/lib/postgresql/$PG/lib/"
     # One engine only: a second would take memory and now and then a core.
     if [ -z "${ES_URL:-}" ]; then

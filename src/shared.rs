@@ -364,7 +364,7 @@ impl Sentence {
             let length = self.length.load(Ordering::Relaxed) as usize;
             let bytes = self.bytes.iter().take(length).map(|cell| cell.load(Ordering::Relaxed)).collect();
             std::sync::atomic::fence(Ordering::Acquire);
-            if before % 2 == 0 && before == self.sequence.load(Ordering::Relaxed) {
+            if before.is_multiple_of(2) && before == self.sequence.load(Ordering::Relaxed) {
                 return String::from_utf8(bytes).unwrap_or_default();
             }
             std::hint::spin_loop();

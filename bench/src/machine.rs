@@ -13,7 +13,8 @@ pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
     let commit = output("git", &["-C", root, "-c", "safe.directory=*", "describe", "--always", "--dirty"]);
     let postgres = output(&format!("{}/postgres", process::setting("PG_BIN")), &["--version"]);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let about = engine.get("/");
+    let nodes = engine.get("/_nodes?filter_path=nodes.*.version");
+    let version = nodes["nodes"].as_object().and_then(|nodes| nodes.values().next()?["version"].as_str());
     let heap = engine.get("/_nodes/stats/jvm");
     let heap = find(&heap, "heap_max_in_bytes");
     report.line("# Benchmarks");
@@ -32,7 +33,7 @@ pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
     report.line(&format!(
         "- {}; Elasticsearch {} with a heap of {:.1} GB. Postgres, engine, worker and client share the cores.",
         postgres.trim_start_matches("postgres ").replace("(PostgreSQL)", "PostgreSQL"),
-        about["version"]["number"].as_str().unwrap_or_default(),
+        version.unwrap_or("of unknown version"),
         heap / 1e9,
     ));
     report.line("");

@@ -201,11 +201,11 @@ unsafe extern "C-unwind" fn on_subtransaction(
     _argument: *mut std::ffi::c_void,
 ) {
     match event {
-        pg_sys::SubXactEvent::SUBXACT_EVENT_PRE_COMMIT_SUB => {
-            // A loop of savepoints cannot spill its parent's keys: from here on each writes its own.
-            if STATE.with_borrow(|state| state.pending.bytes() > RELEASE_SPILL_BYTES) {
-                spill(subtransaction);
-            }
+        // A loop of savepoints cannot spill its parent's keys: from here on each writes its own.
+        pg_sys::SubXactEvent::SUBXACT_EVENT_PRE_COMMIT_SUB
+            if STATE.with_borrow(|state| state.pending.bytes() > RELEASE_SPILL_BYTES) =>
+        {
+            spill(subtransaction);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
             STATE.with_borrow_mut(|state| state.pending.release(subtransaction, parent));

@@ -1,6 +1,7 @@
 //! A database's worker: its start, its loop, its end.
 
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -787,11 +788,13 @@ impl Worker {
 
 /// The attachment's reader, made if there is none; None where the table cannot be read now.
 fn reader_of<'a>(readers: &'a mut FxHashMap<i32, Reader>, attachment: &Attachment) -> Option<&'a mut Reader> {
-    if !readers.contains_key(&attachment.id) {
-        let shape = transaction::run(|| Shape::of(attachment)).ok().flatten()?;
-        readers.insert(attachment.id, Reader::new(shape));
+    match readers.entry(attachment.id) {
+        Entry::Occupied(reader) => Some(reader.into_mut()),
+        Entry::Vacant(place) => {
+            let shape = transaction::run(|| Shape::of(attachment)).ok().flatten()?;
+            Some(place.insert(Reader::new(shape)))
+        }
     }
-    readers.get_mut(&attachment.id)
 }
 
 fn stop_requested() -> bool {
