@@ -3,6 +3,7 @@
 use crate::report::Report;
 use pg_es_sync_tests::{Engine, process};
 use std::process::Command;
+use std::time::Duration;
 
 pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
     let output = |program: &str, arguments: &[&str]| {
@@ -68,4 +69,15 @@ pub fn process_seconds(pid: u32) -> f64 {
     // The name, in parentheses, may hold blanks; user and system time are fields 14 and 15, in hundredths.
     let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// Waits until the engine has done what it does after its start or a large load.
+pub fn quiet(engine: &Engine) {
+    for _ in 0..30 {
+        let before = engine_seconds(engine);
+        std::thread::sleep(Duration::from_secs(1));
+        if engine_seconds(engine) - before < 0.1 {
+            return;
+        }
+    }
 }

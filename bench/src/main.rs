@@ -27,7 +27,7 @@ struct Scale {
 
 const FULL: Scale = Scale {
     writer_rows: 200_000,
-    writer_rounds: 7,
+    writer_rounds: 6,
     load_rows: 100_000,
     load_rounds: 3,
     latency_seconds: 10,
@@ -46,6 +46,7 @@ fn main() {
     let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
     let scale = if quick { QUICK } else { FULL };
     let engine = Engine::elasticsearch();
+    machine::quiet(&engine);
     let mut report = Report::new();
     machine::describe(&mut report, &engine, if quick { "QUICK=1 make bench" } else { "make bench" });
     writers::measure(&mut report, &scale);
