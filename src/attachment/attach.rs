@@ -530,6 +530,15 @@ pub fn create_build(attachment: i32, kind: &str) -> i64 {
     if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
 }
 
+/// Marks an index as stale and asks for what makes it equal to its table again.
+pub fn create_repair(attachment: i32, why: &str) -> i64 {
+    spi::run(
+        "update es_sync.attachment a set stale = $2 where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(why))],
+    );
+    create_build(attachment, "reindex")
+}
+
 fn announce(table: &Table, index: &str, request: &Request) {
     let left_out: Vec<String> = catalog::columns(table.oid)
         .into_iter()

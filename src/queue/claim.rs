@@ -23,10 +23,19 @@ pub struct Place {
 pub struct Row {
     pub place: Place,
     pub source: u32,
-    /// None: the whole table.
-    pub keys: Option<Vec<String>>,
+    pub asked: Asked,
     /// Postgres' microseconds.
     pub enqueued_at: i64,
+}
+
+/// What a row asks for.
+#[derive(Debug)]
+pub enum Asked {
+    Keys(Vec<String>),
+    /// The whole table was emptied: its indexes are built anew.
+    Rebuild,
+    /// Changes of the table were not captured one by one: its indexes are compared with it and mended.
+    Repair,
 }
 
 /// Walks through a queue in the order of its blocks, again and again.
@@ -44,25 +53,26 @@ impl Claims {
         Self { queue, plan: None, after: 0 }
     }
 
-    /// Claims rows until `max_keys` keys are found; rows that `known` are passed over. True with the rows if there may
-    /// be more.
-    pub fn claim(&mut self, max_keys: usize, known: impl Fn(&Place) -> bool) -> (Vec<Row>, bool) {
+    /// Claims rows until `max_keys` keys are found; rows that are `known`, and those of the sources in `held`, are passed
+    /// over. True with the rows if there may be more.
+    pub fn claim(&mut self, max_keys: usize, held: &[u32], known: impl Fn(&Place) -> bool) -> (Vec<Row>, bool) {
         prefer_tid_scans();
         let plan = self.plan.get_or_insert_with(|| {
             Plan::prepare(
                 &format!(
-                    "select q.ctid, q.id, q.source, q.keys, q.enqueued_at
-                     from es_sync.{} q where q.ctid > $1",
+                    "select q.ctid, q.id, q.source, q.keys, q.enqueued_at, q.count
+                     from es_sync.{} q where q.ctid > $1 and q.source <> all ($2)",
                     self.queue.table()
                 ),
-                &[pg_sys::TIDOID],
+                &[pg_sys::TIDOID, pg_sys::OIDARRAYOID],
             )
         });
         let mut rows = Vec::new();
         let mut keys = 0;
         let from_start = self.after == 0;
         let mut pointer = item_pointer(self.after);
-        let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer))]);
+        let held: Vec<pg_sys::Oid> = held.iter().map(|source| pg_sys::Oid::from(*source)).collect();
+        let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer)), spi::value(held)]);
         loop {
             let fetched = cursor.fetch(FETCH);
             let ended = (fetched.len() as i64) < FETCH;
@@ -76,17 +86,22 @@ impl Claims {
                 if known(&place) {
                     continue;
                 }
-                let row_keys = fetched.datum(row, 4).map(|datum| {
+                let row_keys: Option<Vec<String>> = fetched.datum(row, 4).map(|datum| {
                     // SAFETY: the column is text[].
                     unsafe { Array::<&str>::from_datum(datum, false) }
                         .map(|array| array.iter().flatten().map(str::to_owned).collect::<Vec<_>>())
                         .unwrap_or_default()
                 });
                 keys += row_keys.as_ref().map_or(1, Vec::len);
+                let asked = match row_keys {
+                    Some(keys) => Asked::Keys(keys),
+                    None if fetched.get::<i32>(row, 6) == Some(0) => Asked::Rebuild,
+                    None => Asked::Repair,
+                };
                 rows.push(Row {
                     place,
                     source: source.to_u32(),
-                    keys: row_keys,
+                    asked,
                     enqueued_at: fetched.datum(row, 5).map_or(0, |datum| datum.value() as i64),
                 });
                 if keys >= max_keys {

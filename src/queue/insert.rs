@@ -30,16 +30,20 @@ impl Queue {
 const MAX_ARRAY_BYTES: usize = 7_900;
 const COLUMNS: usize = 5;
 
-/// Writes the changes of `tables`, and a request for each whole table in `whole`. True if anything was written;
+/// What a row without keys asks for, in its column `count`.
+const REBUILD: i32 = 0;
+const REPAIR: i32 = 1;
+
+/// Writes the changes of `tables`, and a request to repair each table in `repair`. True if anything was written;
 /// nothing is where the extension was dropped.
-pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, whole: &[u32]) -> bool {
-    if tables.is_empty() && whole.is_empty() {
+pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool {
+    if tables.is_empty() && repair.is_empty() {
         return false;
     }
     let Some(mut writer) = Writer::open(queue) else { return false };
     for (source, changes) in tables {
         if changes.whole_table {
-            writer.insert(source, None);
+            writer.insert(source, Err(REBUILD));
         }
         let mut integers: Vec<i64> = changes.integers.into_iter().collect();
         // In order, because the worker then reads neighbours together.
@@ -55,8 +59,8 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, whole: &[u32]) -> bool {
         }
         writer.flush(source);
     }
-    for source in whole {
-        writer.insert(*source, None);
+    for source in repair {
+        writer.insert(*source, Err(REPAIR));
     }
     writer.close();
     true
@@ -105,21 +109,21 @@ impl Writer {
     fn flush(&mut self, source: u32) {
         if !self.array.is_empty() {
             let array = std::mem::replace(&mut self.array, TextArray::new());
-            self.insert(source, Some(&array));
+            self.insert(source, Ok(&array));
             self.array = array.cleared();
         }
     }
 
-    fn insert(&mut self, source: u32, keys: Option<&TextArray>) {
+    fn insert(&mut self, source: u32, keys: Result<&TextArray, i32>) {
         let id = shared::shared().map_or(self.now, |shared| shared.next_queue_id());
         let mut values = [
             pg_sys::Datum::from(id),
             pg_sys::Oid::from(source).into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
-            pg_sys::Datum::from(keys.map_or(0, |keys| keys.count)),
+            pg_sys::Datum::from(keys.map_or_else(|request| request, |keys| keys.count)),
             pg_sys::Datum::from(self.now),
             keys.map_or(pg_sys::Datum::from(0usize), |keys| pg_sys::Datum::from(keys.finished())),
         ];
-        let mut nulls = [false, false, false, false, keys.is_none()];
+        let mut nulls = [false, false, false, false, keys.is_err()];
         // SAFETY: five values for five columns, by the definition in sql/tables.sql; the array outlives the call, and
         // the tuple is a copy that is freed here.
         unsafe {

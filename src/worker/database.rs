@@ -578,7 +578,7 @@ impl Worker {
                 break;
             }
             let delivery = &self.delivery;
-            let (rows, more) = transaction::run(|| claims.claim(room, |place| delivery.is_known(place)))?;
+            let (rows, more) = transaction::run(|| claims.claim(room, &[], |place| delivery.is_known(place)))?;
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
@@ -722,8 +722,12 @@ impl Worker {
             return Ok(());
         }
         let outbox = &self.delivery.outbox;
-        let places: Vec<_> =
-            outbox.finished.iter().chain(outbox.rebuilds.iter().map(|(_, place)| place)).copied().collect();
+        let places: Vec<_> = outbox
+            .finished
+            .iter()
+            .chain(outbox.rebuilds.iter().chain(&outbox.repairs).map(|(_, place)| place))
+            .copied()
+            .collect();
         let attachments = &self.attachments;
         transaction::run(|| {
             for letter in &outbox.letters {
@@ -738,9 +742,14 @@ impl Worker {
                     attach::create_build(attachment.id, "reindex");
                 }
             }
+            for (source, _) in &outbox.repairs {
+                for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
+                    attach::create_repair(attachment.id, "changes were not captured one by one");
+                }
+            }
             claim::acknowledge(&places);
         })?;
-        if !outbox.rebuilds.is_empty() {
+        if !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty() {
             self.catalog_due = Instant::now();
         }
         self.delivery.outbox = Default::default();

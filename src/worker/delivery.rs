@@ -16,7 +16,7 @@ use crate::document::read::Reader;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
-use crate::queue::claim::{Place, Row};
+use crate::queue::claim::{Asked, Place, Row};
 use crate::queue::dead_letter::DeadLetter;
 use crate::settings;
 use crate::shared::{self, Index};
@@ -62,11 +62,17 @@ pub struct Outbox {
     pub cleared: Vec<(i32, Key)>,
     /// Tables to build anew, with the queue rows that asked for it.
     pub rebuilds: Vec<(u32, Place)>,
+    /// Tables to compare and mend, likewise.
+    pub repairs: Vec<(u32, Place)>,
 }
 
 impl Outbox {
     pub fn is_empty(&self) -> bool {
-        self.finished.is_empty() && self.letters.is_empty() && self.cleared.is_empty() && self.rebuilds.is_empty()
+        self.finished.is_empty()
+            && self.letters.is_empty()
+            && self.cleared.is_empty()
+            && self.rebuilds.is_empty()
+            && self.repairs.is_empty()
     }
 }
 
@@ -185,9 +191,16 @@ impl Delivery {
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
         for row in rows {
-            let Some(keys) = row.keys else {
-                self.outbox.rebuilds.push((row.source, row.place));
-                continue;
+            let keys = match row.asked {
+                Asked::Keys(keys) => keys,
+                Asked::Rebuild => {
+                    self.outbox.rebuilds.push((row.source, row.place));
+                    continue;
+                }
+                Asked::Repair => {
+                    self.outbox.repairs.push((row.source, row.place));
+                    continue;
+                }
             };
             self.next_ticket += 1;
             let ticket = self.next_ticket;
