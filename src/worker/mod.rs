@@ -4,11 +4,15 @@
 //!
 //! `launcher` keeps a worker in each database that has the extension; `database` is such a worker's life; `engine` its
 //! connection to the engine; `delivery` what is outstanding and what becomes of it; `lane` the documents of one index
-//! on their way; `waiters` answers es_sync.wait().
+//! on their way; `waiters` answers es_sync.wait(). `lease` decides in the engine whether this database may write,
+//! `ownership` acts on it there, `succession` writes it down here.
 
 pub mod database;
 pub mod delivery;
 pub mod engine;
 pub mod lane;
 pub mod launcher;
+pub mod lease;
+pub mod ownership;
+pub mod succession;
 pub mod waiters;
