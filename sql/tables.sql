@@ -113,6 +113,9 @@ create unlogged table es_sync.queue (
 -- Compressing the arrays costs a writer more than everything else together.
 alter table es_sync.queue alter column keys set storage external;
 
+-- DELETE under a publication for all tables needs one, should the queue be logged.
+alter table es_sync.queue replica identity full;
+
 -- For prepared transactions, which outlive a crash. Logged, so deletes need a replica identity under a publication.
 create table es_sync.prepared_queue (
     id bigint not null,
@@ -125,10 +128,12 @@ create table es_sync.prepared_queue (
 alter table es_sync.prepared_queue alter column keys set storage external;
 alter table es_sync.prepared_queue replica identity full;
 
--- One row, written by the worker. A crash or a promotion empties every unlogged table: where the row is missing, the
--- queue was lost and every index is built anew.
+-- One row, written by the first attach and by each repair. A crash or a promotion empties every unlogged table: where
+-- the row is missing, or of another timeline, changes were lost and every index is compared with its table and mended.
+-- Both tables become logged with es_sync.queue_durability = logged.
 create unlogged table es_sync.marker (
     only_one boolean primary key default true check (only_one),
+    timeline bigint not null,
     written_at timestamptz not null default pg_catalog.clock_timestamp()
 );
 

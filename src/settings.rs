@@ -29,8 +29,19 @@ static LINGER: GucSetting<i32> = GucSetting::<i32>::new(3);
 static POLL_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static RETRY_MAX_DELAY: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static QUEUE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
+static QUEUE_DURABILITY: GucSetting<Durability> = GucSetting::<Durability>::new(Durability::Unlogged);
 static LEASE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+
+/// What becomes of the queue in a crash.
+#[derive(Debug, Clone, Copy, PartialEq, pgrx::PostgresGucEnum)]
+enum Durability {
+    /// It is lost, and every index compared with its table and mended.
+    Unlogged,
+    /// It is kept: each change costs its writer some WAL.
+    Logged,
+}
 
 /// Defines all settings. Called once per process, from `_PG_init`.
 pub fn define() {
@@ -157,6 +168,23 @@ pub fn define() {
         GucFlags::UNIT_MS,
     );
     number(
+        c"es_sync.queue_limit",
+        c"Limits the size of the queue on disk.",
+        c"In megabytes; 0 for no limit. Beyond it changes are not noted one by one: a repair follows when the queue is empty.",
+        &QUEUE_LIMIT,
+        0,
+        i32::MAX,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_enum_guc(
+        c"es_sync.queue_durability",
+        c"Sets whether the queue survives a crash of the server.",
+        c"An unlogged queue is lost in a crash, and every index then compared with its table and mended.",
+        &QUEUE_DURABILITY,
+        GucContext::Sighup,
+        none,
+    );
+    number(
         c"es_sync.lease_timeout",
         c"Sets after what silence of its holder the lease in the engine is taken over.",
         c"In milliseconds. The holder renews it five times as often, and stops sending after two thirds of it.",
@@ -232,6 +260,11 @@ pub fn engine() -> Result<es::Config, String> {
     })
 }
 
+/// Longest time for one request.
+pub fn request_timeout() -> Duration {
+    millis(&REQUEST_TIMEOUT)
+}
+
 /// Largest bulk request, in bytes.
 pub fn bulk_bytes() -> usize {
     BULK_BYTES.get() as usize * 1024
@@ -255,6 +288,16 @@ pub fn max_attempts() -> u32 {
 /// Longest wait between two attempts.
 pub fn retry_max_delay() -> Duration {
     millis(&RETRY_MAX_DELAY)
+}
+
+/// Bytes on disk beyond which the queue takes nothing; 0 for no limit.
+pub fn queue_limit() -> u64 {
+    QUEUE_LIMIT.get().max(0) as u64 * 1024 * 1024
+}
+
+/// Whether the queue is to survive a crash.
+pub fn queue_is_logged() -> bool {
+    QUEUE_DURABILITY.get() == Durability::Logged
 }
 
 /// Silence after which a lease is taken over.

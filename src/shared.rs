@@ -38,10 +38,22 @@ pub struct Database {
     has_extension: AtomicBool,
     /// Raised when attachments or jobs changed.
     pub catalog_changes: AtomicU32,
-    /// Set by a note that came too late to be flushed; the worker then rebuilds everything.
+    /// Set by a note that came too late to be flushed; the worker then repairs everything.
     pub lost_note: AtomicBool,
+    /// A `QueueState`.
+    queue_state: AtomicU32,
     /// What the worker is doing or why it is not: a sentence.
     pub state: Sentence,
+}
+
+/// Whether the queue takes changes. Written by the worker, read by writers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(u32)]
+pub enum QueueState {
+    Open = 0,
+    Closed = 1,
+    /// Takes changes again, but may have missed some.
+    Reopening = 2,
 }
 
 /// Counters of one index.
@@ -181,6 +193,7 @@ impl Shared {
     /// Frees the entry of a database that does not have the extension.
     pub fn release_database(&self, oid: pg_sys::Oid) {
         if let Some(database) = self.database(oid).filter(|database| database.worker.load(Ordering::Acquire) == 0) {
+            database.set_queue_state(QueueState::Open);
             database.oid.store(0, Ordering::Release);
             self.free_indexes(oid.to_u32(), |_| false);
         }
@@ -191,6 +204,7 @@ impl Shared {
         for database in &self.databases {
             let oid = database.oid.load(Ordering::Acquire);
             if oid != 0 && !exists(oid) && database.worker.load(Ordering::Acquire) == 0 {
+                database.set_queue_state(QueueState::Open);
                 database.oid.store(0, Ordering::Release);
                 self.free_indexes(oid, |_| false);
             }
@@ -272,6 +286,18 @@ impl Database {
     /// Process id of the worker; None where none runs.
     pub fn worker_pid(&self) -> Option<i32> {
         Some(self.worker_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    pub fn queue_state(&self) -> QueueState {
+        match self.queue_state.load(Ordering::Acquire) {
+            1 => QueueState::Closed,
+            2 => QueueState::Reopening,
+            _ => QueueState::Open,
+        }
+    }
+
+    pub fn set_queue_state(&self, state: QueueState) {
+        self.queue_state.store(state as u32, Ordering::Release);
     }
 
     /// Sets the worker's latch.

@@ -567,10 +567,7 @@ pub fn create_build(attachment: i32, kind: &str) -> i64 {
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
 /// where the engine does not give documents back as they were sent. The job's id.
 pub fn create_repair(attachment: i32, why: &str) -> i64 {
-    spi::run(
-        "update es_sync.attachment a set stale = $2 where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(why))],
-    );
+    crate::jobs::record::mark_stale(attachment, why);
     match catalog::of_id(attachment) {
         Some(known) if known.live.is_none() => create_build(attachment, "load"),
         Some(known) if !known.contents_comparable() => create_build(attachment, "reindex"),

@@ -22,6 +22,8 @@ pub struct Attachment {
     pub live: Option<String>,
     /// The engine's own id of the live index, once it has been seen.
     pub uuid: Option<String>,
+    /// Index and table may differ, and a repair is under way.
+    pub stale: bool,
 }
 
 impl Attachment {
@@ -34,8 +36,9 @@ impl Attachment {
             let text = value.to_string();
             NOT_GIVEN_BACK.iter().any(|word| text.contains(&format!("\"{word}\"")))
         };
-        let default_pipeline =
-            |value: &serde_json::Value| ["default_pipeline", "final_pipeline"].iter().any(|name| value.to_string().contains(name));
+        let default_pipeline = |value: &serde_json::Value| {
+            ["default_pipeline", "final_pipeline"].iter().any(|name| value.to_string().contains(name))
+        };
         self.options.pipeline.is_none()
             && !self.options.mappings.as_ref().is_some_and(mentions)
             && !self.options.settings.as_ref().is_some_and(default_pipeline)
@@ -43,7 +46,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index, a.live_uuid";
+                       a.live_index, a.live_uuid, a.stale is not null";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -79,6 +82,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         options: Options::stored(&rows.get::<String>(row, 7)?),
         live: rows.get(row, 8),
         uuid: rows.get(row, 9),
+        stale: rows.get(row, 10)?,
     })
 }
 

@@ -129,11 +129,19 @@ impl State {
     }
 }
 
+/// True where the queue takes nothing at the moment: its worker repairs everything when it does again, after every
+/// transaction that has asked this has ended.
+fn is_closed() -> bool {
+    // SAFETY: reads a variable of this process.
+    let database = shared::shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
+    database.is_some_and(|database| database.queue_state() == shared::QueueState::Closed)
+}
+
 /// Writes what the current savepoint level itself noted; the rows are rolled back with it.
 fn spill(level: u32) {
     let (tables, queue) =
         STATE.with_borrow_mut(|state| (state.pending.spill(level), state.flushed.unwrap_or(Queue::Changes)));
-    if insert::write(queue, tables, &[]) {
+    if !is_closed() && insert::write(queue, tables, &[]) {
         STATE.with_borrow_mut(|state| state.wrote = true);
     }
 }
@@ -147,7 +155,7 @@ fn flush(queue: Queue) {
     // Spilled rows lie in the unlogged queue, which a crash empties, while a prepared transaction outlives it: such a
     // transaction asks for its tables as a whole.
     let whole = if queue == Queue::Prepared { &spilled[..] } else { &[] };
-    if insert::write(queue, tables, whole) {
+    if (!tables.is_empty() || !whole.is_empty()) && !is_closed() && insert::write(queue, tables, whole) {
         STATE.with_borrow_mut(|state| state.wrote = true);
     }
 }

@@ -517,7 +517,9 @@ fn check_owner(client: &Client, public: &str, owner: &str, adopt: bool) -> Resul
 fn look(client: &Client, index: &str, generation: i64, owner: &str) -> Result<Value, Failure> {
     match client.take_write_alias(index, generation, owner) {
         Ok(_) => {}
-        Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Conflict) => return Ok(json!(false)),
+        Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Conflict) => {
+            return Ok(json!(false));
+        }
         Err(failure) => return Err(failure),
     }
     Ok(match client.index(index)? {

@@ -151,6 +151,19 @@ pub fn clear_stale(attachment: i32) {
     );
 }
 
+/// An index is known to differ from its table until its repair has ended.
+pub fn mark_stale(attachment: i32, why: &str) {
+    spi::run(
+        "update es_sync.attachment a set stale = $2 where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(why))],
+    );
+}
+
+/// Tables go on without their indexes following.
+pub fn mark_all_stale(why: &str) {
+    spi::run("update es_sync.attachment a set stale = $1", &[text(Some(why))]);
+}
+
 /// The index behind the alias has vanished: until another is built there is none.
 pub fn forget_live(attachment: i32) {
     spi::run(

@@ -251,9 +251,7 @@ impl Verify {
         }
         self.done += rows;
         let index = self.index.clone().unwrap_or_default();
-        page.retain(|(key, _)| {
-            self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key)
-        });
+        page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
         let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
         let contents = context.attachment.contents_comparable();
         let call = context.engine.call(move |client| {
@@ -433,13 +431,7 @@ impl Verify {
         Ok(())
     }
 
-    fn failed(
-        &mut self,
-        phase: Phase,
-        failure: &Failure,
-        context: &mut Context,
-        now: Instant,
-    ) -> Result<(), SqlError> {
+    fn failed(&mut self, phase: Phase, failure: &Failure, context: &mut Context, now: Instant) -> Result<(), SqlError> {
         let job = self.job;
         let message = failure.to_string();
         let then = match (phase, failure.kind) {

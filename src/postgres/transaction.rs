@@ -66,6 +66,12 @@ pub fn flush_wal() {
     }
 }
 
+/// Makes sure that everything that anybody has written to the WAL so far is on disk.
+pub fn flush_all_wal() {
+    // SAFETY: both functions may be called at any time outside recovery; the second only waits for the disk.
+    unsafe { pg_sys::XLogFlush(pg_sys::GetXLogInsertRecPtr()) };
+}
+
 /// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
 ///
 /// Writes are impossible inside, and row-level security is off (it raises where it would filter).

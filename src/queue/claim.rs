@@ -1,4 +1,4 @@
-//! The worker's side of the queue: claiming, acknowledging, truncating, counting.
+//! The worker's side of the queue: claiming, acknowledging, counting.
 //!
 //! A claim only reads. A row leaves the queue when all it asked for is done, so whatever the worker forgets (it died,
 //! it let an index wait) is claimed again.
@@ -190,38 +190,25 @@ pub fn is_clear(mark: i64, source: u32) -> bool {
     rows.get::<bool>(0, 1) == Some(false)
 }
 
-/// Empties the queue's file if no row is left and it has grown, so that a forgotten idle transaction, whose snapshot
-/// keeps dead rows, does not make each poll slower. True if it did. Never waits for a lock.
-///
-/// # Errors
-/// Raises lock_not_available while anybody writes to the queue; the caller tries again some other time.
-pub fn truncate_if_empty() -> bool {
-    let rows = spi::run(
-        "select pg_catalog.pg_relation_size('es_sync.queue') > 1048576
-            and not exists (select from es_sync.queue)",
-        &[],
-    );
-    if rows.get::<bool>(0, 1) != Some(true) {
-        return false;
-    }
-    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
-    transaction::new_snapshot();
-    // Again, under the lock: a commit may have come between.
-    if spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
-        spi::run("truncate es_sync.queue", &[]);
-        return true;
-    }
-    false
+/// True if the queue holds every change since the marker was written: a crash or a promotion empties an unlogged
+/// queue and its marker with it; a promotion or a recovery to some point leaves a logged one behind the time.
+pub fn has_marker() -> bool {
+    !spi::run("select from es_sync.marker m where m.timeline = $1", &[(pg_sys::INT8OID, spi::value(timeline()))])
+        .is_empty()
 }
 
-/// True if the unlogged queue is the one that the worker has known: a crash or a promotion empties it.
-pub fn has_marker() -> bool {
-    !spi::run("select from es_sync.marker", &[]).is_empty()
+fn timeline() -> i64 {
+    // SAFETY: reads a variable in shared memory; the server is not in recovery where a worker runs.
+    i64::from(unsafe { pg_sys::GetWALInsertionTimeLine() })
 }
 
 /// Writes the marker, in the transaction that asked for everything to be repaired.
 pub fn write_marker() {
-    spi::run("insert into es_sync.marker default values on conflict do nothing", &[]);
+    spi::run(
+        "insert into es_sync.marker as m (timeline) values ($1)
+         on conflict (only_one) do update set timeline = excluded.timeline, written_at = excluded.written_at",
+        &[(pg_sys::INT8OID, spi::value(timeline()))],
+    );
 }
 
 /// Removes the marker: from here on the queue is not trusted to hold every change.

@@ -15,6 +15,7 @@ use super::launcher;
 use super::lease::{Keeper, Note};
 use super::ownership::{self, Wiring};
 use super::succession;
+use super::upkeep::Upkeep;
 use super::waiters::Waiters;
 use crate::attachment::attach;
 use crate::attachment::catalog::{self, Attachment};
@@ -32,16 +33,17 @@ use crate::queue::claim::{self, Claims};
 use crate::queue::dead_letter;
 use crate::queue::insert::Queue;
 use crate::settings;
-use crate::shared::{self, Database, Shared};
+use crate::shared::{self, Database, QueueState, Shared};
 
 /// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
 const CATALOG_EVERY: Duration = Duration::from_secs(5);
 /// How often the views' counts of pending changes are renewed at the most.
 const COUNT_EVERY: Duration = Duration::from_millis(250);
-/// How often the queue's file is looked at for truncation.
-const TRUNCATE_EVERY: Duration = Duration::from_secs(1);
 /// How long the worker rests after an error of its own.
 const REST: Duration = Duration::from_secs(1);
+
+/// No count of catalog changes.
+const NOT_READ: u32 = u32::MAX;
 
 thread_local! {
     /// For the exit callback only: a FATAL does not unwind, so nothing is dropped.
@@ -154,7 +156,7 @@ fn has_extension() -> bool {
 
 pub struct Worker {
     shared: &'static Shared,
-    database: &'static Database,
+    pub(super) database: &'static Database,
     pub(super) engine: Option<Engine>,
     engine_due: Instant,
     pub(super) delivery: Delivery,
@@ -182,7 +184,7 @@ pub struct Worker {
     last_claim: Instant,
     poll_due: Instant,
     count_due: Instant,
-    truncate_due: Instant,
+    pub(super) upkeep: Upkeep,
     socket: Option<WaitSet>,
     quiet_socket: Option<WaitSet>,
     reported: Option<String>,
@@ -212,13 +214,13 @@ impl Worker {
             keeper: None,
             wiring: Wiring::new(),
             catalog_was_read: false,
-            seen_changes: u32::MAX,
+            seen_changes: NOT_READ,
             catalog_due: now,
             more: true,
             last_claim: now,
             poll_due: now,
             count_due: now,
-            truncate_due: now,
+            upkeep: Upkeep::new(now),
             socket: None,
             quiet_socket: None,
             reported: None,
@@ -264,6 +266,7 @@ impl Worker {
         let connected = self.connect();
         self.read_catalog()?;
         if !connected {
+            self.look_after_queue()?;
             return Ok(settings::poll_interval());
         }
         self.hear()?;
@@ -272,6 +275,8 @@ impl Worker {
         self.show_state();
         let mut again = false;
         if self.may_write(Instant::now()) {
+            self.delivery.durable = self.upkeep.logged;
+            due.extend(self.delivery.look_at_doubtful(Instant::now()));
             self.claim()?;
             let held = self.send(&mut due);
             again = self.work_on_jobs(held, &mut due)?;
@@ -283,7 +288,7 @@ impl Worker {
             due.extend(self.waiters.serve(self.shared, &self.attachments, engine, Instant::now())?);
         }
         self.publish()?;
-        self.truncate();
+        self.look_after_queue()?;
         due.push(self.catalog_due);
         let now = Instant::now();
         if self.more && self.may_claim() {
@@ -359,12 +364,16 @@ impl Worker {
         self.verifies.clear();
         self.drops.clear();
         self.waiters = Waiters::default();
+        self.rewind_claims();
+        self.seen_changes = NOT_READ;
+        self.catalog_due = Instant::now();
+        self.more = true;
+    }
+
+    pub(super) fn rewind_claims(&mut self) {
         for claims in &mut self.claims {
             claims.rewind();
         }
-        self.seen_changes = u32::MAX;
-        self.catalog_due = Instant::now();
-        self.more = true;
     }
 
     /// Says once in the log, and always in the status, what stands in the way.
@@ -501,10 +510,11 @@ impl Worker {
             return Ok(());
         }
         let first = !self.catalog_was_read;
+        let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
         let (attachments, jobs, parked) = transaction::run(|| {
             forget_dropped_tables();
             self.note = succession::note();
-            if self.note.standing_off.is_none() && (lost || !claim::has_marker()) {
+            if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
                 let why = if lost { "a change could not be noted" } else { "the queue was lost" };
                 succession::repair_everything(why);
             }
@@ -526,7 +536,12 @@ impl Worker {
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
         self.take_jobs(jobs)?;
-        Ok(())
+        self.inherit_intake()
+    }
+
+    /// True if attachments and jobs were read since everything was forgotten.
+    pub(super) fn has_read_catalog(&self) -> bool {
+        self.seen_changes != NOT_READ
     }
 
     fn take_attachments(&mut self, attachments: Vec<Attachment>) {
@@ -609,6 +624,7 @@ impl Worker {
 
     fn may_claim(&self) -> bool {
         self.delivery.room() > 0
+            && !self.upkeep.settling
             && self.may_write(Instant::now())
             && self
                 .engine
@@ -786,6 +802,7 @@ impl Worker {
             for (source, _) in &outbox.rebuilds {
                 for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
                     record::restart(Some(attachment.id));
+                    record::mark_stale(attachment.id, "the table was truncated");
                     attach::create_build(attachment.id, "reindex");
                 }
             }
@@ -796,13 +813,16 @@ impl Worker {
             }
             claim::acknowledge(&places);
         })?;
-        if !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty() {
-            self.catalog_due = Instant::now();
-        }
+        let stale = !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty();
         self.delivery.outbox = Default::default();
         self.delivery.forget_places(places);
         // SAFETY: outside a transaction, as it must be; it is what makes autovacuum see the queue's dead rows.
         unsafe { pg_sys::pgstat_report_stat(false) };
+        if stale {
+            // Before anybody who waits is answered.
+            self.catalog_due = Instant::now();
+            self.read_catalog()?;
+        }
         Ok(())
     }
 
@@ -826,19 +846,6 @@ impl Worker {
         // Counting a large backlog takes long: never more than a twentieth of the time.
         self.count_due = now + COUNT_EVERY.max(started.elapsed() * 20);
         Ok(())
-    }
-
-    /// Empties the queue's file when there is nothing in it.
-    fn truncate(&mut self) {
-        let now = Instant::now();
-        if now < self.truncate_due || self.more || self.delivery.in_flight() > 0 {
-            return;
-        }
-        self.truncate_due = now + TRUNCATE_EVERY;
-        // An error only says that somebody is writing: there will be another time.
-        if let Ok(true) = transaction::run(claim::truncate_if_empty) {
-            self.claims[0].rewind();
-        }
     }
 }
 

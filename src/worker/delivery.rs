@@ -3,6 +3,7 @@
 //! Holds only what is in flight. The queue itself is the durable state, so all of this may be forgotten at any time.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::engine::Engine;
-use super::succession::GENERATION_SHIFT;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
+use super::succession::GENERATION_SHIFT;
 use crate::attachment::key;
 use crate::document::read::Reader;
 use crate::postgres::error::SqlError;
@@ -47,6 +48,10 @@ pub struct Delivery {
     next_lane: u32,
     turn: usize,
     parked: FxHashSet<(i32, Key)>,
+    /// The queue survives a crash, so nothing may be sent that would not.
+    pub durable: bool,
+    /// Index operations whose outcome is not known, and when they are looked at once more.
+    doubtful: VecDeque<(Instant, u32, Key)>,
     /// Keys were enqueued by the worker itself: there is something to claim.
     pub enqueued: bool,
     /// What the next transaction writes down.
@@ -161,6 +166,7 @@ impl Delivery {
         self.flights.clear();
         self.later.clear();
         self.missing.clear();
+        self.doubtful.clear();
         self.outbox = Outbox::default();
         self.pages.clear();
     }
@@ -183,6 +189,11 @@ impl Delivery {
 
     pub fn in_flight(&self) -> usize {
         self.flights.len()
+    }
+
+    /// True if nothing is on its way, and nothing is left to be written down.
+    pub fn is_idle(&self) -> bool {
+        self.flights.is_empty() && self.claimed.is_empty() && self.later.is_empty() && self.outbox.is_empty()
     }
 
     pub fn is_known(&self, place: &Place) -> bool {
@@ -236,6 +247,21 @@ impl Delivery {
                 self.claimed.insert(ticket, Claimed { place: row.place, left, enqueued_at: row.enqueued_at });
             }
         }
+    }
+
+    /// Has documents read and sent once more whose earlier request may have arrived late; when the next ones are due.
+    pub fn look_at_doubtful(&mut self, now: Instant) -> Option<Instant> {
+        while let Some((due, _, _)) = self.doubtful.front() {
+            if *due > now {
+                return Some(*due);
+            }
+            if let Some((_, lane, key)) = self.doubtful.pop_front()
+                && let Some(lane) = self.lane(lane)
+            {
+                lane.check(key);
+            }
+        }
+        None
     }
 
     /// Rows were deleted from the queue: their places may be used again.
@@ -302,6 +328,7 @@ impl Delivery {
         });
         match complete {
             Ok(complete) => {
+                self.flush_what_was_read();
                 let mut unread = Vec::new();
                 for (key, seen) in keys.into_iter().zip(seen) {
                     match (seen, complete) {
@@ -367,6 +394,7 @@ impl Delivery {
             self.recycle(batch.body);
             return Err(error);
         }
+        self.flush_what_was_read();
         read.sent = batch.operations.len() + batch.oversized.len();
         if let Some(lane) = self.lane(lane) {
             let oversized = batch.oversized.iter().map(|(key, _)| key);
@@ -388,6 +416,14 @@ impl Delivery {
         transaction::flush_wal();
         transaction::new_snapshot();
         version
+    }
+
+    /// An asynchronous commit can be read before it is on disk. A lost queue would mend what a crash takes back; one that
+    /// survives does not.
+    fn flush_what_was_read(&self) {
+        if self.durable {
+            transaction::flush_all_wal();
+        }
     }
 
     fn batch(&mut self) -> Batch {
@@ -624,6 +660,12 @@ impl Delivery {
                 engine.breaker.failure(now);
                 self.trouble = Some(failure.to_string());
             }
+        }
+        if failure.kind.outcome_unknown() {
+            // It may still arrive: after a delete that overtook it, once the engine has forgotten that delete.
+            let again = now + 2 * settings::request_timeout();
+            let indexed = flight.operations.iter().filter(|operation| !operation.delete);
+            self.doubtful.extend(indexed.map(|operation| (again, flight.lane, operation.key.clone())));
         }
         set_cause(attachment, &failure.to_string());
         if let Some(lane) = self.lane(flight.lane) {

@@ -47,9 +47,11 @@ impl Engine {
         let client = Client::new(config.clone()).map_err(|error| error.to_string())?;
         // The lease cannot wait as long as a bulk request may take.
         let limit = (settings::lease_timeout() / 3).min(config.request_timeout);
-        let urgent = es::Config { request_timeout: limit, connect_timeout: limit.min(config.connect_timeout), ..config.clone() };
+        let urgent =
+            es::Config { request_timeout: limit, connect_timeout: limit.min(config.connect_timeout), ..config.clone() };
         let urgent = Client::new(urgent).map_err(|error| error.to_string())?;
-        let senders = Senders::start(client, urgent).map_err(|error| format!("could not start sender threads: {error}"))?;
+        let senders =
+            Senders::start(client, urgent).map_err(|error| format!("could not start sender threads: {error}"))?;
         let backoff = Backoff { base: RETRY_BASE, max: settings::retry_max_delay() };
         let max_body = settings::bulk_bytes();
         Ok(Self {

@@ -121,6 +121,14 @@ impl Lane {
         true
     }
 
+    /// A document is to be read and sent although no change asked for it.
+    pub fn check(&mut self, key: Key) {
+        if !self.contains(&key) {
+            self.documents.insert(key.clone(), Document::default());
+            self.ready.push_back(key);
+        }
+    }
+
     /// Takes up to `count` documents to read and send.
     pub fn take(&mut self, count: usize) -> Vec<Key> {
         let count = count.min(self.max_operations).min(self.ready.len());

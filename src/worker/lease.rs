@@ -132,14 +132,6 @@ impl Keeper {
         matches!(self.state, State::Watching { .. } | State::Asking { watch: Some(_), .. })
     }
 
-    /// For `es_sync.health()`: the document as last written, while it is held.
-    pub fn held(&self) -> Option<&Document> {
-        match &self.state {
-            State::Held(held) => Some(&held.lease),
-            _ => None,
-        }
-    }
-
     /// The document to leave behind at a clean stop, and the state that it goes over.
     pub fn parting(&self, version: i64, now: Instant) -> Option<(Document, Mark)> {
         match &self.state {
@@ -271,8 +263,13 @@ impl Keeper {
                 let mark = serde_json::from_value(value["mark"].clone());
                 match mark {
                     Ok(mark) => {
-                        let held =
-                            Held { lease, mark, valid_until: now + self.trusted(), renewing: None, due: now + self.beat() };
+                        let held = Held {
+                            lease,
+                            mark,
+                            valid_until: now + self.trusted(),
+                            renewing: None,
+                            due: now + self.beat(),
+                        };
                         self.state = State::Held(held);
                         Some(Verdict::Taken { generation, gap })
                     }
@@ -315,7 +312,8 @@ impl Keeper {
     ) -> Option<Verdict> {
         match found {
             Some(found)
-                if found.lease.holder == self.holder && found.lease.generation == held.lease.generation
+                if found.lease.holder == self.holder
+                    && found.lease.generation == held.lease.generation
                     && found.lease.beats >= held.lease.beats =>
             {
                 self.state =
@@ -346,7 +344,8 @@ impl Keeper {
         now: Instant,
     ) -> Option<Verdict> {
         let Some(found) = found else {
-            let gap = (note.generation > 0).then_some("the engine does not know the lease: it was replaced or set back");
+            let gap =
+                (note.generation > 0).then_some("the engine does not know the lease: it was replaced or set back");
             self.take(engine, note, None, gap);
             return None;
         };
@@ -394,13 +393,7 @@ impl Keeper {
         None
     }
 
-    fn take(
-        &mut self,
-        engine: &mut Engine,
-        note: &Note,
-        found: Option<Found>,
-        gap: Option<&'static str>,
-    ) {
+    fn take(&mut self, engine: &mut Engine, note: &Note, found: Option<Found>, gap: Option<&'static str>) {
         let last = found.as_ref().map_or(0, |found| found.lease.generation).max(note.generation).max(self.met);
         let lease = Document {
             generation: (last + 1).max(clock_generation()),

@@ -95,7 +95,8 @@ impl Worker {
         let version = LAST_VERSION.get().max(self.note.version);
         due.extend(keeper.step(engine, &self.note, version, now));
         self.keep_parting(now);
-        if self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now)) {
+        // Which lanes there are is known only once the catalog has been read since they were forgotten.
+        if self.has_read_catalog() && self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now)) {
             self.wire(now, due);
         }
         Ok(())
@@ -141,6 +142,8 @@ impl Worker {
     fn taken(&mut self, generation: i64, gap: Option<&'static str>) -> Result<(), SqlError> {
         let holder = succession::holder();
         let taken_over = self.note.take_over;
+        // A queue that was closed is repaired once it is open and nobody is left who found it closed.
+        let gap = gap.filter(|_| !self.is_closed());
         let note = transaction::run(|| {
             succession::take(generation, &holder, gap, taken_over);
             succession::note()
@@ -148,6 +151,9 @@ impl Worker {
         self.note = note;
         self.generation = generation;
         LAST_VERSION.set(self.note.version);
+        if self.is_closed() {
+            self.open_queue()?;
+        }
         pgrx::log!("es_sync holds the lease, generation {generation}");
         // What an earlier generation has on its way is not waited for: its aliases are about to go.
         self.forget();
@@ -158,6 +164,7 @@ impl Worker {
 
     fn stand_off(&mut self, why: &str) -> Result<(), SqlError> {
         transaction::run(|| succession::stand_off(why))?;
+        self.close_queue(why)?;
         self.note.standing_off = Some(why.to_owned());
         self.note.take_over = false;
         pgrx::warning!("es_sync does not write to the engine: {why}");

@@ -1,0 +1,82 @@
+//! The queue as a table: its size, its durability, its truncation.
+
+use pgrx::pg_sys;
+
+use crate::postgres::spi;
+use crate::postgres::transaction::{self, Scope};
+
+/// Bytes of the queue on disk.
+pub fn size() -> u64 {
+    let rows = spi::run("select pg_catalog.pg_relation_size('es_sync.queue')", &[]);
+    rows.get::<i64>(0, 1).unwrap_or_default().max(0) as u64
+}
+
+/// Empties the queue's file if no row is left and it has grown, so that a forgotten idle transaction, whose snapshot
+/// keeps dead rows, does not make each poll slower. True if it did. Never waits for a lock.
+///
+/// # Errors
+/// Raises lock_not_available while anybody writes to the queue; the caller tries again some other time.
+pub fn truncate_if_empty() -> bool {
+    if size() <= 1 << 20 || !spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
+        return false;
+    }
+    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
+    transaction::new_snapshot();
+    // Again, under the lock: a commit may have come between.
+    if spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
+        spi::run("truncate es_sync.queue", &[]);
+        return true;
+    }
+    false
+}
+
+/// Empties the queue, whatever is in it. True if there was anything. Never waits for a lock.
+///
+/// # Errors
+/// As `truncate_if_empty`.
+pub fn discard_all() -> bool {
+    if size() == 0 {
+        return false;
+    }
+    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
+    spi::run("truncate es_sync.queue", &[]);
+    true
+}
+
+/// True if the queue survives a crash.
+pub fn is_logged() -> bool {
+    let rows = spi::run(
+        "select c.relpersistence = 'p' from pg_catalog.pg_class c where c.oid = 'es_sync.queue'::pg_catalog.regclass",
+        &[],
+    );
+    rows.get::<bool>(0, 1) == Some(true)
+}
+
+/// Makes the queue and its marker logged or unlogged. Rewrites the queue: its rows lie elsewhere afterwards.
+///
+/// # Errors
+/// Raises lock_not_available while somebody holds the queue; the caller tries again some other time.
+pub fn set_logged(logged: bool) {
+    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+    let how = if logged { "logged" } else { "unlogged" };
+    // Together: a marker that outlives a lost queue would say that nothing was lost.
+    for table in ["es_sync.queue", "es_sync.marker"] {
+        spi::run(&format!("alter table {table} set {how}"), &[]);
+    }
+}
+
+/// A transaction id that no transaction has reached that has begun to write.
+pub fn next_transaction() -> i64 {
+    let rows =
+        spi::run("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::pg_catalog.int8", &[]);
+    rows.get(0, 1).unwrap_or_default()
+}
+
+/// True if every transaction with a lower id has ended, prepared ones included.
+pub fn have_ended(below: i64) -> bool {
+    let rows = spi::run(
+        "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::pg_catalog.int8 >= $1",
+        &[(pg_sys::INT8OID, spi::value(below))],
+    );
+    rows.get::<bool>(0, 1) == Some(true)
+}

@@ -1,0 +1,160 @@
+//! The worker's care for the queue itself: its size, its durability, and whether it takes changes at all.
+//!
+//! A queue that is closed takes nothing: it has reached its limit, or another database does the writing. Its marker is
+//! gone before it closes, so whatever happens then, everything is compared and mended before it is trusted again: once
+//! it is open, and every transaction that may have found it closed has ended.
+
+use std::time::{Duration, Instant};
+
+use super::database::Worker;
+use super::succession;
+use crate::jobs::record;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::queue::{claim, storage};
+use crate::settings;
+use crate::shared::QueueState;
+
+/// How often the queue is looked after.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Whether the queue takes changes, as this worker sees it.
+#[derive(Debug, Default)]
+pub enum Intake {
+    #[default]
+    Open,
+    /// Closed: why.
+    Closed(String),
+    /// Open again. A repair follows once every transaction below `barrier` has ended.
+    Reopening { barrier: i64, why: String },
+}
+
+/// What the worker keeps for looking after the queue.
+pub struct Upkeep {
+    due: Instant,
+    pub intake: Intake,
+    /// The queue is to change its durability: nothing is claimed until nothing is on its way.
+    pub settling: bool,
+    /// The queue is logged: what is read must be on disk before it is sent.
+    pub logged: bool,
+}
+
+impl Upkeep {
+    pub fn new(now: Instant) -> Self {
+        Self { due: now, intake: Intake::Open, settling: false, logged: false }
+    }
+}
+
+impl Worker {
+    /// True if a missing marker is explained by a queue that is closed or being opened.
+    pub fn is_closed(&self) -> bool {
+        !matches!(self.upkeep.intake, Intake::Open)
+    }
+
+    /// A former worker of this server's run may have left the queue closed: it opens, and a repair follows.
+    pub fn inherit_intake(&mut self) -> Result<(), SqlError> {
+        if self.database.queue_state() != QueueState::Open && !self.is_closed() {
+            self.upkeep.intake = Intake::Closed("changes were not captured while the queue was closed".into());
+            if self.note.standing_off.is_none() {
+                self.open_queue()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the queue: the marker first, so that no crash can make it look complete.
+    pub fn close_queue(&mut self, why: &str) -> Result<(), SqlError> {
+        if !matches!(self.upkeep.intake, Intake::Closed(_)) {
+            transaction::run(|| {
+                claim::remove_marker();
+                record::mark_all_stale(why);
+            })?;
+            self.database.set_queue_state(QueueState::Closed);
+            self.upkeep.intake = Intake::Closed(why.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Opens the queue again. What was missed is repaired by `look_after_queue`.
+    pub fn open_queue(&mut self) -> Result<(), SqlError> {
+        if let Intake::Closed(why) = &self.upkeep.intake {
+            let why = why.clone();
+            self.database.set_queue_state(QueueState::Reopening);
+            // Whoever has found it closed has a transaction id below this one.
+            let barrier = transaction::run(storage::next_transaction)?;
+            self.upkeep.intake = Intake::Reopening { barrier, why };
+        }
+        Ok(())
+    }
+
+    /// Truncates, closes, opens, and changes the durability of the queue, as is due.
+    pub fn look_after_queue(&mut self) -> Result<(), SqlError> {
+        let now = Instant::now();
+        if now < self.upkeep.due {
+            return Ok(());
+        }
+        self.upkeep.due = now + EVERY;
+        if let Intake::Reopening { barrier, why } = &self.upkeep.intake {
+            let (barrier, why) = (*barrier, why.clone());
+            if transaction::run(|| storage::have_ended(barrier))? {
+                transaction::run(|| succession::repair_everything(&why))?;
+                self.upkeep.intake = Intake::Open;
+                self.database.set_queue_state(QueueState::Open);
+                self.catalog_due = now;
+            }
+        }
+        if let Some(why) = self.note.standing_off.clone() {
+            self.close_queue(&why)?;
+            // Nothing of it will be sent from here; a repair comes with taking over.
+            self.truncate(storage::discard_all);
+            return Ok(());
+        }
+        if !self.more && self.delivery.in_flight() == 0 {
+            self.truncate(storage::truncate_if_empty);
+        }
+        let limit = settings::queue_limit();
+        let size = transaction::run(storage::size)?;
+        match self.upkeep.intake {
+            Intake::Open if limit > 0 && size > limit => {
+                pgrx::warning!(
+                    "the queue has reached es_sync.queue_limit: changes are no longer noted one by one, and a repair follows when it is empty"
+                );
+                self.close_queue("the queue had reached es_sync.queue_limit")?;
+            }
+            Intake::Closed(_) if limit == 0 || size <= limit / 2 => self.open_queue()?,
+            _ => {}
+        }
+        self.settle_durability()
+    }
+
+    fn truncate(&mut self, how: fn() -> bool) {
+        // An error only says that somebody is writing: there will be another time.
+        if let Ok(true) = transaction::run(how) {
+            self.rewind_claims();
+        }
+    }
+
+    /// Makes the queue logged or unlogged, as es_sync.queue_durability says, when nothing of it is on its way: its rows
+    /// lie elsewhere afterwards.
+    fn settle_durability(&mut self) -> Result<(), SqlError> {
+        self.upkeep.logged = transaction::run(storage::is_logged)?;
+        let wanted = settings::queue_is_logged();
+        if self.upkeep.logged == wanted {
+            self.upkeep.settling = false;
+            return Ok(());
+        }
+        if !self.upkeep.settling || !self.delivery.is_idle() {
+            self.upkeep.settling = true;
+            self.upkeep.due = Instant::now() + EVERY / 20;
+            return Ok(());
+        }
+        // Where somebody is writing just now: goes on, and tries again in a second.
+        self.upkeep.settling = false;
+        if transaction::run(|| storage::set_logged(wanted)).is_ok() {
+            pgrx::log!("the queue of es_sync is {} now", if wanted { "logged" } else { "unlogged" });
+            self.upkeep.logged = wanted;
+            self.rewind_claims();
+        }
+        Ok(())
+    }
+}

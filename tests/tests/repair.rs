@@ -1,0 +1,273 @@
+//! Whatever was lost or changed by hand: index and table become equal again.
+
+use std::time::Duration;
+
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, process, unique, wait};
+use postgres::Client;
+use serde_json::json;
+
+fn counts(client: &mut Client) -> (i64, i64, i64) {
+    let row = client
+        .query_one(
+            "select coalesce(sum(missing), 0)::bigint, coalesce(sum(different), 0)::bigint,
+                    coalesce(sum(orphaned), 0)::bigint
+             from es_sync.job where kind = 'verify' and state = 'done'",
+            &[],
+        )
+        .expect("jobs");
+    (row.get(0), row.get(1), row.get(2))
+}
+
+fn table(client: &mut Client, rows: usize) -> String {
+    let name = unique("repaired");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text, details jsonb, at timestamptz);
+             insert into {name} select i, 'thing ' || i, jsonb_build_object('n', i / 7.0, 't', 'ä\n'), now()
+             from generate_series(1, {rows}) i;
+             select es_sync.attach('{name}')"
+        ))
+        .expect("set up");
+    expect::settled(client);
+    name
+}
+
+#[test]
+fn verify_counts_what_differs_and_mends_it_only_when_asked() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let server = Server::with(&engine);
+        let mut client = server.create_database("app");
+        let name = table(&mut client, 5000);
+        client.batch_execute(&format!("select es_sync.verify('{name}')")).expect("verify");
+        expect::settled(&mut client);
+        assert_eq!(counts(&mut client), (0, 0, 0), "equal documents are equal, whatever their values");
+
+        let index = engine.indexes_of(&name).remove(0);
+        engine.delete(&format!("/{index}/_doc/1"));
+        engine.delete(&format!("/{index}/_doc/4999"));
+        engine.put(&format!("/{index}/_doc/2"), json!({"id": 2, "title": "by hand"}));
+        engine.put(&format!("/{index}/_doc/999999"), json!({"id": 999999}));
+        engine.put(&format!("/{index}/_doc/no-integer"), json!({"id": 1}));
+        engine.put(&format!("/{index}/_doc/007"), json!({"id": 7}));
+        let before = engine.documents(&name);
+        client.batch_execute(&format!("select es_sync.verify('{name}')")).expect("verify");
+        expect::settled(&mut client);
+        assert_eq!(counts(&mut client), (2, 1, 3));
+        assert_eq!(engine.documents(&name), before, "nothing was changed");
+
+        client.batch_execute(&format!("select es_sync.verify('{name}', repair => true)")).expect("repair");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert_eq!(counts(&mut client), (4, 2, 6));
+        let indexed: Vec<i64> =
+            client.query_one("select array[indexed, deleted] from es_sync.status", &[]).expect("status").get(0);
+        assert_eq!(indexed, [5000 + 3, 3], "only what differs was sent");
+    }
+}
+
+#[test]
+fn verify_under_writes_finds_nothing_that_is_not_there() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 20_000);
+    client.batch_execute(&format!("select es_sync.verify('{name}')")).expect("verify");
+    let mut round = 0;
+    wait::until("the comparison has ended", wait::LONG, || -> bool {
+        round += 1;
+        client
+            .batch_execute(&format!(
+                "update {name} set title = 'round {round}' where id % 97 = {round} % 97;
+                 delete from {name} where id = 20000 - {round};
+                 insert into {name} values (100000 + {round}, 'new', '{{}}', now())"
+            ))
+            .expect("write");
+        client.query_one("select bool_and(state = 'done') from es_sync.jobs", &[]).expect("jobs").get(0)
+    });
+    assert_eq!(counts(&mut client), (0, 0, 0), "after {round} rounds of writes");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+/// Leaves a request in flight and changes in the queue: 300 deletes, 100 updates, 10 new rows.
+fn changes_in_flight(client: &mut Client, proxy: &Proxy, name: &str) {
+    proxy.set_for("_bulk", Fault::Blackhole);
+    proxy.forget_seen();
+    client
+        .batch_execute(&format!(
+            "delete from {name} where id in (select id from {name} order by id limit 300);
+             update {name} set title = 'changed' where id % 20 = 0;
+             insert into {name} select i, 'new' from generate_series(50001, 50010) i on conflict do nothing"
+        ))
+        .expect("write");
+    wait::until("a request is in flight", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    let queued: i64 = client.query_one("select count(*) from es_sync.queue", &[]).expect("queue").get(0);
+    assert!(queued > 0, "the queue is not empty");
+}
+
+fn server(proxy: &Proxy) -> Server {
+    Server::builder().conf("es_sync.url", proxy.url()).conf("es_sync.lease_timeout", "2s").start()
+}
+
+/// Runs `fault` while requests are in flight; returns the deletes that a repair had to mend.
+fn after(fault: impl FnOnce(&mut Server, Client)) -> i64 {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let mut server = server(&proxy);
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 2000);
+    changes_in_flight(&mut client, &proxy, &name);
+    fault(&mut server, client);
+    proxy.set(Fault::Pass);
+    let mut client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    let (missing, different, orphaned) = counts(&mut client);
+    println!("mended by the repair: {orphaned} deletes, {different} updates, {missing} inserts");
+    orphaned
+}
+
+#[test]
+fn a_terminated_worker_loses_nothing_and_needs_no_repair() {
+    let mended = after(|server, mut client| {
+        let pid: i32 = client.query_one("select worker_pid from es_sync.status", &[]).expect("status").get(0);
+        client.execute("select pg_terminate_backend($1)", &[&pid]).expect("terminate");
+        wait::until("another worker runs", wait::LONG, || {
+            server.workers().iter().any(|(other, _, database)| database == "app" && *other != pid as u32)
+        });
+    });
+    assert_eq!(mended, 0, "the queue had all of them");
+}
+
+#[test]
+fn after_a_killed_worker_the_repair_mends_what_the_queue_lost() {
+    let mended = after(|server, _| drop(server.kill_worker("app")));
+    assert_eq!(mended, 300);
+}
+
+#[test]
+fn after_a_killed_writer_the_repair_mends_what_the_queue_lost() {
+    let mended = after(|_, mut client| {
+        let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("pid").get(0);
+        process::signal(pid as u32, "KILL");
+    });
+    assert_eq!(mended, 300);
+}
+
+#[test]
+fn after_an_immediate_restart_the_repair_mends_what_the_queue_lost() {
+    let mended = after(|server, _| server.restart(Mode::Immediate));
+    assert_eq!(mended, 300);
+}
+
+#[test]
+fn a_fast_restart_keeps_the_queue_and_needs_no_repair() {
+    let mended = after(|server, _| server.restart(Mode::Fast));
+    assert_eq!(mended, 0);
+}
+
+#[test]
+fn a_logged_queue_survives_a_crash_and_needs_no_repair_of_what_it_holds() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let mut server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_durability", "logged")
+        .durable()
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 2000);
+    wait::until("the queue is logged", wait::SHORT, || -> bool {
+        client
+            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
+            .expect("persistence")
+            .get(0)
+    });
+    changes_in_flight(&mut client, &proxy, &name);
+    server.restart(Mode::Immediate);
+    let mut client = server.connect("app");
+    let queued: i64 = client.query_one("select count(*) from es_sync.queue", &[]).expect("queue").get(0);
+    assert!(queued > 0, "the queue survived");
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    // The setting taken back under writes.
+    server.conf("es_sync.queue_durability", "unlogged");
+    server.reload();
+    wait::until("the queue is unlogged", wait::SHORT, || -> bool {
+        client.batch_execute(&format!("update {name} set at = now() where id = 1000")).expect("write");
+        client
+            .query_one("select relpersistence = 'u' from pg_class where oid = 'es_sync.queue'::regclass", &[])
+            .expect("persistence")
+            .get(0)
+    });
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_limit", "1MB")
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 1000);
+    proxy.set(Fault::Refuse);
+    client
+        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 300000) i"))
+        .expect("a writer sees no error");
+    wait::until("the index is marked as stale", wait::SHORT, || -> bool {
+        client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
+    });
+    let size = |client: &mut Client| -> i64 {
+        client.query_one("select pg_relation_size('es_sync.queue')", &[]).expect("size").get(0)
+    };
+    let before = size(&mut client);
+    assert!(before > 1 << 20, "{before}");
+    client
+        .batch_execute(&format!(
+            "update {name} set title = 'not noted' where id % 2 = 0; delete from {name} where id < 100 or id > 290000"
+        ))
+        .expect("a writer sees no error");
+    assert_eq!(size(&mut client), before, "nothing was enqueued");
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    client.batch_execute(&format!("update {name} set title = 'noted again' where id = 500")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_request_that_arrives_after_the_delete_that_overtook_it_brings_nothing_back() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.request_timeout", "1s")
+        .conf("es_sync.retry_max_delay", "100ms")
+        .start();
+    let mut client = server.create_database("app");
+    let name = unique("late");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             select es_sync.attach('{name}', options => '{{\"settings\": {{\"index\": {{\"gc_deletes\": \"0s\"}}}}}}')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    proxy.set_for("_bulk", Fault::Delay(Duration::from_millis(2500)));
+    proxy.forget_seen();
+    client.batch_execute(&format!("insert into {name} values (1, 'late')")).expect("write");
+    wait::until("the insert is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    proxy.set(Fault::Pass);
+    client.batch_execute(&format!("delete from {name}")).expect("write");
+    expect::settled(&mut client);
+    // The delayed one arrives: the engine has forgotten the delete, and takes it.
+    wait::until("the late request has arrived", wait::SHORT, || {
+        engine.refresh(&name);
+        engine.documents(&name).len() == 1
+    });
+    wait::until("it was taken back", wait::SHORT, || {
+        engine.refresh(&name);
+        engine.documents(&name).is_empty()
+    });
+}
