@@ -37,6 +37,8 @@ mkdir -p "$folder"/{config,data,logs,tmp}
 # The JVM's own logs go to the read-only home otherwise.
 cp -r "$home/config/." "$folder/config/"
 sed -i "s|logs/|$folder/logs/|; s|HeapDumpPath=data|HeapDumpPath=$folder/logs|" "$folder/config/jvm.options"
+# A speed-up of vector search that small builds of Java are without.
+sed -i '/add-modules=jdk.incubator.vector/d' "$folder/config/jvm.options"
 cat >"$folder/config/$name.yml" <<YML
 discovery.type: single-node
 network.host: 127.0.0.1
@@ -50,7 +52,8 @@ YML
 [ "$name" = opensearch ] || echo 'xpack.security.enabled: false' >>"$folder/config/$name.yml"
 [ -z "$SERVER_USER" ] || chown -R "$SERVER_USER:$SERVER_USER" "$folder"
 
-java=$(readlink -f "$(command -v java)")
+java=${JAVA_HOME:+$JAVA_HOME/bin/java}
+java=$(readlink -f "${java:-$(command -v java)}")
 # Relative names such as logs/ are the home's, so start there.
 cd "$home"
 as_server env HOME="$folder" "${prefix}_JAVA_HOME=${java%/bin/java}" "${prefix}_PATH_CONF=$folder/config" \

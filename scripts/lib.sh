@@ -13,8 +13,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/pg_es_sync
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 PGRX_VERSION=0.18.1
-ELASTICSEARCH_VERSION=8.19.0
-OPENSEARCH_VERSION=2.19.1
+# Others by the environment; from 9 and 3 on they want JAVA_HOME to be a Java 21.
+ELASTICSEARCH_VERSION=${ELASTICSEARCH_VERSION:-8.19.0}
+OPENSEARCH_VERSION=${OPENSEARCH_VERSION:-2.19.1}
 export CARGO_TARGET_DIR=$TARGET
 # pgrx's settings of this checkout, so that the caller's ~/.pgrx stays as it is.
 export PGRX_HOME=$TARGET/pgrx

@@ -1,9 +1,11 @@
-//! `make bench`: what writers pay for capture, how fast a first load is, and how late a change arrives. Each figure
+//! `make bench`: what writers pay for capture, how fast a first load is, how late a change arrives,
+//! and what faults cost. Each figure
 //! stands beside the least that the same work costs without us, measured in turns with it, so that the ratio holds on
 //! other machines too. A full run writes docs/benchmarks.md; QUICK=1 takes a third of the rows and only prints.
 //!
 //! Runs only through scripts/test.sh bench, which provides Postgres and the engine.
 
+mod faults;
 mod latency;
 mod load;
 mod machine;
@@ -23,6 +25,8 @@ struct Scale {
     load_rounds: usize,
     latency_seconds: u32,
     latency_rounds: usize,
+    outage_seconds: u32,
+    outage_rounds: usize,
 }
 
 const FULL: Scale = Scale {
@@ -32,6 +36,8 @@ const FULL: Scale = Scale {
     load_rounds: 3,
     latency_seconds: 10,
     latency_rounds: 3,
+    outage_seconds: 60,
+    outage_rounds: 3,
 };
 const QUICK: Scale = Scale {
     writer_rows: 66_000,
@@ -40,6 +46,8 @@ const QUICK: Scale = Scale {
     load_rounds: 3,
     latency_seconds: 3,
     latency_rounds: 3,
+    outage_seconds: 10,
+    outage_rounds: 1,
 };
 
 fn main() {
@@ -53,6 +61,8 @@ fn main() {
     let bench = load::Bench::new(&engine, &scale);
     bench.measure(&mut report, &scale);
     latency::measure(&mut report, &bench, &scale);
+    drop(bench);
+    faults::measure(&mut report, &scale);
     if !quick {
         report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md"));
     }

@@ -59,6 +59,10 @@ impl Samples {
         self.add(time.as_secs_f64());
     }
 
+    pub fn extend(&mut self, other: Samples) {
+        self.0.extend(other.0);
+    }
+
     pub fn count(&self) -> usize {
         self.0.len()
     }
