@@ -142,6 +142,9 @@ fn pin_session() {
             // What must be durable is flushed by name (versions); the rest is found again.
             (c"synchronous_commit", c"off"),
             (c"row_security", c"on"),
+            // As a replica its own foreign keys would not cascade.
+            (c"session_replication_role", c"origin"),
+            (c"standard_conforming_strings", c"on"),
             (c"client_min_messages", c"warning"),
         ] {
             transaction::set(name, value, Scope::Session);

@@ -414,6 +414,11 @@ fn defaults_of_database_and_roles_do_not_reach_the_worker() {
     );
     client.batch_execute("set timezone = 'UTC'; set intervalstyle = 'iso_8601'").expect("as documents are written");
     expect::documents_equal(&mut client, &query, &engine, &table);
+    client.batch_execute(&format!("drop table {table}")).expect("drop");
+    wait::until("all traces of the table are gone", wait::SHORT, || -> bool {
+        let traces = "select (select count(*) from es_sync.status) + (select count(*) from es_sync.jobs) = 0";
+        client.query_one(traces, &[]).expect("traces").get(0)
+    });
     assert_eq!(server.unexpected_log_lines(&[]), Vec::<String>::new());
 }
 
