@@ -654,6 +654,7 @@ impl Worker {
                 }
             };
             let Some(attachment) = self.delivery.lane(lane).map(|lane| lane.attachment) else { continue };
+            let in_flight = self.delivery.in_flight();
             let found = self.attachments.iter().find(|known| known.id == attachment).cloned();
             match found.and_then(|attachment| reader_of(&mut self.readers, &attachment)) {
                 Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
@@ -666,6 +667,10 @@ impl Worker {
                 }
             }
             if probe {
+                // Nothing went out: the table is gone or locked, or the row is one that cannot be read or sent.
+                if self.delivery.in_flight() == in_flight {
+                    engine.probe(now);
+                }
                 return true;
             }
         }
