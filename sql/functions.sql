@@ -46,6 +46,27 @@ as 'MODULE_PATHNAME', 'reindex_wrapper';
 comment on function es_sync.reindex(regclass, text) is
     'API: public. Builds an index anew beside the live one and swaps it in; returns the job.';
 
+create function es_sync.verify(
+    relation regclass,
+    index text default null,
+    repair boolean default false,
+    sample real default 1
+)
+returns bigint
+language c volatile
+as 'MODULE_PATHNAME', 'verify_wrapper';
+
+comment on function es_sync.verify(regclass, text, boolean, real) is
+    'API: public. Compares an index with its table, document by document, and mends what differs where asked to; returns the job.';
+
+create function es_sync.take_over()
+returns void
+language c volatile
+as 'MODULE_PATHNAME', 'take_over_wrapper';
+
+comment on function es_sync.take_over() is
+    'API: public. Lets this database write to its indexes although another one does, which is fenced off.';
+
 create function es_sync.sync(
     relation regclass,
     variadic keys anycompatiblearray

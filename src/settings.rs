@@ -29,6 +29,7 @@ static LINGER: GucSetting<i32> = GucSetting::<i32>::new(3);
 static POLL_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static RETRY_MAX_DELAY: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static LEASE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
 /// Defines all settings. Called once per process, from `_PG_init`.
@@ -156,6 +157,15 @@ pub fn define() {
         GucFlags::UNIT_MS,
     );
     number(
+        c"es_sync.lease_timeout",
+        c"Sets after what silence of its holder the lease in the engine is taken over.",
+        c"In milliseconds. The holder renews it five times as often, and stops sending after two thirds of it.",
+        &LEASE_TIMEOUT,
+        1_000,
+        600_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
         c"es_sync.lock_timeout",
         c"Limits how long attach and detach wait for the table's lock.",
         c"In milliseconds; 0 waits without limit.",
@@ -245,6 +255,11 @@ pub fn max_attempts() -> u32 {
 /// Longest wait between two attempts.
 pub fn retry_max_delay() -> Duration {
     millis(&RETRY_MAX_DELAY)
+}
+
+/// Silence after which a lease is taken over.
+pub fn lease_timeout() -> Duration {
+    millis(&LEASE_TIMEOUT)
 }
 
 /// How long attach and detach wait for a lock, in milliseconds, as text for `lock_timeout`.

@@ -90,6 +90,8 @@ pub struct Waiter {
 }
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+/// Drawn by the postmaster and inherited by its children: it survives a crash of theirs, and no copy of the server has it.
+static NONCE: AtomicU64 = AtomicU64::new(0);
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
@@ -99,8 +101,14 @@ pub fn shared() -> Option<&'static Shared> {
     unsafe { SHARED.load(Ordering::Relaxed).as_ref() }
 }
 
+/// Tells this server's run from every other server's, and from any other run of its own.
+pub fn server_nonce() -> u64 {
+    NONCE.load(Ordering::Relaxed)
+}
+
 /// Asks for the memory. Called from `_PG_init` in the postmaster.
 pub fn install_hooks() {
+    NONCE.store(fastrand::u64(1..), Ordering::Relaxed);
     // SAFETY: the postmaster has a single thread, and hooks are chained as Postgres expects.
     unsafe {
         PREVIOUS_REQUEST = pg_sys::shmem_request_hook;

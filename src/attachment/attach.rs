@@ -157,6 +157,40 @@ pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report
     })
 }
 
+/// Asks for a comparison of all a table's indexes with it, or of one; the last job's id.
+///
+/// # Errors
+/// As `reindex`.
+pub fn verify(relation: pg_sys::Oid, index: Option<&str>, repair: bool, sample: f32) -> Result<i64, Report> {
+    require_engine()?;
+    owned(relation)?;
+    if !(sample > 0.0 && sample <= 1.0) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("sample must be greater than 0 and at most 1, not {sample}"),
+        )
+        .hint("It is the share of the rows that is compared."));
+    }
+    as_extension(|| {
+        let mut job = 0;
+        for attachment in attached(relation, index)? {
+            job = create_verify(attachment.id, repair, sample);
+        }
+        capture::announce_catalog_change();
+        Ok(job)
+    })
+}
+
+/// Lets this database write to its indexes, whoever else does: the worker takes the lease over.
+pub fn take_over() -> Result<(), Report> {
+    require_engine()?;
+    as_extension(|| {
+        spi::run("update es_sync.lease l set take_over = true", &[]);
+        capture::announce_catalog_change();
+    });
+    Ok(())
+}
+
 /// The attachments of a table that the caller owns.
 ///
 /// # Errors
@@ -530,13 +564,36 @@ pub fn create_build(attachment: i32, kind: &str) -> i64 {
     if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
 }
 
-/// Marks an index as stale and asks for what makes it equal to its table again.
+/// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
+/// where the engine does not give documents back as they were sent. The job's id.
 pub fn create_repair(attachment: i32, why: &str) -> i64 {
     spi::run(
         "update es_sync.attachment a set stale = $2 where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(why))],
     );
-    create_build(attachment, "reindex")
+    match catalog::of_id(attachment) {
+        Some(known) if known.live.is_none() => create_build(attachment, "load"),
+        Some(known) if !known.contents_comparable() => create_build(attachment, "reindex"),
+        _ => create_verify(attachment, true, 1.0),
+    }
+}
+
+/// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
+pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
+    let rows = spi::run(
+        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample)
+         select 'verify', a.id, a.relation::text, a.index_name, $2, $3 from es_sync.attachment a where a.id = $1
+         on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
+         set state = 'queued', repair = j.repair or excluded.repair, sample = greatest(j.sample, excluded.sample),
+             phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
+         returning j.id",
+        &[
+            (pg_sys::INT4OID, spi::value(attachment)),
+            (pg_sys::BOOLOID, spi::value(repair)),
+            (pg_sys::FLOAT4OID, spi::value(sample)),
+        ],
+    );
+    if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
 }
 
 fn announce(table: &Table, index: &str, request: &Request) {

@@ -20,10 +20,30 @@ pub struct Attachment {
     pub options: Options,
     /// The concrete index behind the alias; None until the first load is done.
     pub live: Option<String>,
+    /// The engine's own id of the live index, once it has been seen.
+    pub uuid: Option<String>,
+}
+
+impl Attachment {
+    /// False where the engine gives back something else than it was sent: documents then can only be counted as there
+    /// or not.
+    pub fn contents_comparable(&self) -> bool {
+        // Vectors are left out of _source by newer versions.
+        const NOT_GIVEN_BACK: [&str; 4] = ["_source", "dense_vector", "knn_vector", "rank_vectors"];
+        let mentions = |value: &serde_json::Value| {
+            let text = value.to_string();
+            NOT_GIVEN_BACK.iter().any(|word| text.contains(&format!("\"{word}\"")))
+        };
+        let default_pipeline =
+            |value: &serde_json::Value| ["default_pipeline", "final_pipeline"].iter().any(|name| value.to_string().contains(name));
+        self.options.pipeline.is_none()
+            && !self.options.mappings.as_ref().is_some_and(mentions)
+            && !self.options.settings.as_ref().is_some_and(default_pipeline)
+    }
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index";
+                       a.live_index, a.live_uuid";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -36,6 +56,11 @@ pub fn of_relation(relation: pg_sys::Oid, index: Option<&str>) -> Vec<Attachment
         "where a.relation = $1::oid and ($2 is null or a.index_name = $2) order by a.id",
         &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::TEXTOID, index.and_then(spi::value))],
     )
+}
+
+/// One attachment.
+pub fn of_id(id: i32) -> Option<Attachment> {
+    select("where a.id = $1", &[(pg_sys::INT4OID, spi::value(id))]).pop()
 }
 
 fn select(rest: &str, parameters: &[(pg_sys::Oid, spi::Value)]) -> Vec<Attachment> {
@@ -53,6 +78,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         exclude: rows.get(row, 6)?,
         options: Options::stored(&rows.get::<String>(row, 7)?),
         live: rows.get(row, 8),
+        uuid: rows.get(row, 9),
     })
 }
 

@@ -178,6 +178,11 @@ pub fn document_id(key: &str) -> Cow<'_, str> {
     }
 }
 
+/// The key whose document has this id.
+pub fn of_document_id(id: &str) -> String {
+    id.strip_prefix('\\').unwrap_or(id).to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +215,13 @@ mod tests {
         }
         let singles: std::collections::HashSet<_> = words.iter().map(|word| document_id(word)).collect();
         assert_eq!(singles.len(), words.len());
+    }
+
+    #[test]
+    fn a_document_id_leads_back_to_its_key() {
+        for key in ["", "\\", "\\x", "a", "a\\", "\\\\", "|"] {
+            assert_eq!(of_document_id(&document_id(key)), key);
+        }
     }
 
     #[test]

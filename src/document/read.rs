@@ -4,6 +4,7 @@ use pgrx::pg_sys;
 
 use super::shape::Shape;
 use crate::attachment::key;
+use crate::postgres::error::SqlError;
 use crate::postgres::spi::{self, Plan, Rows, Value};
 use crate::postgres::transaction;
 
@@ -75,6 +76,20 @@ impl Reader {
                 read(plan, &values, &shape.key, fetch, found)
             }
         })
+    }
+
+    /// True if a row could have this key: its parts are values of the key columns' types.
+    ///
+    /// # Errors
+    /// What Postgres said, unless that is about the key.
+    pub fn is_key(&self, text: &str) -> Result<bool, SqlError> {
+        let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
+        let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
+        match transaction::run(|| drop(spi::run(&self.shape.key_check, &parts))) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_in_the_data() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The key of the row that follows `after`, without its document: for a row that cannot be read.

@@ -25,6 +25,8 @@ pub struct Shape {
     /// As the pages, but the key columns of one row only, whatever the filter says of it.
     pub first_key: String,
     pub next_key: String,
+    /// Fails where a text is no value of its key column's type: one text per key column.
+    pub key_check: String,
     /// Estimated number of rows, -1 if unknown.
     pub estimated_rows: f64,
     fields: Vec<(String, Field)>,
@@ -140,6 +142,7 @@ impl Shape {
                 "select {order} from {name} t where ({order}) > ({}) order by {order} limit 1",
                 after.join(", ")
             ),
+            key_check: format!("select {}", after.join(", ")),
             estimated_rows: table.get(0, 3).unwrap_or(-1.0),
             fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
         })

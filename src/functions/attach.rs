@@ -1,4 +1,4 @@
-//! es_sync.attach, es_sync.detach, es_sync.reindex.
+//! es_sync.attach, es_sync.detach, es_sync.reindex, es_sync.verify, es_sync.take_over.
 
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
@@ -50,4 +50,16 @@ fn detach(relation: Option<pg_sys::Oid>, index: Option<String>, drop_index: Opti
 #[pg_extern(sql = false)]
 fn reindex(relation: Option<pg_sys::Oid>, index: Option<String>) -> i64 {
     attach::reindex(required(relation, "relation"), index.as_deref()).or_raise()
+}
+
+#[pg_extern(sql = false)]
+fn verify(relation: Option<pg_sys::Oid>, index: Option<String>, repair: Option<bool>, sample: Option<f32>) -> i64 {
+    let relation = required(relation, "relation");
+    attach::verify(relation, index.as_deref(), repair == Some(true), sample.unwrap_or(1.0)).or_raise()
+}
+
+/// Only who administers the extension may decide between two databases.
+#[pg_extern(sql = false)]
+fn take_over() {
+    attach::take_over().or_raise();
 }

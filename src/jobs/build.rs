@@ -109,14 +109,9 @@ pub enum Step {
     Over,
 }
 
-/// Name of the alias through which generation `generation` writes an index.
-pub fn write_alias(index: &str, generation: i64) -> String {
-    format!("{index}.write-{generation}")
-}
-
 /// The way to an attachment's concrete index.
 pub fn target(attachment: &Attachment, index: &str, generation: i64) -> es::Target {
-    es::Target { alias: write_alias(index, generation), pipeline: attachment.options.pipeline.clone() }
+    es::Target { alias: es::write_alias(index, generation), pipeline: attachment.options.pipeline.clone() }
 }
 
 impl Build {
@@ -176,9 +171,10 @@ impl Build {
             }
             Phase::Create => self.create(context),
             Phase::Look => {
-                let (index, alias) = self.names(context);
-                let owner = context.owner.to_owned();
-                self.phase = Phase::Looking(context.engine.call(move |client| look(client, &index, &alias, &owner)));
+                let (index, _) = self.names(context);
+                let (owner, generation) = (context.owner.to_owned(), context.generation);
+                self.phase =
+                    Phase::Looking(context.engine.call(move |client| look(client, &index, generation, &owner)));
                 Ok(Step::Wait(None))
             }
             Phase::Load => self.load(context, now),
@@ -213,8 +209,10 @@ impl Build {
                 let (index, _) = self.names(context);
                 let (alias, owner) = (context.attachment.index.clone(), context.owner.to_owned());
                 let adopt = context.attachment.options.adopt == Some(true);
-                self.phase =
-                    Phase::Swapping(context.engine.call(move |client| swap(client, &alias, &index, &owner, adopt)));
+                self.phase = Phase::Swapping(context.engine.call(move |client| {
+                    swap(client, &alias, &index, &owner, adopt)?;
+                    Ok(json!(client.index(&index)?.map(|info| info.uuid)))
+                }));
                 self.note_progress("swap")?;
                 Ok(Step::Wait(None))
             }
@@ -225,7 +223,7 @@ impl Build {
 
     fn names(&self, context: &Context) -> (String, String) {
         let index = self.target.clone().unwrap_or_default();
-        let alias = write_alias(&index, context.generation);
+        let alias = es::write_alias(&index, context.generation);
         (index, alias)
     }
 
@@ -396,24 +394,24 @@ impl Build {
                 self.phase = Phase::Load;
             }
             // Already behind the alias: only the last note is missing.
-            Phase::Look if value == "live" => self.complete(context)?,
+            Phase::Look if value == "live" => self.complete(context, None)?,
             Phase::Look => self.phase = Phase::Create,
             Phase::Settle => {
                 self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: Instant::now() };
                 self.note_progress("drain")?;
             }
-            Phase::Swap => self.complete(context)?,
+            Phase::Swap => self.complete(context, value.as_str())?,
             _ => {}
         }
         Ok(())
     }
 
     /// The new index is live: the old lane closes, this one stays.
-    fn complete(&mut self, context: &mut Context) -> Result<(), SqlError> {
+    fn complete(&mut self, context: &mut Context, uuid: Option<&str>) -> Result<(), SqlError> {
         let (index, _) = self.names(context);
         let (job, attachment, done) = (self.job, self.attachment, self.done);
         transaction::run(|| {
-            record::set_live(attachment, &index);
+            record::set_live(attachment, &index, uuid);
             record::finish(job, "done", done, None);
         })?;
         let old = context.delivery.lanes.iter().find(|lane| lane.attachment == attachment && !lane.building);
@@ -514,18 +512,20 @@ fn check_owner(client: &Client, public: &str, owner: &str, adopt: bool) -> Resul
     }
 }
 
-/// Whether the target of an interrupted build still stands: true, false, or "live" if it is behind the alias already.
-fn look(client: &Client, index: &str, alias: &str, owner: &str) -> Result<Value, Failure> {
+/// Whether the target of an interrupted build still stands, and can be written to: true, false, or "live" if it is
+/// behind the alias already.
+fn look(client: &Client, index: &str, generation: i64, owner: &str) -> Result<Value, Failure> {
+    match client.take_write_alias(index, generation, owner) {
+        Ok(_) => {}
+        Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Conflict) => return Ok(json!(false)),
+        Err(failure) => return Err(failure),
+    }
     Ok(match client.index(index)? {
-        Some(info) if info.name == index && is_ours(&info.meta, owner) => {
+        Some(info) => {
             let public = info.meta["pg_es_sync"]["index"].as_str().unwrap_or_default();
-            if info.aliases.iter().any(|name| name == public) {
-                json!("live")
-            } else {
-                json!(info.aliases.iter().any(|name| name == alias))
-            }
+            if info.aliases.iter().any(|name| name == public) { json!("live") } else { json!(true) }
         }
-        _ => json!(false),
+        None => json!(false),
     })
 }
 

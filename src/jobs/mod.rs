@@ -1,4 +1,4 @@
-//! Long work, done in the worker a step at a time: first load and reindex, and dropping indexes.
+//! Long work, done in the worker a step at a time: first load, reindex, verify, and dropping indexes.
 //! Runs in: the worker, on its main thread, between deliveries.
 //! May touch: es_sync.job, the delivery's lanes, the engine through its call thread.
 //!
@@ -6,3 +6,4 @@
 
 pub mod build;
 pub mod record;
+pub mod verify;

@@ -15,12 +15,26 @@ pub struct Job {
     pub position: Option<String>,
     pub done: i64,
     pub phase: Option<String>,
+    pub state: String,
+    /// Of a verify: mend what differs; which share of the keys; what it has found so far.
+    pub repair: bool,
+    pub sample: f32,
+    pub counts: Counts,
+}
+
+/// What a comparison found.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counts {
+    pub missing: i64,
+    pub different: i64,
+    pub orphaned: i64,
 }
 
 /// Jobs that are queued or running, oldest first.
 pub fn open_jobs() -> Vec<Job> {
     let rows = spi::run(
-        "select j.id, j.kind, j.attachment, j.target, j.position, j.done, j.phase
+        "select j.id, j.kind, j.attachment, j.target, j.position, j.done, j.phase, j.state,
+                j.repair, j.sample, j.missing, j.different, j.orphaned
          from es_sync.job j where j.state in ('queued', 'running') order by j.id",
         &[],
     );
@@ -34,6 +48,14 @@ pub fn open_jobs() -> Vec<Job> {
                 position: rows.get(row, 5),
                 done: rows.get(row, 6)?,
                 phase: rows.get(row, 7),
+                state: rows.get(row, 8)?,
+                repair: rows.get(row, 9)?,
+                sample: rows.get(row, 10)?,
+                counts: Counts {
+                    missing: rows.get(row, 11).unwrap_or_default(),
+                    different: rows.get(row, 12).unwrap_or_default(),
+                    orphaned: rows.get(row, 13).unwrap_or_default(),
+                },
             })
         })
         .collect()
@@ -76,6 +98,19 @@ pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     );
 }
 
+/// What a comparison has found so far.
+pub fn counts(job: i64, counts: &Counts) {
+    spi::run(
+        "update es_sync.job j set missing = $2, different = $3, orphaned = $4 where j.id = $1",
+        &[
+            id(job),
+            (pg_sys::INT8OID, spi::value(counts.missing)),
+            (pg_sys::INT8OID, spi::value(counts.different)),
+            (pg_sys::INT8OID, spi::value(counts.orphaned)),
+        ],
+    );
+}
+
 /// Why the job does not go on for the moment; None when it does.
 pub fn trouble(job: i64, error: Option<&str>) {
     spi::run("update es_sync.job j set error = $2 where j.id = $1", &[id(job), text(error)]);
@@ -92,27 +127,55 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
     );
 }
 
-/// A new index is behind the alias.
-pub fn set_live(attachment: i32, index: &str) {
+/// A new index, with the engine's own id, is behind the alias: as the table is.
+pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
     spi::run(
-        "update es_sync.attachment a set live_index = $2 where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index))],
+        "update es_sync.attachment a set live_index = $2, live_uuid = $3, stale = null where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index)), text(uuid)],
+    );
+}
+
+/// The engine's own id of the live index.
+pub fn set_uuid(attachment: i32, uuid: &str) {
+    spi::run(
+        "update es_sync.attachment a set live_uuid = $2 where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(uuid))],
+    );
+}
+
+/// Index and table are equal, as far as is known.
+pub fn clear_stale(attachment: i32) {
+    spi::run(
+        "update es_sync.attachment a set stale = null where a.id = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
     );
 }
 
 /// The index behind the alias has vanished: until another is built there is none.
 pub fn forget_live(attachment: i32) {
     spi::run(
-        "update es_sync.attachment a set live_index = null where a.id = $1",
+        "update es_sync.attachment a set live_index = null, live_uuid = null where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
 }
 
-/// Sends running builds of the given attachments (None: of all) back to their beginning.
+/// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning.
 pub fn restart(attachment: Option<i32>) {
     spi::run(
-        "update es_sync.job j set state = 'queued', phase = null, target = null, position = null, done = 0
-         where j.state = 'running' and j.kind in ('load', 'reindex') and ($1 is null or j.attachment = $1)",
+        "update es_sync.job j
+         set state = 'queued', phase = null, target = null, position = null, done = 0,
+             missing = null, different = null, orphaned = null
+         where j.state = 'running' and j.kind <> 'drop' and ($1 is null or j.attachment = $1)",
         &[(pg_sys::INT4OID, attachment.and_then(spi::value))],
+    );
+}
+
+/// Ends every open job unfinished.
+pub fn cancel_all() {
+    spi::run(
+        "update es_sync.job j
+         set state = 'cancelled', phase = null, finished_at = pg_catalog.clock_timestamp()
+         where j.state in ('queued', 'running')",
+        &[],
     );
 }

@@ -219,9 +219,14 @@ pub fn has_marker() -> bool {
     !spi::run("select from es_sync.marker", &[]).is_empty()
 }
 
-/// Writes the marker, in the transaction that asked for everything to be built anew.
+/// Writes the marker, in the transaction that asked for everything to be repaired.
 pub fn write_marker() {
     spi::run("insert into es_sync.marker default values on conflict do nothing", &[]);
+}
+
+/// Removes the marker: from here on the queue is not trusted to hold every change.
+pub fn remove_marker() {
+    spi::run("delete from es_sync.marker", &[]);
 }
 
 /// A sequential scan reads dead rows from the beginning each time: draining a large backlog would be quadratic.

@@ -1,4 +1,4 @@
-//! A database's worker: its start, its loop, its end.
+//! A database's worker: its start, its loop, its end. Who may write is `ownership`'s part.
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
@@ -12,6 +12,9 @@ use rustc_hash::FxHashMap;
 use super::delivery::Delivery;
 use super::engine::Engine;
 use super::launcher;
+use super::lease::{Keeper, Note};
+use super::ownership::{self, Wiring};
+use super::succession;
 use super::version;
 use super::waiters::Waiters;
 use crate::attachment::attach;
@@ -21,6 +24,7 @@ use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build, Context, Step};
 use crate::jobs::record;
+use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::latch::WaitSet;
 use crate::postgres::process::is_alive;
@@ -40,8 +44,6 @@ const COUNT_EVERY: Duration = Duration::from_millis(250);
 const TRUNCATE_EVERY: Duration = Duration::from_secs(1);
 /// How long the worker rests after an error of its own.
 const REST: Duration = Duration::from_secs(1);
-/// Bits of a version below the generation.
-const GENERATION_SHIFT: i64 = 39;
 
 thread_local! {
     /// For the exit callback only: a FATAL does not unwind, so nothing is dropped.
@@ -117,6 +119,7 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, argument: pg_sys::Datum) {
             client.shutdown();
         }
     });
+    ownership::release();
 }
 
 #[pgrx::pg_guard]
@@ -160,28 +163,33 @@ fn has_extension() -> bool {
     !spi::run("select from pg_catalog.pg_extension e where e.extname = 'pg_es_sync'", &[]).is_empty()
 }
 
-struct Worker {
+pub struct Worker {
     shared: &'static Shared,
     database: &'static Database,
-    engine: Option<Engine>,
+    pub(super) engine: Option<Engine>,
     engine_due: Instant,
-    delivery: Delivery,
-    attachments: Vec<Attachment>,
+    pub(super) delivery: Delivery,
+    pub(super) attachments: Vec<Attachment>,
     readers: FxHashMap<i32, Reader>,
     builds: Vec<Build>,
+    verifies: Vec<Verify>,
     /// Drops under way: token and job.
     drops: Vec<(u64, i64)>,
     /// Jobs that drop an index, not yet begun.
     queued_drops: Vec<(i64, String)>,
     waiters: Waiters,
     claims: [Claims; 2],
-    /// The installation's token.
-    owner: String,
-    generation: i64,
+    /// The installation's token; empty before the first attachment.
+    pub(super) owner: String,
+    pub(super) generation: i64,
+    pub(super) note: Note,
+    pub(super) keeper: Option<Keeper>,
+    pub(super) wiring: Wiring,
+    catalog_was_read: bool,
     seen_changes: u32,
-    catalog_due: Instant,
+    pub(super) catalog_due: Instant,
     /// Somebody committed, or there may be more than was claimed.
-    more: bool,
+    pub(super) more: bool,
     last_claim: Instant,
     poll_due: Instant,
     count_due: Instant,
@@ -204,12 +212,17 @@ impl Worker {
             attachments: Vec::new(),
             readers: FxHashMap::default(),
             builds: Vec::new(),
+            verifies: Vec::new(),
             drops: Vec::new(),
             queued_drops: Vec::new(),
             waiters: Waiters::default(),
             claims: [Claims::new(Queue::Changes), Claims::new(Queue::Prepared)],
             owner: String::new(),
             generation: 0,
+            note: Note::default(),
+            keeper: None,
+            wiring: Wiring::new(),
+            catalog_was_read: false,
             seen_changes: u32::MAX,
             catalog_due: now,
             more: true,
@@ -266,9 +279,16 @@ impl Worker {
         }
         self.hear()?;
         let mut due = vec![Instant::now() + settings::poll_interval()];
-        self.claim()?;
-        let held = self.send(&mut due);
-        let again = self.build(held, &mut due)?;
+        self.keep_lease(&mut due)?;
+        self.show_state();
+        let mut again = false;
+        if self.may_write(Instant::now()) {
+            self.claim()?;
+            let held = self.send(&mut due);
+            again = self.work_on_jobs(held, &mut due)?;
+        } else if let Some(engine) = self.engine.as_mut() {
+            due.extend(engine.identify(Instant::now()));
+        }
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(self.shared, &self.attachments, engine, Instant::now())?);
@@ -319,6 +339,7 @@ impl Worker {
             }
             // What was in flight is still in the queue, and jobs in their rows.
             self.forget();
+            self.keeper = None;
         }
         let now = Instant::now();
         if self.engine.is_none() && self.engine_due <= now {
@@ -341,11 +362,12 @@ impl Worker {
         self.engine.is_some()
     }
 
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.socket = None;
         self.quiet_socket = None;
         self.delivery.forget();
         self.builds.clear();
+        self.verifies.clear();
         self.drops.clear();
         self.waiters = Waiters::default();
         for claims in &mut self.claims {
@@ -383,24 +405,15 @@ impl Worker {
                         match identified {
                             Ok(product) => {
                                 pgrx::log!("es_sync is connected to {product}");
-                                self.reported = None;
-                                self.database.state.set("");
+                                self.delivery.trouble = None;
                             }
-                            Err(error) => self.report(&error),
+                            Err(error) => self.delivery.trouble = Some(error),
                         }
+                    } else if self.lease_answered(token, &result)? || self.wiring_answered(token, &result)? {
+                        // Heard.
                     } else if !self.waiters.answered(token, &result) {
                         self.job_answered(token, &result)?;
                     }
-                }
-            }
-        }
-        match self.delivery.fenced.clone().or_else(|| self.delivery.trouble.clone()) {
-            Some(trouble) => self.report(&trouble),
-            None => {
-                let answers = self.engine.as_ref().is_some_and(|engine| engine.dialect().is_some());
-                if answers && self.reported.take().is_some() {
-                    pgrx::log!("es_sync goes on: the engine answers");
-                    self.database.state.set("");
                 }
             }
         }
@@ -412,6 +425,32 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Says in the status what stands in the way of all work, if anything.
+    fn show_state(&mut self) {
+        let now = Instant::now();
+        if let Some(why) = &self.note.standing_off {
+            let why = format!("{why}; es_sync.take_over() lets this database write");
+            return self.report(&why);
+        }
+        if let Some(trouble) = self.delivery.trouble.clone() {
+            return self.report(&trouble);
+        }
+        if let Some(obstacle) = self.keeper.as_ref().and_then(|keeper| keeper.obstacle(now)) {
+            // Taking a free lease is a matter of milliseconds, and no news.
+            return if self.keeper.as_ref().is_some_and(Keeper::is_watching) {
+                self.report(&obstacle);
+            } else {
+                self.database.state.set(&obstacle);
+            };
+        }
+        if self.engine.as_ref().is_some_and(|engine| engine.dialect().is_some()) {
+            if self.reported.take().is_some() {
+                pgrx::log!("es_sync goes on");
+            }
+            self.database.state.set("");
+        }
     }
 
     fn job_answered(&mut self, token: u64, result: &Result<serde_json::Value, es::Failure>) -> Result<(), SqlError> {
@@ -433,6 +472,14 @@ impl Worker {
             }
         }
         self.builds = builds;
+        let mut verifies = std::mem::take(&mut self.verifies);
+        for verify in &mut verifies {
+            let taken = self.with_context(verify.attachment, false, |context| verify.answered(token, result, context));
+            if taken.transpose()? == Some(true) {
+                break;
+            }
+        }
+        self.verifies = verifies;
         Ok(())
     }
 
@@ -464,18 +511,16 @@ impl Worker {
         if changes == self.seen_changes && Instant::now() < self.catalog_due && !lost {
             return Ok(());
         }
-        let first = self.generation == 0;
+        let first = !self.catalog_was_read;
         let (attachments, jobs, parked) = transaction::run(|| {
             forget_dropped_tables();
-            if lost || !claim::has_marker() {
-                rebuild_everything(lost);
+            self.note = succession::note();
+            if self.note.standing_off.is_none() && (lost || !claim::has_marker()) {
+                let why = if lost { "a change could not be noted" } else { "the queue was lost" };
+                succession::repair_everything(why);
             }
-            let rows = spi::run(
-                "select v.last_value, (select i.token::text from es_sync.installation i) from es_sync.version v",
-                &[],
-            );
-            self.generation = rows.get::<i64>(0, 1).unwrap_or_default() >> GENERATION_SHIFT;
-            self.owner = rows.get::<String>(0, 2).unwrap_or_default();
+            let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
+            self.owner = if rows.is_empty() { String::new() } else { rows.get(0, 1).unwrap_or_default() };
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), record::open_jobs(), parked)
         })
@@ -486,6 +531,7 @@ impl Worker {
         })?;
         if first {
             self.delivery = Delivery::new(parked);
+            self.catalog_was_read = true;
         }
         self.seen_changes = changes;
         self.catalog_due = Instant::now() + CATALOG_EVERY;
@@ -501,6 +547,7 @@ impl Worker {
                 self.delivery.lanes.iter().filter(|l| l.attachment == gone.id).map(|l| l.id).collect();
             lanes.into_iter().for_each(|lane| self.delivery.close_lane(lane));
             self.builds.retain(|build| build.attachment != gone.id);
+            self.verifies.retain(|verify| verify.attachment != gone.id);
         }
         for attachment in &self.attachments {
             if old.iter().find(|old| old.id == attachment.id) != Some(attachment) {
@@ -543,6 +590,7 @@ impl Worker {
         }
         builds.retain(|build| jobs.iter().any(|job| job.id == build.job));
         self.builds = builds;
+        self.verifies.retain(|verify| jobs.iter().any(|job| job.id == verify.job));
         for job in jobs {
             match (job.kind.as_str(), job.attachment) {
                 ("drop", _) => {
@@ -552,6 +600,10 @@ impl Worker {
                         self.queued_drops.push((job.id, target));
                     }
                 }
+                ("verify", Some(attachment)) => match self.verifies.iter_mut().find(|known| known.job == job.id) {
+                    Some(verify) => verify.take(&job),
+                    None => self.verifies.push(Verify::new(&job, attachment)),
+                },
                 (_, Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
                     let mut build = Build::new(&job, attachment);
                     // Before anything is claimed: what is claimed now must reach the index that is being built.
@@ -567,8 +619,8 @@ impl Worker {
     }
 
     fn may_claim(&self) -> bool {
-        self.delivery.fenced.is_none()
-            && self.delivery.room() > 0
+        self.delivery.room() > 0
+            && self.may_write(Instant::now())
             && self
                 .engine
                 .as_ref()
@@ -614,7 +666,6 @@ impl Worker {
         let Some(engine) = self.engine.as_mut() else { return false };
         engine.dialect().is_some()
             && engine.breaker.state() == es::State::Closed
-            && self.delivery.fenced.is_none()
             && self.delivery.in_flight() <= engine.sizing.concurrency()
             && self.delivery.next_ready(now).0.is_some()
     }
@@ -623,7 +674,7 @@ impl Worker {
     fn send(&mut self, due: &mut Vec<Instant>) -> bool {
         let now = Instant::now();
         let Some(engine) = self.engine.as_mut() else { return true };
-        if engine.dialect().is_none() || self.delivery.fenced.is_some() {
+        if engine.dialect().is_none() {
             due.extend(engine.identify(now));
             return true;
         }
@@ -677,7 +728,7 @@ impl Worker {
     }
 
     /// Takes jobs a step further; true if there is more to do at once.
-    fn build(&mut self, held: bool, due: &mut Vec<Instant>) -> Result<bool, SqlError> {
+    fn work_on_jobs(&mut self, held: bool, due: &mut Vec<Instant>) -> Result<bool, SqlError> {
         let now = Instant::now();
         let mut again = false;
         for (job, index) in std::mem::take(&mut self.queued_drops) {
@@ -707,29 +758,25 @@ impl Worker {
         }
         builds.retain(|build| !build.is_over());
         self.builds = builds;
-        result?;
-        self.rebuild_missing(&missing)?;
-        Ok(again)
-    }
-
-    /// A live index has vanished from the engine: build it anew. Its lane closes: what was on its way there is read
-    /// by the build, which begins later.
-    fn rebuild_missing(&mut self, lanes: &[u32]) -> Result<(), SqlError> {
-        for lane in lanes {
-            let Some(lane) = self.delivery.lane(*lane).filter(|lane| !lane.building) else { continue };
-            let (id, attachment, index) = (lane.id, lane.attachment, lane.index.clone());
-            pgrx::warning!("index \"{index}\" is missing in the engine and is built anew");
-            transaction::run(|| {
-                record::forget_live(attachment);
-                attach::create_build(attachment, "reindex");
-            })?;
-            if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
-                known.live = None;
+        let mut verifies = std::mem::take(&mut self.verifies);
+        for verify in &mut verifies {
+            match self.with_context(verify.attachment, held, |context| verify.step(context, now)) {
+                Some(Ok(Step::Again)) => again = true,
+                Some(Ok(Step::Wait(until))) => due.extend(until),
+                Some(Ok(Step::Over)) => self.catalog_due = now,
+                Some(Err(error)) => result = Err(error),
+                None => {}
             }
-            self.delivery.close_lane(id);
-            self.catalog_due = Instant::now();
         }
-        Ok(())
+        verifies.retain(|verify| !verify.is_over());
+        self.verifies = verifies;
+        self.more |= std::mem::take(&mut self.delivery.enqueued);
+        if missing.iter().any(|lane| self.delivery.lane(*lane).is_some_and(|lane| !lane.building)) {
+            // Gone, or only its write alias is: the engine is asked.
+            self.wiring.look_again(now);
+        }
+        result?;
+        Ok(again)
     }
 
     /// Writes down what is done: queue rows, dead letters, requests for rebuilds. One transaction.
@@ -834,19 +881,4 @@ fn forget_dropped_tables() {
          where not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
         &[],
     );
-}
-
-/// The queue was lost, or a change could not be noted: every index is built anew, in the transaction that writes the
-/// marker back. Builds that run have read pages whose later changes are lost: they begin again.
-fn rebuild_everything(lost_note: bool) {
-    let attachments = catalog::all();
-    if !attachments.is_empty() {
-        let why = if lost_note { "a change could not be noted" } else { "the queue was lost" };
-        pgrx::log!("{why}: all indexes are built anew");
-    }
-    record::restart(None);
-    for attachment in attachments {
-        attach::create_build(attachment.id, "reindex");
-    }
-    claim::write_marker();
 }

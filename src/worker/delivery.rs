@@ -2,6 +2,7 @@
 //!
 //! Holds only what is in flight. The queue itself is the durable state, so all of this may be forgotten at any time.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::engine::Engine;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
+use super::succession::GENERATION_SHIFT;
 use crate::attachment::key;
 use crate::document::read::Reader;
 use crate::postgres::error::SqlError;
@@ -23,10 +25,13 @@ use crate::shared::{self, Index};
 
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
 const MAX_OUTSTANDING: usize = 40_000;
-/// Bits of a version below the generation.
-const GENERATION_SHIFT: u32 = 39;
 /// Versions that we issue are multiples of this; an edit by hand adds one.
 const VERSION_STEP: i64 = 256;
+
+thread_local! {
+    /// The last version that was taken, for the word that is left behind at a clean stop.
+    pub static LAST_VERSION: Cell<i64> = const { Cell::new(0) };
+}
 
 /// Everything on its way.
 #[derive(Default)]
@@ -42,6 +47,8 @@ pub struct Delivery {
     next_lane: u32,
     turn: usize,
     parked: FxHashSet<(i32, Key)>,
+    /// Keys were enqueued by the worker itself: there is something to claim.
+    pub enqueued: bool,
     /// What the next transaction writes down.
     pub outbox: Outbox,
     /// Pages of which a document was finished, once for each.
@@ -50,8 +57,8 @@ pub struct Delivery {
     pub missing: Vec<u32>,
     /// What went wrong with the engine as a whole, for status and log; None when it answers.
     pub trouble: Option<String>,
-    /// Set when a higher generation was met: somebody else writes.
-    pub fenced: Option<String>,
+    /// A later generation that documents were met with: somebody else writes.
+    pub met_generation: Option<i64>,
 }
 
 /// What is to be written down in Postgres: see `database::acknowledge`.
@@ -156,6 +163,16 @@ impl Delivery {
         self.missing.clear();
         self.outbox = Outbox::default();
         self.pages.clear();
+    }
+
+    /// Notes why work on an index does not go on.
+    pub fn set_cause(&self, attachment: i32, cause: &str) {
+        set_cause(attachment, cause);
+    }
+
+    /// True if the document is a dead letter.
+    pub fn is_parked(&self, attachment: i32, key: &str) -> bool {
+        !self.parked.is_empty() && self.parked.contains(&(attachment, Key::from(key)))
     }
 
     /// How many more keys may be claimed.
@@ -298,6 +315,13 @@ impl Delivery {
                 }
                 self.send(lane, batch, engine);
             }
+            // No row can have such a key: what stands under it in the index is nobody's.
+            Err(error) if keys.len() == 1 && error.is_in_the_data() && reader.is_key(&keys[0]).is_ok_and(|is| !is) => {
+                batch.body.clear();
+                batch.operations.clear();
+                batch.remove(&keys[0]);
+                self.send(lane, batch, engine);
+            }
             Err(error) => self.read_failed(lane, keys, &error, engine),
         }
     }
@@ -360,6 +384,7 @@ impl Delivery {
         let plan =
             self.version_plan.get_or_insert_with(|| Plan::prepare("select pg_catalog.nextval('es_sync.version')", &[]));
         let version = plan.execute(&[], 1).get::<i64>(0, 1).unwrap_or_default();
+        LAST_VERSION.set(version);
         transaction::flush_wal();
         transaction::new_snapshot();
         version
@@ -465,7 +490,6 @@ impl Delivery {
         let lane_id = flight.lane;
         let Some(lane) = self.lane(lane_id) else { return };
         let attachment = lane.attachment;
-        let alias = lane.target.alias.clone();
         lane.max_operations = (lane.max_operations * 2).min(super::lane::MAX_OPERATIONS);
         let counters = counters(attachment);
         let now_micros = now_micros();
@@ -485,10 +509,8 @@ impl Delivery {
                     self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
                 }
                 Outcome::Newer { version } if version >> GENERATION_SHIFT > flight.version >> GENERATION_SHIFT => {
-                    // Somebody with a later generation writes this index: we are the one to stop.
-                    self.fenced.get_or_insert_with(|| {
-                        format!("index behind \"{alias}\" holds version {version} of a later generation")
-                    });
+                    // Somebody with a later generation has written this index: the lease says whether that goes on.
+                    self.met_generation = self.met_generation.max(Some(version >> GENERATION_SHIFT));
                     retries.push((operation.key, "a later generation writes this index".to_owned()));
                 }
                 Outcome::Newer { version } if version % VERSION_STEP == 0 => {

@@ -45,7 +45,11 @@ impl Engine {
     pub fn start() -> Result<Self, String> {
         let config = settings::engine()?;
         let client = Client::new(config.clone()).map_err(|error| error.to_string())?;
-        let senders = Senders::start(client).map_err(|error| format!("could not start sender threads: {error}"))?;
+        // The lease cannot wait as long as a bulk request may take.
+        let limit = (settings::lease_timeout() / 3).min(config.request_timeout);
+        let urgent = es::Config { request_timeout: limit, connect_timeout: limit.min(config.connect_timeout), ..config.clone() };
+        let urgent = Client::new(urgent).map_err(|error| error.to_string())?;
+        let senders = Senders::start(client, urgent).map_err(|error| format!("could not start sender threads: {error}"))?;
         let backoff = Backoff { base: RETRY_BASE, max: settings::retry_max_delay() };
         let max_body = settings::bulk_bytes();
         Ok(Self {
@@ -77,6 +81,18 @@ impl Engine {
         let token = self.token();
         self.senders.call(token, work);
         token
+    }
+
+    /// As `call`, in the thread for what must not wait.
+    pub fn call_urgent(&mut self, work: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) -> u64 {
+        let token = self.token();
+        self.senders.call_urgent(token, work);
+        token
+    }
+
+    /// The settings that this was started with.
+    pub fn config(&self) -> &es::Config {
+        &self.config
     }
 
     /// Which product it is, once it has said so.

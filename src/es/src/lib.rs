@@ -12,6 +12,8 @@
 //!
 //! Beside the way:
 //! - `indices`: indexes, aliases, mappings, counts
+//! - `documents`: reading back what was sent, to compare it
+//! - `lease`: which of several databases may write
 //! - `engine`: which engine it is
 //! - `client`: one request to one of the nodes, with `nodes` (which one next), `exchange` (the wire), `tls`, `credentials`
 //! - `config`, `name`: what may be set, and what an index may be called
@@ -26,10 +28,12 @@ mod bulk;
 mod client;
 mod config;
 mod credentials;
+mod documents;
 mod engine;
 mod exchange;
 mod failure;
 mod indices;
+mod lease;
 mod name;
 mod nodes;
 mod secret;
@@ -47,10 +51,12 @@ pub use breaker::{Breaker, Permit, State};
 pub use bulk::Target;
 pub use client::{Answer, Client, Method};
 pub use config::{Config, ConfigError, parse_urls};
+pub use documents::{Compared, Ids};
 pub use engine::{EngineInfo, Product};
 pub use failure::{Failure, FailureKind};
 pub use indices::IndexInfo;
+pub use lease::{Found, LEASE_INDEX, Lease, Mark, WriteAlias, write_alias};
 pub use name::check_index_name;
 pub use secret::Secret;
-pub use senders::{Delivery, Event, Senders};
+pub use senders::{Delivery, Event, Senders, run_apart};
 pub use sizing::Sizing;

@@ -52,12 +52,15 @@ struct Call {
     function: Box<CallFunction>,
 }
 
-/// `connections` threads for bodies, and one more for calls, which are carried out one after the other.
+/// `connections` threads for bodies, one for calls, which are carried out one after the other, and one for calls that
+/// must not wait for those.
 #[derive(Debug)]
 pub struct Senders {
     client: Client,
+    urgent_client: Client,
     deliveries: Sender<Delivery>,
     calls: Sender<Call>,
+    urgent: Sender<Call>,
     events: Receiver<Event>,
     /// Readable when there are events; the threads hold the other end.
     wake: UnixStream,
@@ -67,10 +70,12 @@ pub struct Senders {
 }
 
 impl Senders {
-    /// Starts the threads. Errors: no socket pair or no thread to be had.
-    pub fn start(client: Client) -> io::Result<Senders> {
+    /// Starts the threads. `urgent` is the client of urgent calls, with a time limit of its own. Errors: no socket pair
+    /// or no thread to be had.
+    pub fn start(client: Client, urgent: Client) -> io::Result<Senders> {
         let (deliveries, delivery_queue) = unbounded::<Delivery>();
         let (calls, call_queue) = unbounded::<Call>();
+        let (urgent_calls, urgent_queue) = unbounded::<Call>();
         let (event_sender, events) = unbounded();
         let (wake, wake_sender) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -79,27 +84,35 @@ impl Senders {
         let (alive, ended) = unbounded::<()>();
         let count = client.config().connections.max(1);
         let masked = SignalMask::block_all();
-        let mut threads = Vec::with_capacity(count + 1);
-        for number in 0..=count {
+        let mut threads = Vec::with_capacity(count + 2);
+        // Should a spawn fail, the threads before end as the channels are dropped.
+        for (name, client, queue) in [("calls", &client, call_queue), ("urgent calls", &urgent, urgent_queue)] {
             let (client, outbox, alive) = (client.clone(), outbox.clone(), alive.clone());
-            let builder = thread::Builder::new().name(format!("es_sync sender {number}"));
-            // Should a spawn fail, the ones before end as the channels are dropped.
-            threads.push(if number == 0 {
-                let queue = call_queue.clone();
-                builder.spawn(move || {
-                    let _alive = alive;
-                    queue.iter().for_each(|call| outbox.put(run_call(&client, call)));
-                })?
-            } else {
-                let queue = delivery_queue.clone();
-                builder.spawn(move || {
-                    let _alive = alive;
-                    queue.iter().for_each(|delivery| outbox.put(deliver(&client, delivery)));
-                })?
-            });
+            threads.push(thread::Builder::new().name(format!("es_sync {name}")).spawn(move || {
+                let _alive = alive;
+                queue.iter().for_each(|call| outbox.put(run_call(&client, call)));
+            })?);
+        }
+        for number in 1..=count {
+            let (client, outbox, alive) = (client.clone(), outbox.clone(), alive.clone());
+            let queue = delivery_queue.clone();
+            threads.push(thread::Builder::new().name(format!("es_sync sender {number}")).spawn(move || {
+                let _alive = alive;
+                queue.iter().for_each(|delivery| outbox.put(deliver(&client, delivery)));
+            })?);
         }
         drop(masked);
-        Ok(Senders { client, deliveries, calls, events, wake, ended, threads })
+        Ok(Senders {
+            client,
+            urgent_client: urgent,
+            deliveries,
+            calls,
+            urgent: urgent_calls,
+            events,
+            wake,
+            ended,
+            threads,
+        })
     }
 
     pub fn client(&self) -> &Client {
@@ -129,6 +142,12 @@ impl Senders {
         let _ = self.calls.send(Call { token, function: Box::new(function) });
     }
 
+    /// As [`Senders::call`], in the thread for what must not wait: with the urgent client.
+    pub fn call_urgent(&self, token: u64, function: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) {
+        // As above.
+        let _ = self.urgent.send(Call { token, function: Box::new(function) });
+    }
+
     /// The next event, if there is one. Never blocks.
     pub fn next(&self) -> Option<Event> {
         self.events.try_recv().ok()
@@ -139,7 +158,8 @@ impl Senders {
     pub fn stop(self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.client.shutdown();
-        drop((self.deliveries, self.calls));
+        self.urgent_client.shutdown();
+        drop((self.deliveries, self.calls, self.urgent));
         // Nothing is ever sent: this returns when the last thread drops its end, or at the deadline.
         let _ = self.ended.recv_deadline(deadline);
         for thread in self.threads {
@@ -148,6 +168,20 @@ impl Senders {
             }
         }
     }
+}
+
+/// Does one piece of work in a thread whose signals are masked, and waits for it so long at the most; None if it took
+/// longer or no thread was to be had. For a last word at a process's end.
+pub fn run_apart<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let masked = SignalMask::block_all();
+    let spawned = thread::Builder::new().name("es_sync last word".into()).spawn(move || {
+        // Fails when nobody waits any more.
+        let _ = sender.send(work());
+    });
+    drop(masked);
+    spawned.ok()?;
+    receiver.recv_timeout(limit).ok()
 }
 
 #[derive(Clone)]

@@ -10,7 +10,8 @@ fn delivery(token: u64) -> Delivery {
 }
 
 fn start(url: &str) -> Senders {
-    Senders::start(Client::new(config(url)).unwrap()).unwrap()
+    let client = Client::new(config(url)).unwrap();
+    Senders::start(client.clone(), client).unwrap()
 }
 
 /// As the worker does: waits for the descriptor, clears it, takes what is there.
@@ -88,7 +89,7 @@ fn no_signal_reaches_a_sender_thread() {
         Ok(Value::from(vec![Value::from(blocked), Value::from(thread::current().name())]))
     });
     match &wait(&senders, 1)[0] {
-        Event::Called { result: Ok(value), .. } => assert_eq!(value, &serde_json::json!([true, "es_sync sender 0"])),
+        Event::Called { result: Ok(value), .. } => assert_eq!(value, &serde_json::json!([true, "es_sync calls"])),
         other => panic!("{other:?}"),
     }
     // SAFETY: as above.
@@ -132,7 +133,10 @@ fn stopping_does_not_wait_for_a_connect() {
     let (url, _listener, _held) = hanging_url();
     let mut config = config(&url);
     config.connect_timeout = Duration::from_secs(10);
-    let senders = Senders::start(Client::new(config).unwrap()).unwrap();
+    let senders = {
+        let client = Client::new(config).unwrap();
+        Senders::start(client.clone(), client).unwrap()
+    };
     senders.send(delivery(1));
     let start = Instant::now();
     senders.stop(Duration::from_millis(100));

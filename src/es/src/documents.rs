@@ -1,0 +1,195 @@
+//! Reading documents back, to compare them with what they should be.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::client::{Client, Method};
+use crate::failure::{Failure, FailureKind};
+use crate::name::path_name;
+
+/// How long the engine keeps a scroll open between two pages.
+const SCROLL: &str = "5m";
+
+/// What became of comparing one document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    Equal,
+    Missing,
+    Different,
+}
+
+/// A page of ids.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ids {
+    pub ids: Vec<String>,
+    /// For the next page; every answer may name another.
+    pub scroll: String,
+}
+
+#[derive(Deserialize)]
+struct MultiGet<'a> {
+    #[serde(borrow)]
+    docs: Vec<Got<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Got<'a> {
+    #[serde(default)]
+    found: bool,
+    #[serde(rename = "_source", borrow)]
+    source: Option<&'a RawValue>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Scrolled {
+    #[serde(rename = "_scroll_id")]
+    scroll: String,
+    hits: Hits,
+    #[serde(rename = "_shards")]
+    shards: Option<Shards>,
+}
+
+#[derive(Deserialize)]
+struct Shards {
+    failed: u64,
+}
+
+#[derive(Deserialize)]
+struct Hits {
+    /// Left out where there are none.
+    #[serde(default)]
+    hits: Vec<Hit>,
+}
+
+#[derive(Deserialize)]
+struct Hit {
+    #[serde(rename = "_id")]
+    id: String,
+}
+
+impl Client {
+    /// Compares documents, given as id and JSON text, with those in a concrete index, as they are now (not as they were
+    /// at the last refresh). With `contents` false only their presence counts. One result each, in order.
+    pub fn compare(
+        &self,
+        index: &str,
+        documents: &[(String, Vec<u8>)],
+        contents: bool,
+    ) -> Result<Vec<Compared>, Failure> {
+        if documents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<&str> = documents.iter().map(|(id, _)| id.as_str()).collect();
+        let source = if contents { "" } else { "&_source=false" };
+        let path = format!(
+            "/{}/_mget?realtime=true{source}&filter_path=docs.found,docs._source,docs.error",
+            path_name(index)?
+        );
+        let body = json!({ "ids": ids }).to_string();
+        let answer = self.call(Method::Post, &path, Some(body.as_bytes()))?.success()?;
+        let got: MultiGet = read(&answer.body)?;
+        if got.docs.len() != documents.len() {
+            let reason = format!("{} documents were asked for, {} answered", documents.len(), got.docs.len());
+            return Err(Failure::new(FailureKind::BadAnswer, reason));
+        }
+        documents
+            .iter()
+            .zip(got.docs)
+            .map(|((_, expected), got)| match got {
+                Got { error: Some(error), .. } if error["type"] == "index_not_found_exception" => {
+                    Err(Failure::new(FailureKind::NotFound, format!("index \"{index}\" is missing")))
+                }
+                Got { error: Some(error), .. } => Err(Failure::new(FailureKind::Unavailable, error.to_string())),
+                Got { found: false, .. } => Ok(Compared::Missing),
+                Got { source: Some(found), .. } if contents && !same(expected, found.get().as_bytes()) => {
+                    Ok(Compared::Different)
+                }
+                Got { source: None, .. } if contents => Ok(Compared::Different),
+                _ => Ok(Compared::Equal),
+            })
+            .collect()
+    }
+
+    /// Opens a scroll over all ids of a concrete index, as they are searchable now, and takes the first page.
+    pub fn first_ids(&self, index: &str, size: usize) -> Result<Ids, Failure> {
+        let path = format!("/{}/_search?scroll={SCROLL}&filter_path={SCROLL_PATH}", path_name(index)?);
+        let body = json!({"size": size, "sort": ["_doc"], "_source": false, "query": {"match_all": {}}});
+        self.ids(&path, &body)
+    }
+
+    /// Takes the next page; an empty one is the end. A scroll that the engine has forgotten is `NotFound`.
+    pub fn next_ids(&self, scroll: &str) -> Result<Ids, Failure> {
+        let path = format!("/_search/scroll?filter_path={SCROLL_PATH}");
+        self.ids(&path, &json!({"scroll": SCROLL, "scroll_id": scroll}))
+    }
+
+    /// Closes a scroll. One that is gone already is no failure.
+    pub fn end_scroll(&self, scroll: &str) {
+        let body = json!({"scroll_id": scroll}).to_string();
+        let _ = self.call(Method::Delete, "/_search/scroll", Some(body.as_bytes()));
+    }
+
+    fn ids(&self, path: &str, body: &Value) -> Result<Ids, Failure> {
+        let answer = self.call(Method::Post, path, Some(body.to_string().as_bytes()))?.success()?;
+        let answer: Scrolled = read(&answer.body)?;
+        if answer.shards.is_some_and(|shards| shards.failed > 0) {
+            return Err(Failure::new(FailureKind::Unavailable, "not all shards answered"));
+        }
+        Ok(Ids { ids: answer.hits.hits.into_iter().map(|hit| hit.id).collect(), scroll: answer.scroll })
+    }
+}
+
+/// `hits` itself must be there even when no hit is.
+const SCROLL_PATH: &str = "_scroll_id,_shards.failed,hits.hits._id,hits.max_score";
+
+/// True if two JSON texts mean the same: the same bytes as a rule, for the engine gives back what it was sent.
+fn same(expected: &[u8], found: &[u8]) -> bool {
+    expected == found
+        || matches!(
+            (serde_json::from_slice::<Value>(expected), serde_json::from_slice::<Value>(found)),
+            (Ok(expected), Ok(found)) if expected == found
+        )
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body)
+        .map_err(|error| Failure::new(FailureKind::BadAnswer, format!("answer cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stub::{Reply, Stub, config};
+
+    fn documents() -> Vec<(String, Vec<u8>)> {
+        [("1", "{\"a\": 1}"), ("2", "{\"a\":2}"), ("3", "{}")].map(|(id, text)| (id.into(), text.into())).into()
+    }
+
+    #[test]
+    fn documents_are_compared_by_what_they_mean() {
+        let stub = Stub::start(|_| {
+            Reply::Answer(
+                200,
+                r#"{"docs":[{"found":true,"_source":{"a":1}},{"found":true,"_source":{"a":3}},{"found":false}]}"#,
+            )
+        });
+        let client = Client::new(config(&stub.url)).unwrap();
+        let compared = client.compare("i-1", &documents(), true).unwrap();
+        assert_eq!(compared, [Compared::Equal, Compared::Different, Compared::Missing]);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_never_taken_for_missing_documents() {
+        for body in [
+            r#"{"docs":[]}"#,
+            r#"{"docs":[{"found":true},{"found":true},{"error":{"type":"no_shard_available_action_exception"}}]}"#,
+            "{}",
+        ] {
+            let stub = Stub::start(move |_| Reply::Answer(200, body));
+            let client = Client::new(config(&stub.url)).unwrap();
+            assert!(client.compare("i-1", &documents(), false).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! Comparing an index with its table: contents, not counts; and mending what differs.
+//!
+//! First the rows, page by page in the order of their keys, against the documents with those ids; then all ids of the
+//! index against the table, for documents that should not be there. Whatever differs is looked at a second time, once
+//! all changes that were committed before have been delivered: only then it counts. A repair enqueues the keys that
+//! differ, and they take every change's way.
+
+use std::time::{Duration, Instant};
+
+use es::{Compared, Failure, FailureKind};
+use rustc_hash::FxHashSet;
+use serde_json::{Value, json};
+
+use super::build::{Context, Step};
+use super::record::{self, Counts};
+use crate::attachment::key;
+use crate::capture::Changes;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::queue::claim;
+use crate::queue::insert::{self, Queue};
+
+/// Rows and bytes of documents compared at once.
+const PAGE_ROWS: i64 = 2_000;
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Ids taken from the engine at once.
+const PAGE_IDS: usize = 2_000;
+/// Suspects gathered before they are looked at again.
+const MAX_SUSPECTS: usize = 2_000;
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// A comparison under way.
+pub struct Verify {
+    pub job: i64,
+    pub attachment: i32,
+    repair: bool,
+    sample: f32,
+    phase: Phase,
+    /// The concrete index that is compared; None before the first step.
+    index: Option<String>,
+    /// The last key whose row was compared.
+    position: Option<String>,
+    done: i64,
+    counts: Counts,
+    /// Keys that differed at first sight.
+    suspects: Vec<String>,
+    rows_at_once: i64,
+    written_down: Instant,
+    failures: u32,
+}
+
+enum Phase {
+    Rows,
+    Comparing {
+        call: u64,
+        keys: Vec<String>,
+        last: bool,
+    },
+    /// What was written before must be searchable, or a deleted document is taken for an orphan.
+    Refresh,
+    Refreshing(u64),
+    Ids(Option<String>),
+    Listing(u64),
+    /// The second look waits until everything below the mark has been delivered.
+    Await {
+        mark: i64,
+        due: Instant,
+        then: Box<Phase>,
+    },
+    Again(Box<Phase>),
+    ComparingAgain {
+        call: u64,
+        present: Vec<String>,
+        absent: Vec<String>,
+        then: Box<Phase>,
+    },
+    /// What was enqueued for mending is on its way.
+    Drain,
+    Pause {
+        until: Instant,
+        then: Box<Phase>,
+    },
+    Finish,
+    Over,
+}
+
+impl Verify {
+    pub fn new(job: &record::Job, attachment: i32) -> Self {
+        Self {
+            job: job.id,
+            attachment,
+            repair: job.repair,
+            sample: job.sample,
+            // The ids are gone through from the beginning again: the engine forgets a scroll.
+            phase: if job.phase.as_deref() == Some("documents") { Phase::Refresh } else { Phase::Rows },
+            index: None,
+            position: job.position.clone(),
+            done: job.done,
+            counts: Counts { orphaned: 0, ..job.counts },
+            suspects: Vec::new(),
+            rows_at_once: PAGE_ROWS,
+            written_down: Instant::now(),
+            failures: 0,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Takes in that somebody asked for more: a repair, or a new beginning.
+    pub fn take(&mut self, job: &record::Job) {
+        self.repair |= job.repair;
+        if job.state == "queued" && !matches!(self.phase, Phase::Rows) {
+            *self = Self::new(job, self.attachment);
+        }
+    }
+
+    /// Goes as far as it can without waiting.
+    ///
+    /// # Errors
+    /// What Postgres said; the step is taken again.
+    pub fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
+        let Some(live) = context.attachment.live.clone() else {
+            // It is being built: then it will be as the table is.
+            return self.finish(context, "the index is being built anew").map(|()| Step::Over);
+        };
+        if self.index.as_ref() != Some(&live) {
+            if self.index.is_some() {
+                // Another index was swapped in.
+                self.position = None;
+                self.done = 0;
+                self.counts = Counts::default();
+                self.suspects.clear();
+                self.phase = Phase::Rows;
+            }
+            self.index = Some(live);
+            self.begin(context)?;
+        }
+        match &self.phase {
+            Phase::Comparing { .. } | Phase::Refreshing(_) | Phase::Listing(_) | Phase::ComparingAgain { .. } => {
+                return Ok(Step::Wait(None));
+            }
+            Phase::Pause { until, .. } if *until > now => return Ok(Step::Wait(Some(*until))),
+            _ if context.held => return Ok(Step::Wait(None)),
+            Phase::Await { due, .. } if *due > now => return Ok(Step::Wait(Some(*due))),
+            Phase::Over => return Ok(Step::Over),
+            _ => {}
+        }
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Pause { then, .. } => self.phase = *then,
+            Phase::Rows => self.rows(context, now)?,
+            Phase::Refresh => {
+                let index = self.index.clone().unwrap_or_default();
+                self.phase = Phase::Refreshing(context.engine.call(move |client| {
+                    client.refresh(&index)?;
+                    Ok(Value::Null)
+                }));
+                self.note_progress("documents")?;
+            }
+            Phase::Ids(scroll) => {
+                let index = self.index.clone().unwrap_or_default();
+                self.phase = Phase::Listing(context.engine.call(move |client| {
+                    let page = match &scroll {
+                        None => client.first_ids(&index, PAGE_IDS)?,
+                        Some(scroll) => client.next_ids(scroll)?,
+                    };
+                    if page.ids.is_empty() {
+                        client.end_scroll(&page.scroll);
+                    }
+                    Ok(json!({"ids": page.ids, "scroll": page.scroll}))
+                }));
+            }
+            Phase::Await { mark, then, .. } => {
+                let source = context.attachment.relation.to_u32();
+                if transaction::run(|| claim::is_clear(mark, source))? {
+                    self.phase = *then;
+                } else {
+                    // Looking reads the queue; with a large backlog never more than a tenth of the time.
+                    let ended = Instant::now();
+                    let due = ended + DRAIN_EVERY.max((ended - now) * 10);
+                    self.phase = Phase::Await { mark, due, then };
+                    return Ok(Step::Wait(Some(due)));
+                }
+            }
+            Phase::Again(then) => self.look_again(context, *then)?,
+            Phase::Drain => {
+                self.note_progress("drain")?;
+                let mark = context.shared.queue_mark();
+                self.phase = Phase::Await { mark, due: now, then: Box::new(Phase::Finish) };
+            }
+            Phase::Finish => self.finish(context, "")?,
+            waiting => self.phase = waiting,
+        }
+        if now.duration_since(self.written_down) >= PROGRESS_EVERY {
+            let phase = if matches!(self.phase, Phase::Ids(_) | Phase::Listing(_)) { "documents" } else { "rows" };
+            self.note_progress(phase)?;
+        }
+        Ok(if self.is_over() { Step::Over } else { Step::Again })
+    }
+
+    fn begin(&mut self, context: &Context) -> Result<(), SqlError> {
+        let (job, index) = (self.job, self.index.clone().unwrap_or_default());
+        let estimate = context.reader.shape().estimated_rows;
+        let (position, done) = (self.position.clone(), self.done);
+        transaction::run(|| {
+            record::begin(job, &index, (estimate >= 0.0).then_some(estimate as i64));
+            record::progress(job, "rows", position.as_deref(), done);
+        })
+    }
+
+    fn is_sampled(&self, key: &str) -> bool {
+        use std::hash::BuildHasher;
+        self.sample >= 1.0
+            || (rustc_hash::FxBuildHasher.hash_one(key) >> 40) as f32 / (1u64 << 24) as f32 <= self.sample
+    }
+
+    /// What is on its way to the index differs for a moment, and is nobody's fault.
+    fn is_under_way(context: &Context, index: &str, key: &str) -> bool {
+        context.delivery.lanes.iter().any(|lane| lane.index == index && lane.contains(key))
+    }
+
+    fn rows(&mut self, context: &mut Context, now: Instant) -> Result<(), SqlError> {
+        if self.suspects.len() >= MAX_SUSPECTS {
+            self.await_then_again(context, now, Phase::Rows);
+            return Ok(());
+        }
+        let limit = self.rows_at_once;
+        let mut page: Vec<(String, Vec<u8>)> = Vec::new();
+        let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
+        let after = self.position.clone();
+        let read = transaction::run(|| {
+            context.reader.page(after.as_deref(), limit, |text, document| {
+                rows += 1;
+                bytes += document.len();
+                page.push((text.to_owned(), document.to_vec()));
+                last = Some(text.to_owned());
+                bytes < PAGE_BYTES
+            })
+        });
+        let uninterrupted = match read {
+            Ok(uninterrupted) => uninterrupted,
+            Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
+            Err(error) => return Err(error),
+        };
+        self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
+        let ended = uninterrupted && rows < limit;
+        if let Some(last) = last {
+            self.position = Some(last);
+        }
+        self.done += rows;
+        let index = self.index.clone().unwrap_or_default();
+        page.retain(|(key, _)| {
+            self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key)
+        });
+        let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
+        let contents = context.attachment.contents_comparable();
+        let call = context.engine.call(move |client| {
+            let documents: Vec<_> =
+                page.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
+            Ok(codes(&client.compare(&index, &documents, contents)?))
+        });
+        self.phase = Phase::Comparing { call, keys, last: ended };
+        Ok(())
+    }
+
+    /// A row that cannot be read has no document, or a dead letter: its page is read by ever smaller pages.
+    fn skip_unreadable(&mut self, context: &mut Context) -> Result<(), SqlError> {
+        self.phase = Phase::Rows;
+        if self.rows_at_once > 1 {
+            self.rows_at_once /= 2;
+            return Ok(());
+        }
+        let after = self.position.clone();
+        match transaction::run(|| context.reader.next_key(after.as_deref()))? {
+            None => self.phase = self.after_rows(),
+            Some(key) => self.position = Some(key),
+        }
+        Ok(())
+    }
+
+    fn after_rows(&self) -> Phase {
+        if self.suspects.is_empty() { Phase::Refresh } else { Phase::Again(Box::new(Phase::Refresh)) }
+    }
+
+    fn await_then_again(&mut self, context: &Context, now: Instant, then: Phase) {
+        let again = Box::new(Phase::Again(Box::new(then)));
+        self.phase = Phase::Await { mark: context.shared.queue_mark(), due: now, then: again };
+    }
+
+    /// Reads the suspects' rows anew and has them compared; what does not fit into one request stays a suspect.
+    fn look_again(&mut self, context: &mut Context, then: Phase) -> Result<(), SqlError> {
+        if self.suspects.is_empty() {
+            self.phase = then;
+            return Ok(());
+        }
+        let index = self.index.clone().unwrap_or_default();
+        let mut suspects: Vec<String> = std::mem::take(&mut self.suspects);
+        suspects.truncate(MAX_SUSPECTS * 2);
+        suspects.retain(|key| !Self::is_under_way(context, &index, key));
+        let read = read_keys(context, suspects)?;
+        self.suspects = read.unread;
+        let documents: Vec<(String, Vec<u8>)> = read.present;
+        let present: Vec<String> = documents.iter().map(|(key, _)| key.clone()).collect();
+        let absent = read.absent.clone();
+        let contents = context.attachment.contents_comparable();
+        let call = context.engine.call(move |client| {
+            let documents: Vec<_> =
+                documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
+            let absent: Vec<_> =
+                read.absent.iter().map(|key| (key::document_id(key).into_owned(), Vec::new())).collect();
+            Ok(json!({
+                "present": codes(&client.compare(&index, &documents, contents)?),
+                "absent": codes(&client.compare(&index, &absent, false)?),
+            }))
+        });
+        self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
+        Ok(())
+    }
+
+    /// Takes the answer to one of its calls; false if it is not its own.
+    ///
+    /// # Errors
+    /// What Postgres said while the result was written down.
+    pub fn answered(
+        &mut self,
+        token: u64,
+        result: &Result<Value, Failure>,
+        context: &mut Context,
+    ) -> Result<bool, SqlError> {
+        let now = Instant::now();
+        let own = match &self.phase {
+            Phase::Comparing { call, .. } | Phase::ComparingAgain { call, .. } => *call,
+            Phase::Refreshing(call) | Phase::Listing(call) => *call,
+            _ => return Ok(false),
+        };
+        if own != token {
+            return Ok(false);
+        }
+        let phase = std::mem::replace(&mut self.phase, Phase::Over);
+        let value = match result {
+            Ok(value) => value,
+            Err(failure) => {
+                self.failed(phase, failure, context, now)?;
+                return Ok(true);
+            }
+        };
+        self.failures = 0;
+        match phase {
+            Phase::Comparing { keys, last, .. } => {
+                for (key, code) in keys.into_iter().zip(value.as_str().unwrap_or_default().bytes()) {
+                    if code != EQUAL {
+                        self.suspects.push(key);
+                    }
+                }
+                self.phase = Phase::Rows;
+                if last {
+                    match self.after_rows() {
+                        Phase::Again(then) => self.await_then_again(context, now, *then),
+                        phase => self.phase = phase,
+                    }
+                }
+            }
+            Phase::Refreshing(_) => self.phase = Phase::Ids(None),
+            Phase::Listing(_) => self.listed(value, context, now)?,
+            Phase::ComparingAgain { present, absent, then, .. } => {
+                let mut differing = Vec::new();
+                for (key, code) in present.into_iter().zip(value["present"].as_str().unwrap_or_default().bytes()) {
+                    match code {
+                        MISSING if self.repair || !context.delivery.is_parked(self.attachment, &key) => {
+                            self.counts.missing += 1;
+                            differing.push(key);
+                        }
+                        DIFFERENT => {
+                            self.counts.different += 1;
+                            differing.push(key);
+                        }
+                        _ => {}
+                    }
+                }
+                for (key, code) in absent.into_iter().zip(value["absent"].as_str().unwrap_or_default().bytes()) {
+                    if code == EQUAL {
+                        self.counts.orphaned += 1;
+                        differing.push(key);
+                    }
+                }
+                self.mend(differing, context)?;
+                self.phase = if self.suspects.is_empty() { *then } else { Phase::Again(then) };
+            }
+            other => self.phase = other,
+        }
+        Ok(true)
+    }
+
+    fn listed(&mut self, value: &Value, context: &mut Context, now: Instant) -> Result<(), SqlError> {
+        let ids = value["ids"].as_array().map_or(&[][..], Vec::as_slice);
+        if ids.is_empty() {
+            let end = Phase::Drain;
+            if self.suspects.is_empty() {
+                self.phase = end;
+            } else {
+                self.await_then_again(context, now, end);
+            }
+            return Ok(());
+        }
+        let index = self.index.clone().unwrap_or_default();
+        let keys: Vec<String> = ids
+            .iter()
+            .filter_map(|id| id.as_str().map(key::of_document_id))
+            .filter(|key| self.is_sampled(key) && !Self::is_under_way(context, &index, key))
+            .collect();
+        self.suspects.extend(missing_rows(context, keys)?);
+        let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));
+        if self.suspects.len() >= MAX_SUSPECTS {
+            self.await_then_again(context, now, next);
+        } else {
+            self.phase = next;
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self, keys: Vec<String>, context: &mut Context) -> Result<(), SqlError> {
+        if !self.repair || keys.is_empty() {
+            return Ok(());
+        }
+        let texts: FxHashSet<Box<str>> = keys.into_iter().map(String::into_boxed_str).collect();
+        let source = context.attachment.relation.to_u32();
+        transaction::run(|| {
+            insert::write(Queue::Changes, vec![(source, Changes { texts, ..Changes::default() })], &[]);
+        })?;
+        context.delivery.enqueued = true;
+        Ok(())
+    }
+
+    fn failed(
+        &mut self,
+        phase: Phase,
+        failure: &Failure,
+        context: &mut Context,
+        now: Instant,
+    ) -> Result<(), SqlError> {
+        let job = self.job;
+        let message = failure.to_string();
+        let then = match (phase, failure.kind) {
+            // The scroll has expired: the ids from the beginning.
+            (Phase::Listing(_), FailureKind::NotFound) => Phase::Refresh,
+            (phase, FailureKind::NotFound) => {
+                let index = self.index.clone();
+                let lane = context.delivery.lanes.iter().find(|lane| Some(&lane.index) == index.as_ref());
+                if let Some(lane) = lane.map(|lane| lane.id) {
+                    context.delivery.missing.push(lane);
+                }
+                self.retried(phase)
+            }
+            (phase, kind) if kind.is_transient() || kind.outcome_unknown() => self.retried(phase),
+            _ => {
+                let done = self.done;
+                transaction::run(|| record::finish(job, "failed", done, Some(&message)))?;
+                pgrx::warning!("could not compare index \"{}\": {message}", context.attachment.index);
+                return Ok(());
+            }
+        };
+        transaction::run(|| record::trouble(job, Some(&message)))?;
+        self.failures += 1;
+        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
+        self.phase = Phase::Pause { until: now + delay, then: Box::new(then) };
+        Ok(())
+    }
+
+    /// The phase whose request failed, to be taken again.
+    fn retried(&mut self, phase: Phase) -> Phase {
+        match phase {
+            Phase::Comparing { keys, last, .. } => {
+                // Seen again at the second look.
+                self.suspects.extend(keys);
+                if last { self.after_rows() } else { Phase::Rows }
+            }
+            Phase::ComparingAgain { present, absent, then, .. } => {
+                self.suspects.extend(present.into_iter().chain(absent));
+                Phase::Again(then)
+            }
+            _ => Phase::Refresh,
+        }
+    }
+
+    fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {
+        let (job, position, done, counts) = (self.job, self.position.clone(), self.done, self.counts);
+        transaction::run(|| {
+            record::progress(job, phase, position.as_deref(), done);
+            record::counts(job, &counts);
+            record::trouble(job, None);
+        })?;
+        self.written_down = Instant::now();
+        Ok(())
+    }
+
+    fn finish(&mut self, context: &Context, why: &str) -> Result<(), SqlError> {
+        let (job, attachment, done, counts, repair) =
+            (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
+        transaction::run(|| {
+            record::counts(job, &counts);
+            record::finish(job, "done", done, (!why.is_empty()).then_some(why));
+            if repair {
+                record::clear_stale(attachment);
+            }
+        })?;
+        let Counts { missing, different, orphaned } = counts;
+        pgrx::log!(
+            "index \"{}\" was compared with its table: {done} rows, {missing} documents missing, {different} different, {orphaned} orphaned{}",
+            context.attachment.index,
+            if repair { "; mended" } else { "" }
+        );
+        self.phase = Phase::Over;
+        Ok(())
+    }
+}
+
+const EQUAL: u8 = b'e';
+const MISSING: u8 = b'm';
+const DIFFERENT: u8 = b'd';
+
+fn codes(compared: &[Compared]) -> Value {
+    let code = |compared: &Compared| match compared {
+        Compared::Equal => EQUAL as char,
+        Compared::Missing => MISSING as char,
+        Compared::Different => DIFFERENT as char,
+    };
+    Value::String(compared.iter().map(code).collect())
+}
+
+fn is_too_long(key: &str) -> bool {
+    key::document_id(key).len() > key::MAX_ID_BYTES
+}
+
+struct Read {
+    present: Vec<(String, Vec<u8>)>,
+    absent: Vec<String>,
+    /// Did not fit.
+    unread: Vec<String>,
+}
+
+/// Reads the rows of `keys`. Keys that no row can have are absent; rows that cannot be read are left out.
+fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError> {
+    let mut present: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut bytes = 0;
+    let read = transaction::run(|| {
+        let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
+        context.reader.by_keys(&texts, |text, document| {
+            bytes += document.len();
+            present.push((text.to_owned(), document.to_vec()));
+            bytes < PAGE_BYTES
+        })
+    });
+    match read {
+        Ok(complete) => {
+            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
+            let wanted: FxHashSet<&str> = keys.iter().map(String::as_str).collect();
+            let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
+            let strange: Vec<bool> = present.iter().map(|(key, _)| !wanted.contains(key.as_str())).collect();
+            let mut strange = strange.into_iter();
+            // A row under another text (1.00 for 1.0) is not the one that was asked for.
+            present.retain(|_| !strange.next().unwrap_or(false));
+            let (absent, unread) = if complete { (others, Vec::new()) } else { (Vec::new(), others) };
+            Ok(Read { present, absent, unread })
+        }
+        Err(error) if !error.is_in_the_data() => Err(error),
+        Err(_) if keys.len() == 1 => {
+            let absent = !context.reader.is_key(&keys[0])?;
+            Ok(Read { present: Vec::new(), absent: if absent { keys } else { Vec::new() }, unread: Vec::new() })
+        }
+        Err(_) => {
+            let mut keys = keys;
+            let rest = keys.split_off(keys.len() / 2);
+            let (mut one, two) = (read_keys(context, keys)?, read_keys(context, rest)?);
+            one.present.extend(two.present);
+            one.absent.extend(two.absent);
+            one.unread.extend(two.unread);
+            Ok(one)
+        }
+    }
+}
+
+/// Those of the keys that have no row.
+fn missing_rows(context: &mut Context, keys: Vec<String>) -> Result<Vec<String>, SqlError> {
+    let mut missing = Vec::new();
+    let mut left = keys;
+    while !left.is_empty() {
+        let read = read_keys(context, left)?;
+        missing.extend(read.absent);
+        left = read.unread;
+    }
+    Ok(missing)
+}

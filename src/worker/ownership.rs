@@ -1,0 +1,292 @@
+//! The worker's part about who may write: it keeps the lease, and with each generation makes itself the only one that
+//! can write to its indexes.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use es::{Failure, FailureKind};
+use serde_json::{Value, json};
+
+use super::database::Worker;
+use super::delivery::LAST_VERSION;
+use super::lease::{Keeper, Verdict};
+use super::succession;
+use crate::attachment::attach;
+use crate::jobs::record;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::settings;
+
+/// How long a stopping worker may take to let go of the lease.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// After what time indexes that could not be looked at are looked at again.
+const WIRE_AGAIN: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// What to leave behind at the process's end: a FATAL does not unwind, so the worker itself cannot.
+    static PARTING: RefCell<Option<Parting>> = const { RefCell::new(None) };
+}
+
+struct Parting {
+    config: es::Config,
+    installation: String,
+    lease: es::Lease,
+    over: es::Mark,
+}
+
+/// Lets go of the lease, so that the next holder need not wait. Called at the end of the process, after the requests
+/// under way were given up.
+pub fn release() {
+    let Some(parting) = PARTING.take() else { return };
+    let Parting { config, installation, mut lease, over } = parting;
+    lease.version = lease.version.max(LAST_VERSION.get());
+    let config = es::Config { connect_timeout: LAST_WORD, request_timeout: LAST_WORD, ..config };
+    // What cannot be said in time is found out by the next holder, who waits for the lease's time-out then.
+    let _ = es::run_apart(LAST_WORD, move || {
+        let _ = es::Client::new(config).map(|client| client.write_lease(&installation, &lease, Some(over)));
+    });
+}
+
+/// Which indexes this generation can write to.
+pub struct Wiring {
+    call: Option<u64>,
+    /// At least once since the lease was taken, all were looked at.
+    pub done: bool,
+    /// When to look at them (again); None while there is no reason to.
+    due: Option<Instant>,
+    /// The last word from the engine about the lease was a failure.
+    outage: bool,
+}
+
+impl Wiring {
+    pub fn new() -> Self {
+        Self { call: None, done: false, due: None, outage: false }
+    }
+
+    pub fn look_again(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
+impl Worker {
+    /// True while this database holds the lease and its indexes know its generation.
+    pub fn may_write(&self, now: Instant) -> bool {
+        self.wiring.done && self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now))
+    }
+
+    /// Takes, renews or watches the lease, as is due.
+    pub fn keep_lease(&mut self, due: &mut Vec<Instant>) -> Result<(), SqlError> {
+        let now = Instant::now();
+        let Some(engine) = self.engine.as_mut().filter(|engine| engine.dialect().is_some()) else { return Ok(()) };
+        if self.owner.is_empty() {
+            // Nothing has been attached yet.
+            return Ok(());
+        }
+        if self.keeper.as_ref().is_none_or(|keeper| keeper.installation() != self.owner) {
+            let address = transaction::run(succession::address)?;
+            let timeout = settings::lease_timeout();
+            self.keeper = Some(Keeper::new(self.owner.clone(), succession::holder(), address, timeout));
+            self.wiring = Wiring::new();
+        }
+        let Some(keeper) = self.keeper.as_mut() else { return Ok(()) };
+        if let Some(generation) = self.delivery.met_generation.take() {
+            keeper.met_generation(generation, now);
+        }
+        let version = LAST_VERSION.get().max(self.note.version);
+        due.extend(keeper.step(engine, &self.note, version, now));
+        self.keep_parting(now);
+        if self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now)) {
+            self.wire(now, due);
+        }
+        Ok(())
+    }
+
+    fn keep_parting(&self, now: Instant) {
+        let parting = self.keeper.as_ref().zip(self.engine.as_ref()).and_then(|(keeper, engine)| {
+            let (lease, over) = keeper.parting(self.note.version, now)?;
+            let installation = keeper.installation().to_owned();
+            Some(Parting { config: engine.config().clone(), installation, lease, over })
+        });
+        PARTING.set(parting);
+    }
+
+    /// Takes the answer to a call about the lease; false if it is none.
+    pub fn lease_answered(&mut self, token: u64, result: &Result<Value, Failure>) -> Result<bool, SqlError> {
+        let now = Instant::now();
+        let (Some(keeper), Some(engine)) = (self.keeper.as_mut(), self.engine.as_mut()) else { return Ok(false) };
+        let Some(verdict) = keeper.answered(token, result, engine, &self.note, now) else { return Ok(false) };
+        match result {
+            // The engine is back: whatever waits for that goes on at once.
+            Ok(_) if std::mem::take(&mut self.wiring.outage) => {
+                engine.breaker.success();
+                self.delivery.trouble = None;
+                self.wiring.look_again(now);
+            }
+            Ok(_) => {}
+            Err(failure) if failure.kind.is_transient() => {
+                self.wiring.outage = true;
+                self.delivery.trouble = Some(failure.to_string());
+            }
+            Err(_) => {}
+        }
+        match verdict {
+            None => {}
+            Some(Verdict::Taken { generation, gap }) => self.taken(generation, gap)?,
+            Some(Verdict::StandOff(why)) => self.stand_off(&why)?,
+        }
+        self.keep_parting(now);
+        Ok(true)
+    }
+
+    fn taken(&mut self, generation: i64, gap: Option<&'static str>) -> Result<(), SqlError> {
+        let holder = succession::holder();
+        let taken_over = self.note.take_over;
+        let note = transaction::run(|| {
+            succession::take(generation, &holder, gap, taken_over);
+            succession::note()
+        })?;
+        self.note = note;
+        self.generation = generation;
+        LAST_VERSION.set(self.note.version);
+        pgrx::log!("es_sync holds the lease, generation {generation}");
+        // What an earlier generation has on its way is not waited for: its aliases are about to go.
+        self.forget();
+        self.wiring = Wiring::new();
+        self.wiring.look_again(Instant::now());
+        Ok(())
+    }
+
+    fn stand_off(&mut self, why: &str) -> Result<(), SqlError> {
+        transaction::run(|| succession::stand_off(why))?;
+        self.note.standing_off = Some(why.to_owned());
+        self.note.take_over = false;
+        pgrx::warning!("es_sync does not write to the engine: {why}");
+        self.forget();
+        self.wiring = Wiring::new();
+        Ok(())
+    }
+
+    /// Has this generation's write aliases set on all indexes, in one call.
+    fn wire(&mut self, now: Instant, due: &mut Vec<Instant>) {
+        match self.wiring.due {
+            _ if self.wiring.call.is_some() => return,
+            None => return,
+            Some(at) if at > now => return due.push(at),
+            Some(_) => self.wiring.due = None,
+        }
+        // Those under construction too: changes go there as soon as their lane is open.
+        let live = self.attachments.iter().filter_map(|known| Some((known.id, known.live.clone()?)));
+        let building = self.delivery.lanes.iter().filter(|lane| lane.building);
+        let indexes: Vec<(i32, String)> =
+            live.chain(building.map(|lane| (lane.attachment, lane.index.clone()))).collect();
+        if indexes.is_empty() {
+            self.wiring.done = true;
+            return;
+        }
+        let (generation, owner) = (self.generation, self.owner.clone());
+        let Some(engine) = self.engine.as_mut() else { return };
+        self.wiring.call = Some(engine.call(move |client| {
+            let mut found = Vec::new();
+            for (attachment, index) in indexes {
+                found.push(match client.take_write_alias(&index, generation, &owner) {
+                    Ok(alias) => {
+                        json!({"attachment": attachment, "index": index, "uuid": alias.uuid, "found": alias.found})
+                    }
+                    Err(failure) if failure.kind == FailureKind::NotFound => {
+                        json!({"attachment": attachment, "index": index, "missing": true})
+                    }
+                    Err(failure) if failure.kind == FailureKind::Conflict => {
+                        json!({"attachment": attachment, "index": index, "refused": failure.reason})
+                    }
+                    Err(failure) => return Err(failure),
+                });
+            }
+            Ok(Value::Array(found))
+        }));
+    }
+
+    /// Takes the answer about the live indexes; false if it is another call's.
+    pub fn wiring_answered(&mut self, token: u64, result: &Result<Value, Failure>) -> Result<bool, SqlError> {
+        if self.wiring.call != Some(token) {
+            return Ok(false);
+        }
+        self.wiring.call = None;
+        let now = Instant::now();
+        let found = match result {
+            Ok(found) => found.as_array().map_or(&[][..], Vec::as_slice),
+            Err(failure) => {
+                self.delivery.trouble = Some(failure.to_string());
+                self.wiring.look_again(now + WIRE_AGAIN);
+                return Ok(true);
+            }
+        };
+        for one in found {
+            let attachment = one["attachment"].as_i64().unwrap_or_default() as i32;
+            let index = one["index"].as_str().unwrap_or_default();
+            let Some(known) = self.attachments.iter().find(|known| known.id == attachment) else { continue };
+            if known.live.as_deref() != Some(index) {
+                // A build looks after its own.
+                continue;
+            }
+            let lane = self.delivery.lanes.iter().find(|lane| lane.index == index).map(|lane| lane.id);
+            if one["missing"] == true {
+                self.rebuild(attachment, index)?;
+            } else if let Some(reason) = one["refused"].as_str() {
+                self.delivery.set_cause(attachment, reason);
+                if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
+                    lane.blocked_until = Some(now + 2 * WIRE_AGAIN);
+                }
+                self.wiring.look_again(now + WIRE_AGAIN);
+            } else if let Some(uuid) = one["uuid"].as_str() {
+                self.compare_uuid(attachment, index, uuid)?;
+                if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
+                    lane.blocked_until = None;
+                }
+                if one["found"] == false && self.wiring.done {
+                    pgrx::warning!("index \"{index}\" had lost its write alias, which is set again");
+                }
+            }
+        }
+        self.wiring.done = true;
+        self.more = true;
+        Ok(true)
+    }
+
+    /// The index bears another id than the one that was filled: it was restored or replaced by hand.
+    fn compare_uuid(&mut self, attachment: i32, index: &str, uuid: &str) -> Result<(), SqlError> {
+        let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) else { return Ok(()) };
+        if known.uuid.as_deref() == Some(uuid) {
+            return Ok(());
+        }
+        let replaced = known.uuid.is_some();
+        known.uuid = Some(uuid.to_owned());
+        if replaced {
+            pgrx::warning!("index \"{index}\" was restored or replaced in the engine, and is compared with its table");
+            self.catalog_due = Instant::now();
+        }
+        transaction::run(|| {
+            record::set_uuid(attachment, uuid);
+            if replaced {
+                attach::create_repair(attachment, "the index was restored or replaced in the engine");
+            }
+        })
+    }
+
+    /// A live index has vanished from the engine: build it anew. Its lane closes: what was on its way there is read
+    /// by the build, which begins later.
+    fn rebuild(&mut self, attachment: i32, index: &str) -> Result<(), SqlError> {
+        pgrx::warning!("index \"{index}\" is missing in the engine and is built anew");
+        transaction::run(|| {
+            record::forget_live(attachment);
+            attach::create_build(attachment, "reindex");
+        })?;
+        if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
+            known.live = None;
+        }
+        if let Some(lane) = self.delivery.lanes.iter().find(|lane| lane.index == index).map(|lane| lane.id) {
+            self.delivery.close_lane(lane);
+        }
+        self.catalog_due = Instant::now();
+        Ok(())
+    }
+}
