@@ -4,7 +4,7 @@
 //!
 //! - [`settings`]: every `es_sync.*` setting, defined once.
 //! - [`shared`]: shared memory: wake-up, counters, what views show without touching the queue.
-//! - [`postgres`]: thin, safe hands on Postgres: transactions, SPI, errors, latches.
+//! - [`postgres`]: thin, safe hands on Postgres: transactions, SPI, errors, latches, processes.
 //! - [`attachment`]: what is synced: the catalog of attachments, keys, columns, options.
 //! - [`capture`]: trigger, pending set, flush at commit (writers' backends).
 //! - [`queue`]: the only SQL on the queue and the dead letters.
@@ -12,6 +12,7 @@
 //! - `es` (a package of its own, `src/es`): the engine. It knows no Postgres.
 //! - [`worker`]: the launcher, one worker per database, the delivery loop.
 //! - [`jobs`]: long work inside the worker: first load and reindex.
+//! - [`statements`]: DROP EXTENSION, DROP DATABASE and the like: what is done before they run.
 //! - [`functions`]: what users call from SQL: thin, one file per family.
 
 mod attachment;
@@ -23,6 +24,7 @@ mod postgres;
 mod queue;
 mod settings;
 mod shared;
+mod statements;
 mod worker;
 
 use pgrx::prelude::*;
@@ -41,6 +43,7 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         postgres::error::keep_backtraces_from_clients();
         shared::install_hooks();
+        statements::install_hook();
         worker::launcher::register();
     }
 }

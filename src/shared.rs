@@ -2,7 +2,7 @@
 //! Runs in: every process; the postmaster sets it up.
 //! May touch: atomics and latches only. No locks, so that it may be used after a commit record is written.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use pgrx::pg_sys;
 
@@ -12,6 +12,8 @@ use crate::postgres::latch;
 pub const MAX_DATABASES: usize = 64;
 /// Indexes, over all databases, whose counters the views show.
 pub const MAX_INDEXES: usize = 512;
+/// Statements that can keep workers out of a database at the same time.
+const MAX_HOLDS: usize = 64;
 /// Calls of `es_sync.wait()` that can wait at the same time.
 pub const MAX_WAITERS: usize = 64;
 
@@ -22,9 +24,17 @@ pub struct Shared {
     /// Raised when the extension may have come or gone somewhere.
     pub extension_changes: AtomicU32,
     queue_ids: AtomicI64,
+    pub holds: Holds,
     databases: [Database; MAX_DATABASES],
     indexes: [Index; MAX_INDEXES],
     waiters: [Waiter; MAX_WAITERS],
+}
+
+/// Databases that must stay without a worker for a moment, and the processes that want it so: the OID in the high half
+/// of a place, the process id in the low one; 0 for a free place.
+#[repr(C)]
+pub struct Holds {
+    places: [AtomicU64; MAX_HOLDS],
 }
 
 /// One database with a worker.
@@ -173,6 +183,11 @@ impl Shared {
     /// Tells the launcher that the extension may have come or gone in some database.
     pub fn wake_launcher(&self) {
         self.extension_changes.fetch_add(1, Ordering::AcqRel);
+        self.nudge_launcher();
+    }
+
+    /// Has the launcher look at what should run.
+    pub fn nudge_launcher(&self) {
         latch::wake(self.launcher.load(Ordering::Acquire) - 1);
     }
 
@@ -262,16 +277,59 @@ impl Shared {
     }
 }
 
-impl Database {
-    /// Makes this process the database's worker, until `clear_worker`.
-    pub fn set_worker(&self) {
-        self.worker_pid.store(std::process::id() as i32, Ordering::Relaxed);
-        self.worker.store(latch::my_procno() + 1, Ordering::Release);
+impl Holds {
+    /// Keeps workers out of `database` until `release`, or the end of process `owner`. False if there is no place left.
+    pub fn take(&self, database: u32, owner: i32, is_alive: impl Fn(i32) -> bool) -> bool {
+        let hold = u64::from(database) << 32 | u64::from(owner as u32);
+        let taken = self.places.iter().any(|place| {
+            let old = place.load(Ordering::Acquire);
+            (old == 0 || !is_alive(old as u32 as i32))
+                && place.compare_exchange(old, hold, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        });
+        // Paired with the one in `set_worker`: either the owner sees the worker, or the worker sees the hold.
+        fence(Ordering::SeqCst);
+        taken
     }
 
+    /// Gives back what process `owner` has taken.
+    pub fn release(&self, owner: i32) {
+        for place in &self.places {
+            if place.load(Ordering::Acquire) as u32 == owner as u32 {
+                place.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    /// True while a process that is alive keeps workers out of `database`.
+    pub fn is_held(&self, database: u32, is_alive: impl Fn(i32) -> bool) -> bool {
+        self.places.iter().any(|place| {
+            let hold = place.load(Ordering::Acquire);
+            (hold >> 32) as u32 == database && hold != 0 && is_alive(hold as u32 as i32)
+        })
+    }
+}
+
+impl Database {
+    /// Makes this process the database's worker, until `clear_worker`; false while another process is.
+    pub fn set_worker(&self, is_alive: impl Fn(i32) -> bool) -> bool {
+        let old = self.worker_pid.load(Ordering::Acquire);
+        let mine = std::process::id() as i32;
+        if (old != 0 && is_alive(old))
+            || self.worker_pid.compare_exchange(old, mine, Ordering::AcqRel, Ordering::Acquire).is_err()
+        {
+            return false;
+        }
+        self.worker.store(latch::my_procno() + 1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Only where this process is the worker.
     pub fn clear_worker(&self) {
-        self.worker.store(0, Ordering::Release);
-        self.worker_pid.store(0, Ordering::Relaxed);
+        if self.worker_pid() == Some(std::process::id() as i32) {
+            self.worker.store(0, Ordering::Release);
+            self.worker_pid.store(0, Ordering::Release);
+        }
     }
 
     /// The worker says whether it found the extension.
@@ -285,7 +343,7 @@ impl Database {
 
     /// Process id of the worker; None where none runs.
     pub fn worker_pid(&self) -> Option<i32> {
-        Some(self.worker_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+        Some(self.worker_pid.load(Ordering::Acquire)).filter(|pid| *pid != 0)
     }
 
     pub fn queue_state(&self) -> QueueState {

@@ -85,8 +85,8 @@ impl Reader {
     pub fn is_key(&self, text: &str) -> Result<bool, SqlError> {
         let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
         let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
-        match transaction::run(|| drop(spi::run(&self.shape.key_check, &parts))) {
-            Ok(()) => Ok(true),
+        match transaction::run(|| spi::run(&self.shape.key_check, &parts).len()) {
+            Ok(_) => Ok(true),
             Err(error) if error.is_in_the_data() => Ok(false),
             Err(error) => Err(error),
         }

@@ -25,6 +25,7 @@ fn attach(
     exclude: Option<Vec<Option<String>>>,
     options: Option<JsonB>,
 ) -> i64 {
+    super::require_preload();
     if document.is_some() {
         Report::new(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "documents from a view are not supported yet")
             .detail("A document has the columns of its table.")

@@ -7,3 +7,24 @@ mod install;
 mod status;
 mod sync;
 mod wait;
+
+use pgrx::PgSqlErrorCode;
+
+use crate::postgres::error::Report;
+use crate::shared::{self, Shared};
+
+/// The shared memory.
+///
+/// # Errors
+/// Raises where the library was loaded late: what only a worker can do is refused, while writers' triggers go on.
+fn require_preload() -> &'static Shared {
+    shared::shared().unwrap_or_else(|| {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "pg_es_sync must be loaded via shared_preload_libraries",
+        )
+        .detail("Its worker and its shared memory are set up when the server starts.")
+        .hint("Add pg_es_sync to shared_preload_libraries and restart the server.")
+        .raise()
+    })
+}

@@ -3,13 +3,14 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::attachment::attach as attachments;
-use crate::postgres::error::{OrRaise, Report};
+use crate::postgres::error::OrRaise;
 use crate::postgres::latch;
-use crate::shared::{self, Waiter};
+use crate::postgres::process::is_alive;
+use crate::shared::Waiter;
 
 /// How often a caller looks by itself; the worker's wake-up comes first as a rule.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -20,13 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// serializable caller does not conflict with writers.
 #[pg_extern(sql = false)]
 fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -> bool {
-    let Some(shared) = shared::shared() else {
-        Report::new(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "pg_es_sync must be loaded via shared_preload_libraries",
-        )
-        .raise()
-    };
+    let shared = super::require_preload();
     if let Some(relation) = relation {
         attachments::as_extension(|| attachments::attached(relation, None)).or_raise();
     }
@@ -65,11 +60,6 @@ fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -
         }
         latch::wait_my_latch(left.min(LOOK_EVERY));
     }
-}
-
-fn is_alive(pid: i32) -> bool {
-    // SAFETY: looks the process up in the process array.
-    unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
 /// Gives the place back however the call ends: a cancel unwinds as a panic.

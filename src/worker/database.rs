@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use es::{Event, Permit};
-use pgrx::pg_sys;
+use pgrx::{IntoDatum, pg_sys};
 use rustc_hash::FxHashMap;
 
 use super::delivery::Delivery;
@@ -16,6 +16,7 @@ use super::lease::{Keeper, Note};
 use super::ownership::{self, Wiring};
 use super::succession;
 use super::upkeep::Upkeep;
+use super::version;
 use super::waiters::Waiters;
 use crate::attachment::attach;
 use crate::attachment::catalog::{self, Attachment};
@@ -27,6 +28,7 @@ use crate::jobs::record;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::latch::WaitSet;
+use crate::postgres::process::is_alive;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 use crate::queue::claim::{self, Claims};
@@ -64,6 +66,14 @@ unsafe extern "C-unwind" {
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
     let oid = launcher::database_argument(argument);
+    let Some(shared) = shared::shared() else { return };
+    let Some(database) = shared.take_database(oid) else { return };
+    // SAFETY: registered before the state that it cleans is set; it lasts as long as the process.
+    unsafe { pg_sys::before_shmem_exit(Some(on_exit), oid.into_datum().unwrap_or(pg_sys::Datum::from(0usize))) };
+    // Before it connects, so that whoever needs the database empty knows whom to wait for.
+    if !database.set_worker(is_alive) || shared.holds.is_held(oid.to_u32(), is_alive) {
+        return;
+    }
     // SAFETY: a background worker's main thread, at its start.
     unsafe {
         pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
@@ -71,8 +81,6 @@ pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
     }
-    let Some(shared) = shared::shared() else { return };
-    let Some(database) = shared.take_database(oid) else { return };
     pin_session();
     match transaction::run(has_extension) {
         Ok(true) => {}
@@ -85,14 +93,15 @@ pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
             return;
         }
     }
-    // SAFETY: registered before the state that it cleans is set; both callbacks last as long as the process.
+    // SAFETY: the callback lasts as long as the process.
     unsafe {
-        pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0usize));
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0usize));
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
-    database.set_worker();
     pgrx::log!("es_sync worker started");
+    if !version::wait_until_objects_fit(database) {
+        return;
+    }
     let mut worker = Worker::new(shared, database);
     worker.run();
     if let Some(engine) = worker.engine.take() {
@@ -101,9 +110,8 @@ pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn on_exit(_code: i32, _argument: pg_sys::Datum) {
-    // SAFETY: reads a variable of this process.
-    let oid = unsafe { pg_sys::MyDatabaseId };
+unsafe extern "C-unwind" fn on_exit(_code: i32, argument: pg_sys::Datum) {
+    let oid = launcher::database_argument(argument);
     if let Some(database) = shared::shared().and_then(|shared| shared.database(oid)) {
         database.clear_worker();
     }
@@ -139,6 +147,9 @@ fn pin_session() {
             // What must be durable is flushed by name (versions); the rest is found again.
             (c"synchronous_commit", c"off"),
             (c"row_security", c"on"),
+            // As a replica its own foreign keys would not cascade.
+            (c"session_replication_role", c"origin"),
+            (c"standard_conforming_strings", c"on"),
             (c"client_min_messages", c"warning"),
         ] {
             transaction::set(name, value, Scope::Session);
@@ -710,6 +721,7 @@ impl Worker {
                 }
             };
             let Some(attachment) = self.delivery.lane(lane).map(|lane| lane.attachment) else { continue };
+            let in_flight = self.delivery.in_flight();
             let found = self.attachments.iter().find(|known| known.id == attachment).cloned();
             match found.and_then(|attachment| reader_of(&mut self.readers, &attachment)) {
                 Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
@@ -722,6 +734,10 @@ impl Worker {
                 }
             }
             if probe {
+                // Nothing went out: the table is gone or locked, or the row is one that cannot be read or sent.
+                if self.delivery.in_flight() == in_flight {
+                    engine.probe(now);
+                }
                 return true;
             }
         }

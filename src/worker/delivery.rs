@@ -629,7 +629,18 @@ impl Delivery {
     }
 
     fn request_failed(&mut self, flight: Flight, failure: &Failure, bytes: usize, engine: &mut Engine) {
-        let now = Instant::now();
+        // The breaker is told in any case, for this may have been its probe. Who finds fault with a request is there.
+        match failure.kind {
+            FailureKind::TooLarge | FailureKind::BadRequest | FailureKind::NotFound => {
+                engine.breaker.success();
+                self.trouble = None;
+            }
+            FailureKind::TooManyRequests => engine.breaker.failure(Instant::now()),
+            _ => {
+                engine.breaker.failure(Instant::now());
+                self.trouble = Some(failure.to_string());
+            }
+        }
         let Some(lane) = self.lane(flight.lane) else { return };
         let attachment = lane.attachment;
         let count = flight.operations.len();
@@ -648,18 +659,12 @@ impl Delivery {
             // One operation spoils the request for all: halve until it stands alone.
             FailureKind::BadRequest => lane.max_operations = count.div_ceil(2),
             FailureKind::NotFound => {
-                lane.blocked_until = Some(now + Duration::from_secs(1));
+                lane.blocked_until = Some(Instant::now() + Duration::from_secs(1));
                 let id = lane.id;
                 self.missing.push(id);
             }
-            FailureKind::TooManyRequests => {
-                engine.sizing.on_too_many();
-                engine.breaker.failure(now);
-            }
-            _ => {
-                engine.breaker.failure(now);
-                self.trouble = Some(failure.to_string());
-            }
+            FailureKind::TooManyRequests => engine.sizing.on_too_many(),
+            _ => {}
         }
         if failure.kind.outcome_unknown() {
             // It may still arrive: after a delete that overtook it, once the engine has forgotten that delete.

@@ -12,6 +12,7 @@ use pgrx::bgworkers::{
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use rustc_hash::FxHashMap;
 
+use crate::postgres::process::is_alive;
 use crate::postgres::transaction;
 use crate::shared::{self, Shared};
 
@@ -41,6 +42,8 @@ enum State {
     Started { worker: DynamicBackgroundWorker, since: Instant },
     /// No extension when last looked.
     Absent { looked: Instant },
+    /// A statement needs the database without connections.
+    Held,
     /// The worker ended by itself or could not be started.
     Resting { until: Instant },
 }
@@ -74,7 +77,9 @@ pub unsafe extern "C-unwind" fn es_sync_launcher_main(_argument: pg_sys::Datum) 
         };
         // It also takes in SIGTERM, and says so.
         if !BackgroundWorker::wait_latch(Some(timeout.max(Duration::from_millis(10)))) {
-            return;
+            // Not 0, which would tell the postmaster never to start it again: it may have been terminated by hand.
+            // SAFETY: outside any transaction, on the main thread.
+            unsafe { pg_sys::proc_exit(1) };
         }
     }
 }
@@ -109,8 +114,11 @@ fn tend(
             Some(State::Resting { until }) if !announced && now < until => State::Resting { until },
             _ => start(shared, oid, now, complained),
         };
-        if let State::Resting { until } = &next {
-            timeout = timeout.min(until.saturating_duration_since(now));
+        match &next {
+            State::Resting { until } => timeout = timeout.min(until.saturating_duration_since(now)),
+            // Its end wakes the launcher; only a process that was killed says nothing.
+            State::Held => timeout = timeout.min(RESTART_DELAY),
+            _ => {}
         }
         states.insert(oid, next);
     }
@@ -131,6 +139,7 @@ fn after_start(
     use pgrx::bgworkers::BackgroundWorkerStatus;
     match worker.pid() {
         Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, since },
+        Err(_) if shared.holds.is_held(oid.to_u32(), is_alive) => State::Held,
         Err(_) if shared.database(oid).is_some_and(|database| database.has_extension()) => {
             State::Resting { until: now + RESTART_DELAY }
         }
@@ -142,6 +151,13 @@ fn after_start(
 }
 
 fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool) -> State {
+    if shared.holds.is_held(oid.to_u32(), is_alive) {
+        return State::Held;
+    }
+    if shared.database(oid).and_then(|database| database.worker_pid()).is_some_and(is_alive) {
+        // Started by a launcher that is gone.
+        return State::Resting { until: now + RESTART_DELAY };
+    }
     let rest = State::Resting { until: now + Duration::from_secs(5) };
     let Some(database) = shared.take_database(oid) else {
         complain(

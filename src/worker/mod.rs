@@ -5,7 +5,8 @@
 //! `launcher` keeps a worker in each database that has the extension; `database` is such a worker's life; `engine` its
 //! connection to the engine; `delivery` what is outstanding and what becomes of it; `lane` the documents of one index
 //! on their way; `waiters` answers es_sync.wait(). `lease` decides in the engine whether this database may write,
-//! `ownership` acts on it there, `succession` writes it down here. `upkeep` looks after the queue as a table.
+//! `ownership` acts on it there, `succession` writes it down here. `upkeep` looks after the queue as a table; `version`
+//! waits for ALTER EXTENSION UPDATE.
 
 pub mod database;
 pub mod delivery;
@@ -16,4 +17,5 @@ pub mod lease;
 pub mod ownership;
 pub mod succession;
 pub mod upkeep;
+pub mod version;
 pub mod waiters;

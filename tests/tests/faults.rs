@@ -217,3 +217,62 @@ fn a_load_goes_on_after_the_worker_was_stopped() {
     expect::table_equal(&mut client, &name, "id", &engine, &name);
     assert_eq!(engine.indexes_of(&name), [format!("{name}-1")], "it went on with the same index");
 }
+
+/// A request of `count` rows of the table in flight that is going to fail; then the breaker opens.
+fn fail_with_rows_on_their_way(proxy: &Proxy, client: &mut Client, name: &str, count: usize) {
+    proxy.forget_seen();
+    proxy.set_for("_bulk", Fault::Blackhole);
+    client
+        .batch_execute(&format!("insert into {name} select 10000 + i, 'new', i from generate_series(1, {count}) i"))
+        .expect("write");
+    wait::until("a request is in flight", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+}
+
+#[test]
+fn a_probe_for_a_table_that_is_gone_does_not_hold_up_the_others() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    let gone = unique("gone");
+    client
+        .batch_execute(&format!(
+            "create table {gone} (id int primary key, title text, n int); select es_sync.attach('{gone}')"
+        ))
+        .expect("attach");
+    expect::settled(&mut client);
+    fail_with_rows_on_their_way(&proxy, &mut client, &gone, 10);
+    proxy.set(Fault::Refuse);
+    wait::until("the breaker is open", wait::SHORT, || -> bool {
+        client.query_one("select bool_and(state = 'waiting') from es_sync.status", &[]).expect("status").get(0)
+    });
+    // The next probe finds nothing but documents of the dropped table.
+    client.batch_execute(&format!("drop table {gone}")).expect("drop");
+    proxy.set(Fault::Pass);
+    client.batch_execute(&format!("update {name} set title = 'kept'")).expect("write");
+    let start = std::time::Instant::now();
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert!(start.elapsed() < wait::SHORT, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_probe_that_is_refused_shows_that_the_engine_is_back() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    fail_with_rows_on_their_way(&proxy, &mut client, &name, 10);
+    proxy.answer("_bulk", 1, 400, r#"{"error":{"type":"illegal_argument_exception","reason":"not this one"}}"#);
+    proxy.set(Fault::Pass);
+    let start = std::time::Instant::now();
+    expect::settled(&mut client);
+    assert!(start.elapsed() < wait::SHORT, "{:?}", start.elapsed());
+    assert_eq!(proxy.answers_left(), 0, "the probe was refused");
+    let parked: Vec<String> = client
+        .query("select key from es_sync.dead_letters where reason like '%not this one%'", &[])
+        .expect("dead letters")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(parked.len(), 1, "it stood alone, so it was to blame: {parked:?}");
+    client.batch_execute(&format!("update {name} set title = 'again' where id = {}", parked[0])).expect("mend");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
