@@ -668,7 +668,7 @@ impl Delivery {
         }
         if failure.kind.outcome_unknown() {
             // It may still arrive: after a delete that overtook it, once the engine has forgotten that delete.
-            let again = now + 2 * settings::request_timeout();
+            let again = Instant::now() + 2 * settings::request_timeout();
             let indexed = flight.operations.iter().filter(|operation| !operation.delete);
             self.doubtful.extend(indexed.map(|operation| (again, flight.lane, operation.key.clone())));
         }
