@@ -30,6 +30,7 @@ static POLL_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static RETRY_MAX_DELAY: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// Defines all settings. Called once per process, from `_PG_init`.
 pub fn define() {
@@ -164,6 +165,14 @@ pub fn define() {
         3_600_000,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_bool_guc(
+        c"es_sync.capture",
+        c"Notes the changes of attached tables row by row.",
+        c"Off, for a bulk load, each transaction asks for a repair of the tables that it changed.",
+        &CAPTURE,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
 }
 
 fn text(name: &'static CStr, sentence: &'static CStr, more: &'static CStr, setting: &'static Text) {
@@ -245,6 +254,11 @@ pub fn max_attempts() -> u32 {
 /// Longest wait between two attempts.
 pub fn retry_max_delay() -> Duration {
     millis(&RETRY_MAX_DELAY)
+}
+
+/// Whether changed rows are noted one by one; otherwise only their table.
+pub fn capture() -> bool {
+    CAPTURE.get()
 }
 
 /// How long attach and detach wait for a lock, in milliseconds, as text for `lock_timeout`.

@@ -377,7 +377,17 @@ fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
             ));
         }
     }
+    let fields: Vec<&str> =
+        columns.iter().map(|column| column.name.as_str()).filter(|name| !exclude.iter().any(|x| x == name)).collect();
     for column in columns.iter().filter(|column| !exclude.contains(&column.name)) {
+        if let Some(reason) = unfit_field(&column.name, &fields) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_RESERVED_NAME,
+                format!("column \"{}\" cannot be a field of a document", column.name),
+            )
+            .detail(reason)
+            .hint("Name it in \"exclude\"."));
+        }
         if METADATA_FIELDS.contains(&column.name.as_str()) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_RESERVED_NAME,
@@ -388,6 +398,16 @@ fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
         }
     }
     Ok(())
+}
+
+/// Why the engine takes no field of this name beside the other `fields`; None if it does. A dot stands for an object
+/// within an object.
+fn unfit_field(name: &str, fields: &[&str]) -> Option<String> {
+    if name.split('.').any(|part| part.trim().is_empty()) {
+        return Some("The engine takes no name that is blank before, between or behind dots.".to_owned());
+    }
+    let parent = fields.iter().find(|field| name.strip_prefix(**field).is_some_and(|rest| rest.starts_with('.')))?;
+    Some(format!("To the engine it is a field within \"{parent}\", which is a field of its own."))
 }
 
 /// Raises what Postgres says of the filter: a syntax error, an unknown column, a value that is not boolean.

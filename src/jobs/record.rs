@@ -92,10 +92,11 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
     );
 }
 
-/// A new index is behind the alias.
+/// A new index is behind the alias: whatever was to be mended is mended, for what makes an index stale also sends its
+/// running build back to the beginning.
 pub fn set_live(attachment: i32, index: &str) {
     spi::run(
-        "update es_sync.attachment a set live_index = $2 where a.id = $1",
+        "update es_sync.attachment a set live_index = $2, stale = null where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index))],
     );
 }

@@ -44,6 +44,8 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
     for (source, changes) in tables {
         if changes.whole_table {
             writer.insert(source, Err(REBUILD));
+        } else if changes.unnoted && !repair.contains(&source) {
+            writer.insert(source, Err(REPAIR));
         }
         let mut integers: Vec<i64> = changes.integers.into_iter().collect();
         // In order, because the worker then reads neighbours together.

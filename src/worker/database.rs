@@ -744,6 +744,8 @@ impl Worker {
             }
             for (source, _) in &outbox.repairs {
                 for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
+                    // A build that runs may have read pages that changed since.
+                    record::restart(Some(attachment.id));
                     attach::create_repair(attachment.id, "changes were not captured one by one");
                 }
             }
