@@ -504,22 +504,27 @@ fn create_triggers(table: &Table) {
                 &[],
             );
         }
-        // Truncate triggers are not cloned: one for each partition.
-        spi::run(
-            &format!(
-                "create trigger es_sync_truncate after truncate on {name}
-                 for each statement execute function es_sync.capture()"
-            ),
-            &[],
-        );
-        for trigger in ["es_sync_capture", "es_sync_truncate"] {
-            // ALWAYS: logical replication applies its changes as a replica.
-            spi::run(&format!("alter table {name} enable always trigger {trigger}"), &[]);
-            if place == 0 || trigger == "es_sync_truncate" {
-                // So that DROP EXTENSION needs no CASCADE.
-                spi::run(&format!("alter trigger {trigger} on {name} depends on extension pg_es_sync"), &[]);
-            }
+        // ALWAYS: logical replication applies its changes as a replica.
+        spi::run(&format!("alter table {name} enable always trigger es_sync_capture"), &[]);
+        if place == 0 {
+            // So that DROP EXTENSION needs no CASCADE.
+            spi::run(&format!("alter trigger es_sync_capture on {name} depends on extension pg_es_sync"), &[]);
         }
+        create_truncate_trigger(&name);
+    }
+}
+
+/// Truncate triggers are not cloned: one for each partition.
+pub fn create_truncate_trigger(name: &str) {
+    for statement in [
+        format!(
+            "create trigger es_sync_truncate after truncate on {name}
+             for each statement execute function es_sync.capture()"
+        ),
+        format!("alter table {name} enable always trigger es_sync_truncate"),
+        format!("alter trigger es_sync_truncate on {name} depends on extension pg_es_sync"),
+    ] {
+        spi::run(&statement, &[]);
     }
 }
 

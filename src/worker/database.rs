@@ -16,6 +16,7 @@ use super::waiters::Waiters;
 use crate::attachment::attach;
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::key;
+use crate::attachment::partitions;
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build, Context, Step};
@@ -169,6 +170,8 @@ struct Worker {
     generation: i64,
     seen_changes: u32,
     catalog_due: Instant,
+    /// There may be partitions without a TRUNCATE trigger.
+    partitions_changed: bool,
     /// Somebody committed, or there may be more than was claimed.
     more: bool,
     last_claim: Instant,
@@ -201,6 +204,7 @@ impl Worker {
             generation: 0,
             seen_changes: u32::MAX,
             catalog_due: now,
+            partitions_changed: true,
             more: true,
             last_claim: now,
             poll_due: now,
@@ -447,6 +451,8 @@ impl Worker {
         if RELATIONS_CHANGED.replace(false) {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
+            self.partitions_changed = true;
+            self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
         let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
@@ -480,6 +486,28 @@ impl Worker {
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
         self.take_jobs(jobs)?;
+        self.watch_partitions()
+    }
+
+    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers.
+    fn watch_partitions(&mut self) -> Result<(), SqlError> {
+        if !std::mem::take(&mut self.partitions_changed) {
+            return Ok(());
+        }
+        for partition in transaction::run(partitions::unwatched)? {
+            match transaction::run(|| partitions::watch(&partition)) {
+                Ok(repair) => {
+                    if repair {
+                        self.catalog_due = Instant::now();
+                    }
+                }
+                Err(error) => {
+                    // Somebody writes to it, or it is gone: looked at again when the catalog is.
+                    pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
+                    self.partitions_changed = true;
+                }
+            }
+        }
         Ok(())
     }
 
