@@ -343,6 +343,8 @@ fn what_another_extension_writes_before_the_commit_is_captured() {
     let written = format!("select string_agg(id || coalesce(title, ''), ' ' order by id) from {name} where id <= 4");
     let written: String = client.query_one(&written, &[]).expect("rows").get(0);
     assert_eq!(written, "1late 2in time 4prepared", "the library did write");
+    let jobs: i64 = client.query_one("select count(*) from es_sync.jobs", &[]).expect("jobs").get(0);
+    assert_eq!(jobs, 1, "it was noted, not found out afterwards");
 }
 
 /// Compiles tests/libraries/NAME.c against the server's headers; the library's path.
