@@ -33,6 +33,7 @@ static QUEUE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
 static QUEUE_DURABILITY: GucSetting<Durability> = GucSetting::<Durability>::new(Durability::Unlogged);
 static LEASE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// What becomes of the queue in a crash.
 #[derive(Debug, Clone, Copy, PartialEq, pgrx::PostgresGucEnum)]
@@ -202,6 +203,14 @@ pub fn define() {
         3_600_000,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_bool_guc(
+        c"es_sync.capture",
+        c"Notes the changes of attached tables row by row.",
+        c"Off, for a bulk load, each transaction asks for a repair of the tables that it changed.",
+        &CAPTURE,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
 }
 
 fn text(name: &'static CStr, sentence: &'static CStr, more: &'static CStr, setting: &'static Text) {
@@ -303,6 +312,11 @@ pub fn queue_is_logged() -> bool {
 /// Silence after which a lease is taken over.
 pub fn lease_timeout() -> Duration {
     millis(&LEASE_TIMEOUT)
+}
+
+/// Whether changed rows are noted one by one; otherwise only their table.
+pub fn capture() -> bool {
+    CAPTURE.get()
 }
 
 /// How long attach and detach wait for a lock, in milliseconds, as text for `lock_timeout`.

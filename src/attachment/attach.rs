@@ -411,7 +411,17 @@ fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
             ));
         }
     }
+    let fields: Vec<&str> =
+        columns.iter().map(|column| column.name.as_str()).filter(|name| !exclude.iter().any(|x| x == name)).collect();
     for column in columns.iter().filter(|column| !exclude.contains(&column.name)) {
+        if let Some(reason) = unfit_field(&column.name, &fields) {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_RESERVED_NAME,
+                format!("column \"{}\" cannot be a field of a document", column.name),
+            )
+            .detail(reason)
+            .hint("Name it in \"exclude\"."));
+        }
         if METADATA_FIELDS.contains(&column.name.as_str()) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_RESERVED_NAME,
@@ -422,6 +432,16 @@ fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
         }
     }
     Ok(())
+}
+
+/// Why the engine takes no field of this name beside the other `fields`; None if it does. A dot stands for an object
+/// within an object.
+fn unfit_field(name: &str, fields: &[&str]) -> Option<String> {
+    if name.split('.').any(|part| part.trim().is_empty()) {
+        return Some("The engine takes no name that is blank before, between or behind dots.".to_owned());
+    }
+    let parent = fields.iter().find(|field| name.strip_prefix(**field).is_some_and(|rest| rest.starts_with('.')))?;
+    Some(format!("To the engine it is a field within \"{parent}\", which is a field of its own."))
 }
 
 /// Raises what Postgres says of the filter: a syntax error, an unknown column, a value that is not boolean.
@@ -518,22 +538,27 @@ fn create_triggers(table: &Table) {
                 &[],
             );
         }
-        // Truncate triggers are not cloned: one for each partition.
-        spi::run(
-            &format!(
-                "create trigger es_sync_truncate after truncate on {name}
-                 for each statement execute function es_sync.capture()"
-            ),
-            &[],
-        );
-        for trigger in ["es_sync_capture", "es_sync_truncate"] {
-            // ALWAYS: logical replication applies its changes as a replica.
-            spi::run(&format!("alter table {name} enable always trigger {trigger}"), &[]);
-            if place == 0 || trigger == "es_sync_truncate" {
-                // So that DROP EXTENSION needs no CASCADE.
-                spi::run(&format!("alter trigger {trigger} on {name} depends on extension pg_es_sync"), &[]);
-            }
+        // ALWAYS: logical replication applies its changes as a replica.
+        spi::run(&format!("alter table {name} enable always trigger es_sync_capture"), &[]);
+        if place == 0 {
+            // So that DROP EXTENSION needs no CASCADE.
+            spi::run(&format!("alter trigger es_sync_capture on {name} depends on extension pg_es_sync"), &[]);
         }
+        create_truncate_trigger(&name);
+    }
+}
+
+/// Truncate triggers are not cloned: one for each partition.
+pub fn create_truncate_trigger(name: &str) {
+    for statement in [
+        format!(
+            "create trigger es_sync_truncate after truncate on {name}
+             for each statement execute function es_sync.capture()"
+        ),
+        format!("alter table {name} enable always trigger es_sync_truncate"),
+        format!("alter trigger es_sync_truncate on {name} depends on extension pg_es_sync"),
+    ] {
+        spi::run(&statement, &[]);
     }
 }
 

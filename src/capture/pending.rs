@@ -13,6 +13,8 @@ pub struct Changes {
     pub texts: FxHashSet<Box<str>>,
     /// The whole table changed (TRUNCATE).
     pub whole_table: bool,
+    /// Rows changed that were not noted one by one.
+    pub unnoted: bool,
 }
 
 impl Changes {
@@ -27,6 +29,7 @@ impl Changes {
         self.integers.extend(other.integers);
         self.texts.extend(other.texts);
         self.whole_table |= other.whole_table;
+        self.unnoted |= other.unnoted;
     }
 }
 
@@ -88,6 +91,11 @@ impl Pending {
     /// Notes that a whole table changed.
     pub fn note_whole_table(&mut self, subtransaction: u32, source: u32) {
         self.level(subtransaction).table(source).whole_table = true;
+    }
+
+    /// Notes that rows of a table changed, without saying which.
+    pub fn note_unnoted(&mut self, subtransaction: u32, source: u32) {
+        self.level(subtransaction).table(source).unnoted = true;
     }
 
     /// A savepoint is released: its keys are its parent's now.
@@ -208,6 +216,21 @@ mod tests {
         pending.release(3, 2);
         pending.roll_back(2);
         assert_eq!(integers(&pending.take().0), [1]);
+    }
+
+    #[test]
+    fn rows_that_were_not_noted_belong_to_their_savepoint_too() {
+        let mut pending = Pending::default();
+        pending.note_integer(1, T, 1);
+        pending.note_unnoted(2, T);
+        pending.roll_back(2);
+        pending.note_unnoted(3, T + 1);
+        pending.release(3, 1);
+        let tables = pending.take().0;
+        assert_eq!(
+            tables.iter().map(|(source, changes)| (*source, changes.unnoted)).collect::<Vec<_>>(),
+            [(T, false), (T + 1, true)]
+        );
     }
 
     #[test]

@@ -82,6 +82,19 @@ pub fn note_whole_table(source: u32) {
     }
 }
 
+/// Notes that rows of a table changed, without saying which: the worker compares the whole table.
+pub fn note_unnoted(source: u32) {
+    let level = subtransaction();
+    let late = STATE.with_borrow_mut(|state| {
+        state.register();
+        state.pending.note_unnoted(level, source);
+        state.flushed.is_some()
+    });
+    if late {
+        spill(level);
+    }
+}
+
 /// Lends two buffers for making a key's text.
 pub fn with_buffer(make: impl FnOnce(&mut String, &mut String)) {
     let (mut key, mut part) =

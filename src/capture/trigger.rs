@@ -5,6 +5,7 @@ use pgrx::pg_sys;
 use super::plan::{self, Attribute, Plan, Source};
 use super::transaction;
 use crate::postgres::error::Report;
+use crate::settings;
 
 /// `es_sync.capture()`: AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE FOR EACH STATEMENT.
 ///
@@ -47,6 +48,11 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
             pg_sys::TRIGGER_EVENT_TRUNCATE => {
                 for source in &plan.sources {
                     transaction::note_whole_table(source.oid);
+                }
+            }
+            _ if !settings::capture() => {
+                for source in &plan.sources {
+                    transaction::note_unnoted(source.oid);
                 }
             }
             pg_sys::TRIGGER_EVENT_UPDATE => {

@@ -55,6 +55,10 @@ enum Field {
 /// four-byte characters too.
 const IGNORE_ABOVE: u32 = 8_191;
 
+/// Deepest nesting of objects and arrays in a document that is sent. OpenSearch reads a `flat_object` by recursion, on
+/// a stack of 1 MB: 900 levels end its process, and end it again when it starts and replays what it had written down.
+pub const MAX_NESTING: usize = 100;
+
 impl Shape {
     /// Reads the catalog; None if the table or a key column is gone. SPI must be connected.
     pub fn of(attachment: &Attachment) -> Option<Self> {
@@ -91,12 +95,9 @@ impl Shape {
             let name = quote(&column.name);
             let separator = if list.is_empty() { "" } else { ", " };
             let bare = format!("t.{name}");
-            let value = if overridden(&column.name) && kind.field == Field::Json && !kind.is_array {
-                // The user gave it a mapping of his own: the value stays as it is.
-                kind.bare_json(&bare)
-            } else {
-                kind.expression(&bare)
-            };
+            // Where the user gave it a mapping of his own, a value stays as it is.
+            let own = overridden(&column.name) && kind.field == Field::Json;
+            let value = if own { bare } else { kind.expression(&bare) };
             let _ = write!(list, "{separator}{value} as {name}");
         }
 
@@ -200,7 +201,7 @@ impl Field {
             Field::Number(kind) => json!({"type": kind, "ignore_malformed": true}),
             Field::Range(kind) => json!({"type": kind}),
             Field::Json if dialect == Dialect::Elasticsearch => {
-                json!({"type": "flattened", "ignore_above": IGNORE_ABOVE})
+                json!({"type": "flattened", "ignore_above": IGNORE_ABOVE, "depth_limit": MAX_NESTING})
             }
             Field::Json => json!({"type": "flat_object"}),
         }
@@ -265,19 +266,27 @@ impl Type {
 
     /// The SQL that makes the column's JSON value; `bare` is the qualified column.
     fn expression(&self, bare: &str) -> String {
-        if self.is_array {
-            return bare.to_owned();
-        }
         match (self.field, self.element) {
-            (Field::Range("ip_range"), _) => bare.to_owned(),
-            (Field::Range(_), _) if self.is_multirange => {
-                format!("(select pg_catalog.json_agg({}) from pg_catalog.unnest({bare}) r)", range_expression("r"))
-            }
-            (Field::Range(_), _) => range_expression(bare),
-            // Its text depends on lc_monetary.
-            (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),
             // The engine's type for free-form JSON takes objects and arrays of objects only; anything else is kept
             // under the name "value".
+            (Field::Json, pg_sys::JSONBOID | pg_sys::JSONOID) if self.is_array => {
+                let kind = if self.element == pg_sys::JSONOID { "json" } else { "jsonb" };
+                format!(
+                    "case when pg_catalog.array_ndims({bare}) > 1 \
+                       or exists (select from pg_catalog.unnest({bare}) e \
+                                  where pg_catalog.{kind}_typeof(e) is distinct from 'object') \
+                     then pg_catalog.json_build_object('value', {bare}) else pg_catalog.to_json({bare}) end"
+                )
+            }
+            _ if self.is_array => bare.to_owned(),
+            (Field::Range("ip_range"), _) => bare.to_owned(),
+            (Field::Range(kind), _) if self.is_multirange => {
+                let range = range_expression("r", kind);
+                format!("(select pg_catalog.json_agg({range}) from pg_catalog.unnest({bare}) r)")
+            }
+            (Field::Range(kind), _) => range_expression(bare, kind),
+            // Its text depends on lc_monetary.
+            (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),
             (Field::Json, pg_sys::JSONBOID) => format!(
                 "case when pg_catalog.jsonb_typeof({bare}) = 'object' \
                    or pg_catalog.jsonb_typeof({bare}) = 'array' \
@@ -285,36 +294,29 @@ impl Type {
                  then {bare} when {bare} is not null and pg_catalog.jsonb_typeof({bare}) <> 'null' \
                  then pg_catalog.jsonb_build_object('value', {bare}) end"
             ),
-            (Field::Json, pg_sys::JSONOID) => {
-                let json = self.bare_json(bare);
-                format!(
-                    "case when pg_catalog.json_typeof({bare}) = 'object' then {json} \
-                     when {bare} is not null and pg_catalog.json_typeof({bare}) <> 'null' \
-                     then pg_catalog.json_build_object('value', {json}) end"
-                )
-            }
-            _ => self.bare_json(bare),
-        }
-    }
-
-    /// The column itself, except that a `json` may hold raw newlines, which would end the line of a bulk body. Inside
-    /// a JSON string they cannot occur, so a space says the same.
-    fn bare_json(&self, bare: &str) -> String {
-        match self.element {
-            pg_sys::JSONOID => {
-                format!("pg_catalog.translate({bare}::pg_catalog.text, E'\\n\\r', '  ')::pg_catalog.json")
-            }
+            (Field::Json, pg_sys::JSONOID) => format!(
+                "case when pg_catalog.json_typeof({bare}) = 'object' then {bare} \
+                 when {bare} is not null and pg_catalog.json_typeof({bare}) <> 'null' \
+                 then pg_catalog.json_build_object('value', {bare}) end"
+            ),
             _ => bare.to_owned(),
         }
     }
 }
 
-/// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null.
-fn range_expression(range: &str) -> String {
+/// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null. The
+/// engine knows no infinity: such a side is open.
+fn range_expression(range: &str, kind: &str) -> String {
+    let bound = |side: &str, infinity: &str| match kind {
+        "date_range" | "double_range" => format!("nullif(pg_catalog.{side}({range}), '{infinity}')"),
+        _ => format!("pg_catalog.{side}({range})"),
+    };
     format!(
         "case when not pg_catalog.isempty({range}) then pg_catalog.json_strip_nulls(pg_catalog.json_build_object(\
-         case when pg_catalog.lower_inc({range}) then 'gte' else 'gt' end, pg_catalog.lower({range}), \
-         case when pg_catalog.upper_inc({range}) then 'lte' else 'lt' end, pg_catalog.upper({range}))) end"
+         case when pg_catalog.lower_inc({range}) then 'gte' else 'gt' end, {}, \
+         case when pg_catalog.upper_inc({range}) then 'lte' else 'lt' end, {})) end",
+        bound("lower", "-infinity"),
+        bound("upper", "infinity")
     )
 }
 
@@ -328,17 +330,42 @@ fn extension_type(type_oid: pg_sys::Oid) -> String {
     }
 }
 
-/// The type's name, qualified and quoted, for a cast.
+/// The type's name, qualified and quoted, for a cast. "character" and "bit" alone would mean a length of one.
 fn type_name(type_oid: pg_sys::Oid) -> String {
+    let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
     // SAFETY: as above.
     unsafe {
-        let name = pg_sys::format_type_be_qualified(type_oid);
+        let name = pg_sys::format_type_extended(type_oid, -1, flags as pg_sys::bits16);
         std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
     }
 }
 
 fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// True if a document is nested deeper than `MAX_NESTING`.
+pub fn is_too_deep(document: &[u8]) -> bool {
+    // Nearly every document has so few brackets that it cannot be, and counting them is cheap.
+    if document.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_NESTING {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in document {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_NESTING {
+            return true;
+        }
+    }
+    false
 }
 
 /// RFC 7396.
@@ -389,6 +416,18 @@ fn nested(settings: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nesting_is_counted_outside_of_strings_only() {
+        let nested = |levels: usize| format!("{}{}", "[{\"a\":".repeat(levels / 2), "1}]".repeat(levels / 2));
+        let of_text = format!("{{\"text\": \"\\\"{}\"}}", "[".repeat(1_000));
+        let wide = format!("[{}]", "{},".repeat(1_000));
+        for (document, deep) in
+            [(nested(MAX_NESTING), false), (nested(MAX_NESTING + 2), true), (of_text, false), (wide, false)]
+        {
+            assert_eq!(is_too_deep(document.as_bytes()), deep, "{document}");
+        }
+    }
 
     #[test]
     fn a_merge_follows_rfc_7396() {

@@ -127,7 +127,8 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
     );
 }
 
-/// A new index, with the engine's own id, is behind the alias: as the table is.
+/// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an
+/// index stale also sends its running build back to the beginning.
 pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
     spi::run(
         "update es_sync.attachment a set live_index = $2, live_uuid = $3, stale = null where a.id = $1",

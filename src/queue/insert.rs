@@ -44,6 +44,8 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
     for (source, changes) in tables {
         if changes.whole_table {
             writer.insert(source, Err(REBUILD));
+        } else if changes.unnoted && !repair.contains(&source) {
+            writer.insert(source, Err(REPAIR));
         }
         let mut integers: Vec<i64> = changes.integers.into_iter().collect();
         // In order, because the worker then reads neighbours together.
@@ -125,11 +127,15 @@ impl Writer {
         ];
         let mut nulls = [false, false, false, false, keys.is_err()];
         // SAFETY: five values for five columns, by the definition in sql/tables.sql; the array outlives the call, and
-        // the tuple is a copy that is freed here.
+        // the tuple is a copy that is freed here. The context is restored, or by the abort if this raises.
         unsafe {
+            // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a loop
+            // of savepoints that would add up.
+            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopTransactionContext);
             let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
             pg_sys::heap_freetuple(tuple);
+            pg_sys::MemoryContextSwitchTo(context);
         }
     }
 

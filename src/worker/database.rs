@@ -21,6 +21,7 @@ use super::waiters::Waiters;
 use crate::attachment::attach;
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::key;
+use crate::attachment::partitions;
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build, Context, Step};
@@ -190,6 +191,8 @@ pub struct Worker {
     catalog_was_read: bool,
     seen_changes: u32,
     pub(super) catalog_due: Instant,
+    /// There may be partitions without a TRUNCATE trigger.
+    partitions_changed: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
     last_claim: Instant,
@@ -227,6 +230,7 @@ impl Worker {
             catalog_was_read: false,
             seen_changes: NOT_READ,
             catalog_due: now,
+            partitions_changed: true,
             more: true,
             last_claim: now,
             poll_due: now,
@@ -514,6 +518,8 @@ impl Worker {
         if RELATIONS_CHANGED.replace(false) {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
+            self.partitions_changed = true;
+            self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
         let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
@@ -547,12 +553,35 @@ impl Worker {
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
         self.take_jobs(jobs)?;
-        self.inherit_intake()
+        self.inherit_intake()?;
+        self.watch_partitions()
     }
 
     /// True if attachments and jobs were read since everything was forgotten.
     pub(super) fn has_read_catalog(&self) -> bool {
         self.seen_changes != NOT_READ
+    }
+
+    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers.
+    fn watch_partitions(&mut self) -> Result<(), SqlError> {
+        if !std::mem::take(&mut self.partitions_changed) {
+            return Ok(());
+        }
+        for partition in transaction::run(partitions::unwatched)? {
+            match transaction::run(|| partitions::watch(&partition)) {
+                Ok(repair) => {
+                    if repair {
+                        self.catalog_due = Instant::now();
+                    }
+                }
+                Err(error) => {
+                    // Somebody writes to it, or it is gone: looked at again when the catalog is.
+                    pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
+                    self.partitions_changed = true;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn take_attachments(&mut self, attachments: Vec<Attachment>) {
@@ -824,6 +853,8 @@ impl Worker {
             }
             for (source, _) in &outbox.repairs {
                 for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
+                    // A build that runs may have read pages that changed since.
+                    record::restart(Some(attachment.id));
                     attach::create_repair(attachment.id, "changes were not captured one by one");
                 }
             }

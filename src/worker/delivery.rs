@@ -16,6 +16,7 @@ use super::lane::{Finished, Key, Lane, Page, Ticket};
 use super::succession::GENERATION_SHIFT;
 use crate::attachment::key;
 use crate::document::read::Reader;
+use crate::document::shape::{MAX_NESTING, is_too_deep};
 use crate::postgres::error::SqlError;
 use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
@@ -110,7 +111,8 @@ struct Operation {
 struct Batch {
     body: Body,
     operations: Vec<Operation>,
-    oversized: Vec<(Key, usize)>,
+    /// What the engine must not see: document, kind and reason of its dead letter.
+    unfit: Vec<(Key, &'static str, String)>,
     version: i64,
 }
 
@@ -395,10 +397,10 @@ impl Delivery {
             return Err(error);
         }
         self.flush_what_was_read();
-        read.sent = batch.operations.len() + batch.oversized.len();
+        read.sent = batch.operations.len() + batch.unfit.len();
         if let Some(lane) = self.lane(lane) {
-            let oversized = batch.oversized.iter().map(|(key, _)| key);
-            for key in batch.operations.iter().map(|operation| &operation.key).chain(oversized) {
+            let unfit = batch.unfit.iter().map(|(key, ..)| key);
+            for key in batch.operations.iter().map(|operation| &operation.key).chain(unfit) {
                 lane.backfill(key.clone(), page);
             }
         }
@@ -428,7 +430,7 @@ impl Delivery {
 
     fn batch(&mut self) -> Batch {
         let body = self.bodies.pop().unwrap_or_default();
-        Batch { body, operations: Vec::new(), oversized: Vec::new(), version: 0 }
+        Batch { body, operations: Vec::new(), unfit: Vec::new(), version: 0 }
     }
 
     fn recycle(&mut self, mut body: Body) {
@@ -439,10 +441,9 @@ impl Delivery {
     }
 
     fn send(&mut self, lane: u32, batch: Batch, engine: &mut Engine) {
-        let Batch { body, operations, oversized, version } = batch;
-        for (key, bytes) in oversized {
-            let reason = format!("document of {bytes} bytes is larger than the engine takes");
-            self.park(lane, &key, None, "too_large", reason);
+        let Batch { body, operations, unfit, version } = batch;
+        for (key, kind, reason) in unfit {
+            self.park(lane, &key, None, kind, reason);
         }
         // An id that the engine refuses would take its whole request along.
         let (operations, body) = self.without_long_ids(lane, operations, body);
@@ -733,7 +734,13 @@ impl Batch {
     fn add(&mut self, key: &Key, document: &[u8], max_content: usize) {
         let id = key::document_id(key);
         if es::operation_len(&id, document.len()) > max_content {
-            self.oversized.push((key.clone(), document.len()));
+            let reason = format!("document of {} bytes is larger than the engine takes", document.len());
+            self.unfit.push((key.clone(), "too_large", reason));
+            return;
+        }
+        if is_too_deep(document) {
+            let reason = format!("document is nested more than {MAX_NESTING} levels deep");
+            self.unfit.push((key.clone(), "too_deep", reason));
             return;
         }
         if !is_too_long(key) {

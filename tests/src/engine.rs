@@ -168,6 +168,18 @@ impl Engine {
         self.expect_success("POST", &format!("/{index}/_refresh"), None);
     }
 
+    /// A document's `_source`, byte for byte; None if there is no such document.
+    #[track_caller]
+    pub fn source(&self, index: &str, id: &str) -> Option<String> {
+        let id: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let url = format!("{}/{index}/_source/{id}", self.url);
+        let mut answer = self.agent.get(&url).call().unwrap_or_else(|error| panic!("GET {url}: {error}"));
+        let found = answer.status() == 200;
+        let text = answer.body_mut().with_config().limit(1 << 30).read_to_string();
+        let text = text.unwrap_or_else(|error| panic!("GET {url}: {error}"));
+        found.then_some(text)
+    }
+
     /// Ids that a query finds as things are, without a refresh: what a user would see. Sorted, at most 10,000.
     #[track_caller]
     pub fn search_ids(&self, index: &str, query: Value) -> Vec<String> {

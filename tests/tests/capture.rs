@@ -1,11 +1,18 @@
-//! Every way in which a row changes arrives, and nothing arrives that was rolled back.
+//! What is noted of a transaction, where it is kept until its end, and that nothing else arrives. Which statements are
+//! captured is in statements.rs.
 
-use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
+use std::time::Duration;
+
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
 use postgres::Client;
 
 /// A server, a database, an attached and loaded table of 10 rows.
 fn table(engine: &Engine) -> (Server, Client, String) {
-    let server = Server::with(engine);
+    table_behind(engine.url())
+}
+
+fn table_behind(url: &str) -> (Server, Client, String) {
+    let server = Server::with_url(url);
     let mut client = server.create_database("app");
     let name = unique("goods");
     client
@@ -22,51 +29,6 @@ fn table(engine: &Engine) -> (Server, Client, String) {
 
 fn equal(client: &mut Client, engine: &Engine, name: &str) {
     expect::table_equal(client, name, "id", engine, name);
-}
-
-#[test]
-fn every_statement_that_changes_rows_is_captured() {
-    let engine = Engine::elasticsearch();
-    let (_server, mut client, name) = table(&engine);
-    for statement in [
-        "insert into T values (11, 'new', 1), (12, 'newer', 2)",
-        "update T set title = 'changed' where id <= 3",
-        "delete from T where id = 4",
-        "insert into T values (5, 'conflict'), (13, 'none') on conflict (id) do update set title = excluded.title",
-        "merge into T using (values (6, 'merged'), (14, 'merged')) m (id, title) on T.id = m.id
-             when matched then update set title = m.title when not matched then insert values (m.id, m.title)",
-        "update T set id = id + 100 where id = 7",
-        "begin; delete from T where id = 8; insert into T values (8, 'again'); commit",
-        "begin; update T set id = -1 where id = 1; update T set id = 1 where id = 2; update T set id = 2 where id = -1; commit",
-        "do $$ begin for i in 20..29 loop insert into T values (i, 'loop'); commit; end loop; end $$",
-        "do $$ begin for i in 30..39 loop
-             begin insert into T values (i, 'block'); if i % 2 = 0 then raise 'no'; end if;
-             exception when others then null; end; end loop; end $$",
-        "with gone as (delete from T where id in (9, 10) returning *) insert into T select id + 1000, title from gone",
-        "set session_replication_role = replica; insert into T values (50, 'as a replica'); reset session_replication_role",
-    ] {
-        client
-            .batch_execute(&statement.replace("T ", &format!("{name} ")).replace("T.", &format!("{name}.")))
-            .expect(statement);
-        equal(&mut client, &engine, &name);
-    }
-    let mut copy = client.copy_in(&format!("copy {name} (id, title) from stdin")).expect("copy");
-    std::io::Write::write_all(&mut copy, b"60\tcopied\n61\tcopied too\n").expect("copy");
-    copy.finish().expect("copy");
-    equal(&mut client, &engine, &name);
-}
-
-#[test]
-fn truncate_empties_the_index() {
-    let engine = Engine::elasticsearch();
-    let (_server, mut client, name) = table(&engine);
-    client
-        .batch_execute(&format!("begin; truncate {name}; insert into {name} values (1, 'after'); commit"))
-        .expect("truncate");
-    wait::until("the truncation has arrived", wait::LONG, || {
-        expect::compare(&mut client, &format!("select id, row_to_json(t) from {name} t"), &engine, &name)
-    });
-    equal(&mut client, &engine, &name);
 }
 
 #[test]
@@ -193,9 +155,211 @@ fn partitions_are_followed_through_the_root_and_by_themselves() {
         ))
         .expect("changes");
     expect::table_equal(&mut client, &name, "region || '|' || id", &engine, &name);
-    client.batch_execute(&format!("truncate {name}_a")).expect("truncate a leaf");
-    wait::until("the truncation has arrived", wait::LONG, || {
-        let rows = format!("select region || '|' || id, row_to_json(t) from {name} t");
-        expect::compare(&mut client, &rows, &engine, &name)
-    });
+}
+
+/// Why an index may differ from its table; None where nothing is known to.
+fn stale(client: &mut Client) -> Option<String> {
+    client.query_one("select stale from es_sync.attachment", &[]).expect("attachment").get(0)
+}
+
+#[test]
+fn a_load_with_capture_off_ends_equal_and_is_stale_until_then() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table_behind(proxy.url());
+    assert_eq!(stale(&mut client), None);
+    // What mends the table is held up, so that there is a time before it is mended.
+    proxy.set(Fault::Blackhole);
+    client
+        .batch_execute(&format!(
+            "set es_sync.capture = off;
+             begin; insert into {name} select i, 'loaded' from generate_series(1001, 11000) i;
+             update {name} set title = 'changed'; delete from {name} where id <= 3; commit"
+        ))
+        .expect("load");
+    let keys = client.query_one("select coalesce(sum(cardinality(keys)), 0)::int8 from es_sync.queue", &[]);
+    assert_eq!(keys.expect("queue").get::<_, i64>(0), 0, "no key was noted");
+    wait::until("the index is known to be stale", wait::SHORT, || stale(&mut client).is_some());
+    proxy.set(Fault::Pass);
+    client
+        .batch_execute(&format!("set es_sync.capture = on; update {name} set title = 'noted' where id = 5"))
+        .expect("update");
+    equal(&mut client, &engine, &name);
+    assert_eq!(stale(&mut client), None);
+    let rows: i64 = client.query_one(&format!("select count(*) from {name}"), &[]).expect("count").get(0);
+    assert_eq!(rows, 10_007);
+}
+
+#[test]
+fn capture_off_follows_savepoints_and_prepared_transactions() {
+    let engine = Engine::elasticsearch();
+    let (mut server, mut client, name) = table(&engine);
+    let jobs = |client: &mut Client| -> i64 {
+        client.query_one("select count(*) from es_sync.jobs", &[]).expect("jobs").get(0)
+    };
+    let before = jobs(&mut client);
+    client
+        .batch_execute(&format!(
+            "begin; savepoint s; set local es_sync.capture = off; update {name} set title = 'never';
+             rollback to s; update {name} set title = 'noted' where id = 1; commit;
+             begin; set local es_sync.capture = off; update {name} set title = 'never'; rollback"
+        ))
+        .expect("work");
+    equal(&mut client, &engine, &name);
+    assert_eq!(jobs(&mut client), before, "what was rolled back asks for nothing");
+    client
+        .batch_execute(&format!(
+            "begin; savepoint s; set local es_sync.capture = off; update {name} set title = 'unnoted' where id = 2;
+             release s; prepare transaction 'unnoted'"
+        ))
+        .expect("prepare");
+    server.restart(Mode::Immediate);
+    let mut client = server.connect("app");
+    client.batch_execute("set timezone = 'UTC'").expect("set");
+    equal(&mut client, &engine, &name);
+    client.batch_execute("commit prepared 'unnoted'").expect("commit prepared");
+    equal(&mut client, &engine, &name);
+}
+
+#[test]
+fn changes_with_capture_off_during_a_first_load_are_in_it() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::with_url(proxy.url());
+    let mut client = server.create_database("app");
+    let name = unique("loading");
+    // The page is read before the change and reaches the engine after it.
+    proxy.set_for("_bulk", Fault::Delay(Duration::from_millis(1500)));
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, 'old' from generate_series(1, 100) i; select es_sync.attach('{name}')"
+        ))
+        .expect("set up");
+    wait::until("the page is on its way", wait::LONG, || !proxy.seen("_bulk").is_empty());
+    client
+        .batch_execute(&format!(
+            "set es_sync.capture = off; update {name} set title = 'new' where id <= 50; delete from {name} where id > 90"
+        ))
+        .expect("change");
+    proxy.set(Fault::Pass);
+    equal(&mut client, &engine, &name);
+}
+
+/// Memory of a backend that is its own and not the shared buffers', in MB.
+fn memory(pid: i32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the backend's status");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a line with its memory");
+    line.trim().trim_end_matches(" kB").parse::<i64>().expect("a number") / 1024
+}
+
+/// A block costs Postgres itself some memory: what counts is how much more it is with a trigger.
+#[test]
+fn a_loop_of_exception_blocks_keeps_memory_bounded() {
+    let engine = Engine::elasticsearch();
+    let (server, mut client, name) = table(&engine);
+    client
+        .batch_execute(&format!(
+            "create table {name}_plain (id text primary key); create table {name}_wide (id text primary key);
+             select es_sync.attach('{name}_wide')"
+        ))
+        .expect("set up");
+    // A transaction that is still open, and its backend's memory.
+    let blocks = |table: &str, count: i32, key: &str| {
+        let mut client = server.connect("app");
+        let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("pid").get(0);
+        client
+            .batch_execute(&format!(
+                "begin; do $$ begin for i in 1..{count} loop
+                     begin insert into {table} (id) values ({key}); exception when division_by_zero then null; end;
+                 end loop; end $$"
+            ))
+            .expect("a loop of blocks");
+        (client, memory(pid))
+    };
+    let plain = blocks(&format!("{name}_plain"), 200_000, "i").1;
+    let attached = blocks(&name, 200_000, "i + 1000").1;
+    assert!(attached < plain + 24, "200,000 blocks: {attached} MB with the trigger, {plain} MB without");
+    blocks(&name, 2_000, "i + 1000").0.batch_execute("commit").expect("commit");
+    equal(&mut client, &engine, &name);
+    // 60 MB of keys, of which the limit leaves 16 in memory.
+    let key = "lpad(i::text, 5000, 'k')";
+    let plain = blocks(&format!("{name}_plain"), 12_000, key).1;
+    let attached = blocks(&format!("{name}_wide"), 12_000, key).1;
+    assert!(attached < plain + 32, "long keys: {attached} MB with the trigger, {plain} MB without");
+}
+
+#[test]
+fn vacuum_full_of_the_queue_acknowledges_no_other_row() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table_behind(proxy.url());
+    let update = |client: &mut Client, id: i32, title: &str| {
+        client.batch_execute(&format!("update {name} set title = '{title}' where id = {id}")).expect("update");
+    };
+    let sent = |title: &str| proxy.seen("_bulk").iter().any(|seen| seen.body.contains(title));
+    // A dead row, then two in flight: the first is answered long before the second.
+    update(&mut client, 1, "dead");
+    expect::settled(&mut client);
+    for (id, title, delay) in [(2, "first", 3), (3, "second", 60)] {
+        proxy.forget_seen();
+        proxy.set_for("_bulk", Fault::Delay(Duration::from_secs(delay)));
+        update(&mut client, id, title);
+        wait::until("it is in flight", wait::SHORT, || sent(title));
+    }
+    let places = |client: &mut Client| -> Option<String> {
+        let rows = "select string_agg(ctid::text, ' ' order by id) from es_sync.queue";
+        client.query_one(rows, &[]).expect("queue").get(0)
+    };
+    // Now the second row comes to lie where the first one lay.
+    assert_eq!(places(&mut client).as_deref(), Some("(0,2) (0,3)"));
+    client.batch_execute("vacuum full es_sync.queue").expect("vacuum");
+    assert_eq!(places(&mut client).as_deref(), Some("(0,1) (0,2)"));
+    // The first is sent again once it is answered, for its row was not found under its old place.
+    wait::until("the first is answered", wait::LONG, || sent("first"));
+    // The second was never answered: only the queue knows of it.
+    client.batch_execute("select pg_terminate_backend(worker_pid) from es_sync.status").expect("end the worker");
+    proxy.set(Fault::Pass);
+    equal(&mut client, &engine, &name);
+}
+
+/// A library whose pre-commit callback runs after ours and writes to an attached table.
+#[test]
+fn what_another_extension_writes_before_the_commit_is_captured() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(&engine);
+    for statement in [
+        format!("load '{}'", compiled("late_writer")),
+        format!("set late_writer.statement = 'update {name} set title = ''late'' where id = 1'"),
+        format!("update {name} set title = 'in time' where id = 2"),
+        format!("set late_writer.statement = 'delete from {name} where id = 3'"),
+        format!("begin; update {name} set title = 'prepared' where id = 4; prepare transaction 'late'"),
+        "set late_writer.statement = ''".to_owned(),
+        "commit prepared 'late'".to_owned(),
+    ] {
+        client.batch_execute(&statement).unwrap_or_else(|error| panic!("{error:?} in: {statement}"));
+    }
+    equal(&mut client, &engine, &name);
+    let written = format!("select string_agg(id || coalesce(title, ''), ' ' order by id) from {name} where id <= 4");
+    let written: String = client.query_one(&written, &[]).expect("rows").get(0);
+    assert_eq!(written, "1late 2in time 4prepared", "the library did write");
+    let jobs: i64 = client.query_one("select count(*) from es_sync.jobs", &[]).expect("jobs").get(0);
+    assert_eq!(jobs, 1, "it was noted, not found out afterwards");
+}
+
+/// Compiles tests/libraries/NAME.c against the server's headers; the library's path.
+fn compiled(name: &str) -> String {
+    let folder = |variable: &str| {
+        std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set: run these tests with `make test-e2e`"))
+    };
+    let mut config = std::process::Command::new(format!("{}/pg_config", folder("PG_ES_SYNC_PG_BIN")));
+    let headers = config.arg("--includedir-server").output().expect("could not run pg_config").stdout;
+    let headers = String::from_utf8(headers).expect("pg_config prints a path");
+    let source = format!("{}/libraries/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let library = format!("{}/{name}.so", folder("PG_ES_SYNC_RUN"));
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-I", headers.trim(), "-o", &library, &source]);
+    assert!(compiler.status().expect("could not run cc").success(), "could not compile {source}");
+    library
 }
