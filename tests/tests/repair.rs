@@ -124,6 +124,11 @@ fn after(fault: impl FnOnce(&mut Server, Client)) -> i64 {
     orphaned
 }
 
+/// Waits until the server has noticed the crash of one of its processes: it ends all the others.
+fn crashed(mut client: Client) {
+    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
+}
+
 #[test]
 fn a_terminated_worker_loses_nothing_and_needs_no_repair() {
     let mended = after(|server, mut client| {
@@ -138,7 +143,10 @@ fn a_terminated_worker_loses_nothing_and_needs_no_repair() {
 
 #[test]
 fn after_a_killed_worker_the_repair_mends_what_the_queue_lost() {
-    let mended = after(|server, _| drop(server.kill_worker("app")));
+    let mended = after(|server, client| {
+        server.kill_worker("app");
+        crashed(client);
+    });
     assert_eq!(mended, 300);
 }
 
@@ -147,6 +155,7 @@ fn after_a_killed_writer_the_repair_mends_what_the_queue_lost() {
     let mended = after(|_, mut client| {
         let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("pid").get(0);
         process::signal(pid as u32, "KILL");
+        crashed(client);
     });
     assert_eq!(mended, 300);
 }
@@ -214,7 +223,7 @@ fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() 
     let name = table(&mut client, 1000);
     proxy.set(Fault::Refuse);
     client
-        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 300000) i"))
+        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 230000) i"))
         .expect("a writer sees no error");
     wait::until("the index is marked as stale", wait::SHORT, || -> bool {
         client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
@@ -226,7 +235,7 @@ fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() 
     assert!(before > 1 << 20, "{before}");
     client
         .batch_execute(&format!(
-            "update {name} set title = 'not noted' where id % 2 = 0; delete from {name} where id < 100 or id > 290000"
+            "update {name} set title = 'not noted' where id % 2 = 0; delete from {name} where id < 100 or id > 220000"
         ))
         .expect("a writer sees no error");
     assert_eq!(size(&mut client), before, "nothing was enqueued");
