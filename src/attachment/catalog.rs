@@ -20,10 +20,12 @@ pub struct Attachment {
     pub options: Options,
     /// The concrete index behind the alias; None until the first load is done.
     pub live: Option<String>,
+    /// Nothing is sent to it until es_sync.resume().
+    pub paused: bool,
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index";
+                       a.live_index, a.paused";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -53,6 +55,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         exclude: rows.get(row, 6)?,
         options: Options::stored(&rows.get::<String>(row, 7)?),
         live: rows.get(row, 8),
+        paused: rows.get(row, 9)?,
     })
 }
 

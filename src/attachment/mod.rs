@@ -6,3 +6,4 @@ pub mod attach;
 pub mod catalog;
 pub mod key;
 pub mod options;
+pub mod pause;

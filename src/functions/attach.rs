@@ -3,6 +3,7 @@
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
+use super::primary_only;
 use crate::attachment::attach::{self, Request};
 use crate::attachment::options::Options;
 use crate::postgres::error::{OrRaise, Report};
@@ -25,6 +26,7 @@ fn attach(
     exclude: Option<Vec<Option<String>>>,
     options: Option<JsonB>,
 ) -> i64 {
+    primary_only(c"es_sync.attach()");
     if document.is_some() {
         Report::new(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "documents from a view are not supported yet")
             .detail("A document has the columns of its table.")
@@ -43,10 +45,12 @@ fn attach(
 
 #[pg_extern(sql = false)]
 fn detach(relation: Option<pg_sys::Oid>, index: Option<String>, drop_index: Option<bool>) {
+    primary_only(c"es_sync.detach()");
     attach::detach(required(relation, "relation"), index.as_deref(), drop_index == Some(true)).or_raise();
 }
 
 #[pg_extern(sql = false)]
 fn reindex(relation: Option<pg_sys::Oid>, index: Option<String>) -> i64 {
+    primary_only(c"es_sync.reindex()");
     attach::reindex(required(relation, "relation"), index.as_deref()).or_raise()
 }

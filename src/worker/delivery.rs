@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::engine::Engine;
+use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
 use crate::attachment::key;
 use crate::document::read::Reader;
@@ -22,7 +23,7 @@ use crate::settings;
 use crate::shared::{self, Index};
 
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
-const MAX_OUTSTANDING: usize = 40_000;
+pub(super) const MAX_OUTSTANDING: usize = 40_000;
 /// Bits of a version below the generation.
 const GENERATION_SHIFT: u32 = 39;
 /// Versions that we issue are multiples of this; an edit by hand adds one.
@@ -32,8 +33,9 @@ const VERSION_STEP: i64 = 256;
 #[derive(Default)]
 pub struct Delivery {
     pub lanes: Vec<Lane>,
-    claimed: FxHashMap<Ticket, Claimed>,
-    places: FxHashSet<Place>,
+    pub(super) claimed: FxHashMap<Ticket, Claimed>,
+    pub(super) places: FxHashSet<Place>,
+    pub(super) hold: Hold,
     flights: FxHashMap<u64, Flight>,
     later: Vec<Row>,
     bodies: Vec<Body>,
@@ -76,10 +78,11 @@ impl Outbox {
     }
 }
 
-struct Claimed {
-    place: Place,
+pub(super) struct Claimed {
+    pub(super) place: Place,
+    pub(super) source: u32,
     /// Operations that it still waits for.
-    left: usize,
+    pub(super) left: usize,
     enqueued_at: i64,
 }
 
@@ -133,7 +136,9 @@ impl Delivery {
         target: es::Target,
     ) -> u32 {
         self.next_lane += 1;
-        self.lanes.push(Lane::new(self.next_lane, attachment, source, index, building, target));
+        let mut lane = Lane::new(self.next_lane, attachment, source, index, building, target);
+        lane.paused = self.hold.is_paused(source);
+        self.lanes.push(lane);
         self.next_lane
     }
 
@@ -191,6 +196,11 @@ impl Delivery {
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
         for row in rows {
+            if self.hold.is_paused(row.source) {
+                // Paused since it was claimed: it stays in the queue.
+                self.places.remove(&row.place);
+                continue;
+            }
             let keys = match row.asked {
                 Asked::Keys(keys) => keys,
                 Asked::Rebuild => {
@@ -216,7 +226,7 @@ impl Delivery {
                 // No index follows this table (detached), or its first load has not begun and will read these rows.
                 self.outbox.finished.push(row.place);
             } else {
-                self.claimed.insert(ticket, Claimed { place: row.place, left, enqueued_at: row.enqueued_at });
+                self.claimed.insert(ticket, Claimed { place: row.place, source: row.source, left, enqueued_at: row.enqueued_at });
             }
         }
     }
@@ -603,7 +613,12 @@ impl Delivery {
                 self.trouble = Some(failure.to_string());
             }
         }
-        set_cause(attachment, &failure.to_string());
+        let told = match failure.kind {
+            // It may quote any of the documents.
+            FailureKind::BadRequest => es::document_failure("the engine refused a request", &failure.reason),
+            _ => failure.to_string(),
+        };
+        set_cause(attachment, &told);
         if let Some(lane) = self.lane(flight.lane) {
             lane.put_back(flight.operations.into_iter().map(|operation| operation.key));
         }
@@ -625,6 +640,9 @@ impl Delivery {
         if let Some(counters) = counters(attachment) {
             counters.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
+        shared::note_failure(attachment, &format!("document refused: {}", es::document_failure(kind, &reason)));
+        // One that was taken in this very turn, and then refused in a newer state, is refused.
+        self.outbox.cleared.retain(|(cleared, taken)| (*cleared, taken) != (attachment, key));
         self.outbox.letters.push(DeadLetter {
             attachment,
             key: key.to_string(),
@@ -690,9 +708,11 @@ fn counters(attachment: i32) -> Option<&'static Index> {
     shared::shared()?.index(unsafe { pg_sys::MyDatabaseId }, attachment)
 }
 
+/// Says why an index does not go on. What is shown here is shown to whoever may watch: no document is quoted.
 fn set_cause(attachment: i32, cause: &str) {
-    if let Some(counters) = counters(attachment) {
-        counters.set_cause(cause);
+    let cause = es::request_failure(cause);
+    if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) {
+        shared::note_failure(attachment, &cause);
     }
 }
 
