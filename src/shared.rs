@@ -331,7 +331,9 @@ impl Database {
 
     /// What stands in the worker's way, and since when; None for nothing.
     pub fn state(&self) -> Option<(String, i64)> {
-        Some(self.state.get()).filter(|state| !state.is_empty()).map(|state| (state, self.since.load(Ordering::Relaxed)))
+        Some(self.state.get())
+            .filter(|state| !state.is_empty())
+            .map(|state| (state, self.since.load(Ordering::Relaxed)))
     }
 
     pub fn set_breaker(&self, breaker: Breaker) {
@@ -350,7 +352,8 @@ impl Database {
     /// calls this.
     fn note_failure(&self, attachment: i32, text: &str) {
         let text = &text[..text.floor_char_boundary(text.len().min(Sentence::BYTES))];
-        let same = |note: &&FailureNote| note.attachment.load(Ordering::Relaxed) == attachment && note.text.get() == text;
+        let same =
+            |note: &&FailureNote| note.attachment.load(Ordering::Relaxed) == attachment && note.text.get() == text;
         let oldest = || self.failures.iter().min_by_key(|note| note.at.load(Ordering::Relaxed));
         if let Some(note) = self.failures.iter().find(same).or_else(oldest) {
             note.at.store(0, Ordering::Release);

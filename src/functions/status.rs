@@ -80,9 +80,8 @@ fn worker_state() -> TableIterator<
     // SAFETY: reads a variable of this process.
     let oid = unsafe { pg_sys::MyDatabaseId };
     let shared = shared::shared();
-    let latency = |quantile| {
-        shared.and_then(|shared| shared.latency(oid, quantile)).map(|micros| micros as f64 / 1_000.0)
-    };
+    let latency =
+        |quantile| shared.and_then(|shared| shared.latency(oid, quantile)).map(|micros| micros as f64 / 1_000.0);
     let database = shared.and_then(|shared| shared.database(oid)).filter(|database| database.worker_pid().is_some());
     let trouble = database.and_then(Database::state);
     let breaker = |breaker| match breaker {
@@ -105,10 +104,8 @@ fn worker_state() -> TableIterator<
 /// The last failures, the latest first; attachment 0 where no single index is concerned.
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
-fn failures() -> TableIterator<
-    'static,
-    (name!(at, Option<TimestampWithTimeZone>), name!(attachment, i32), name!(text, String)),
-> {
+fn failures()
+-> TableIterator<'static, (name!(at, Option<TimestampWithTimeZone>), name!(attachment, i32), name!(text, String))> {
     // SAFETY: reads a variable of this process.
     let database = shared::shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
     let failures = database.map(Database::failures).unwrap_or_default();

@@ -226,7 +226,10 @@ impl Delivery {
                 // No index follows this table (detached), or its first load has not begun and will read these rows.
                 self.outbox.finished.push(row.place);
             } else {
-                self.claimed.insert(ticket, Claimed { place: row.place, source: row.source, left, enqueued_at: row.enqueued_at });
+                self.claimed.insert(
+                    ticket,
+                    Claimed { place: row.place, source: row.source, left, enqueued_at: row.enqueued_at },
+                );
             }
         }
     }

@@ -35,8 +35,7 @@ impl Delivery {
     /// Takes in which indexes are paused. A table of which all are goes back to the queue with all that is not in
     /// flight; an index paused alone loses its lanes.
     pub fn apply_pauses(&mut self, attachments: &[Attachment]) {
-        let goes_on =
-            |source: u32| attachments.iter().any(|known| known.relation.to_u32() == source && !known.paused);
+        let goes_on = |source: u32| attachments.iter().any(|known| known.relation.to_u32() == source && !known.paused);
         self.hold.paused = attachments
             .iter()
             .filter(|known| known.paused)
@@ -87,8 +86,12 @@ impl Delivery {
 
     /// Gives claimed rows of a table back to the queue until about `keep` of its operations are left: the newest first.
     fn unclaim(&mut self, source: u32, keep: usize) {
-        let mut claimed: Vec<(Ticket, usize)> =
-            self.claimed.iter().filter(|(_, row)| row.source == source).map(|(ticket, row)| (*ticket, row.left)).collect();
+        let mut claimed: Vec<(Ticket, usize)> = self
+            .claimed
+            .iter()
+            .filter(|(_, row)| row.source == source)
+            .map(|(ticket, row)| (*ticket, row.left))
+            .collect();
         claimed.sort_unstable();
         let mut kept = 0;
         let mut given_back = FxHashSet::default();
