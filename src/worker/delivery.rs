@@ -567,6 +567,8 @@ impl Delivery {
     fn rest(&mut self, lane: u32, keys: impl DoubleEndedIterator<Item = Key>, engine: &mut Engine) {
         let Some(lane) = self.lane(lane) else { return };
         lane.failures += 1;
+        // A few documents show as well as many whether the index takes any again.
+        lane.max_operations = lane.max_operations.min(super::lane::TRIAL_OPERATIONS);
         let delay = engine.backoff.delay(lane.failures.min(10), &mut engine.random);
         lane.blocked_until = Some(Instant::now() + delay);
         lane.put_back(keys);

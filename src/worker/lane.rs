@@ -60,6 +60,8 @@ pub struct Finished {
 
 /// More operations than this are never put into one request.
 pub const MAX_OPERATIONS: usize = 10_000;
+/// With so many an index is tried that has taken nothing.
+pub const TRIAL_OPERATIONS: usize = 100;
 
 impl Lane {
     pub fn new(id: u32, attachment: i32, source: u32, index: String, building: bool, target: es::Target) -> Self {
@@ -168,6 +170,11 @@ impl Lane {
                 document.in_flight = false;
                 let late = std::mem::take(&mut document.late);
                 document.tickets.extend(late);
+                if document.tickets.is_empty() && document.page.is_none() {
+                    // Its rows went back to the queue while it was in flight.
+                    self.documents.remove(key);
+                    return false;
+                }
                 true
             }
             None => false,
@@ -300,15 +307,18 @@ mod tests {
     fn rows_that_go_back_to_the_queue_leave_what_is_in_flight_and_what_a_page_waits_for() {
         let mut lane = lane();
         lane.change(&key("flying"), 1);
-        lane.take(1);
+        lane.change(&key("failing"), 6);
+        lane.take(2);
         lane.change(&key("flying"), 2);
         lane.backfill_alone(key("page"), 7);
         lane.change(&key("page"), 3);
         lane.change(&key("both"), 4);
         lane.change(&key("both"), 5);
         lane.change(&key("gone"), 5);
-        lane.unclaim(&FxHashSet::from_iter([2, 3, 5]));
-        assert_eq!(lane.outstanding(), 3);
+        lane.unclaim(&FxHashSet::from_iter([2, 3, 5, 6]));
+        assert_eq!(lane.outstanding(), 4);
+        lane.put_back([key("failing")].into_iter());
+        assert!(!lane.contains("failing"), "nobody waits for it any more");
         assert_eq!(lane.finish(&key("flying")).tickets, [1]);
         assert!(!lane.contains("flying"), "what came late is claimed again later");
         assert_eq!(lane.take(10), [key("page"), key("both")]);
