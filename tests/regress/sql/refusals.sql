@@ -82,7 +82,7 @@ rollback;
 begin;
 select es_sync.attach('good', index => 'refusals-good') as job \gset
 select es_sync.pause('good');
-select state, paused from es_sync.status;
+select index, paused from es_sync.status;
 select es_sync.wait('good');
 rollback;
 begin read only;
