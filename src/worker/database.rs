@@ -274,6 +274,7 @@ impl Worker {
         if self.more && self.may_claim() {
             due.push(self.last_claim + settings::linger());
         }
+        due.extend(self.claims.iter().filter_map(Claims::due).filter(|_| self.may_claim()));
         if again || self.can_send(now) {
             return Ok(Duration::ZERO);
         }
@@ -582,7 +583,7 @@ impl Worker {
         let now = Instant::now();
         let (held, changed) = self.delivery.hold(now);
         // Whoever is held no longer has changes waiting that woke nobody again.
-        self.more |= changed;
+        self.more |= changed || self.claims.iter().any(|claims| claims.due().is_some_and(|due| due <= now));
         if !self.more || !self.may_claim() || now.duration_since(self.last_claim) < settings::linger() {
             return Ok(());
         }
