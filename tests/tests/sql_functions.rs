@@ -349,6 +349,48 @@ fn a_table_paused_with_documents_on_their_way_stops_and_loses_nothing() {
 }
 
 #[test]
+fn changes_behind_and_between_the_rows_of_a_paused_table_are_found() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client) = start(engine.url());
+    let (paused, other) = (unique("heavy"), unique("light"));
+    attach(&mut client, &paused);
+    attach(&mut client, &other);
+    client.batch_execute(&format!("select es_sync.pause('{paused}')")).expect("pause");
+    until_state(&mut client, &paused, "paused");
+    // As so many transactions would: a row each. Half of them lie behind the other table's.
+    let fill = |client: &mut Client, from: u32| {
+        client
+            .batch_execute(&format!(
+                "insert into es_sync.queue
+                 select i, '{paused}'::regclass, 1, now(), array[(i % 1000 + 1)::text] from generate_series({from}, {from} + 199999) i"
+            ))
+            .expect("fill");
+    };
+    fill(&mut client, 1);
+    for round in 0..300 {
+        client.batch_execute(&format!("update {other} set title = 'a {round}' where id = {round} + 1")).expect("write");
+    }
+    expect_other(&mut client, &engine, &other);
+    fill(&mut client, 200_001);
+    wait::until("the other table's rows leave room in the middle", wait::SHORT, || {
+        client.batch_execute("vacuum es_sync.queue").expect("vacuum");
+        one::<bool>(
+            &mut client,
+            &format!("select count(*) = 0 from es_sync.queue where source <> '{paused}'::regclass"),
+        )
+    });
+    let ends: i64 = one(&mut client, "select pg_relation_size('es_sync.queue')");
+    for round in 0..100 {
+        client.batch_execute(&format!("update {other} set title = 'b {round}' where id = {round} + 1")).expect("write");
+    }
+    expect_other(&mut client, &engine, &other);
+    assert_eq!(one::<i64>(&mut client, "select pg_relation_size('es_sync.queue')"), ends, "they lay in the middle");
+    client.batch_execute("select es_sync.resume()").expect("resume");
+    expect::table_equal(&mut client, &paused, "id", &engine, &paused);
+    assert_eq!(one::<i64>(&mut client, "select count(*) from es_sync.queue"), 0);
+}
+
+#[test]
 fn an_index_paused_beside_others_is_repaired_when_it_goes_on() {
     let engine = Engine::elasticsearch();
     let (_server, mut client) = start(engine.url());
