@@ -77,7 +77,7 @@ pub fn settle(tables: &[pg_sys::Oid]) {
 /// One after the other: who pauses one index must see whether another is just being resumed.
 fn lock(tables: &[pg_sys::Oid]) {
     spi::run(
-        "select a.id from es_sync.attachment a where a.relation = any ($1::pg_catalog.oid[]) order by a.id for update",
+        "select a.id from es_sync.attachment a where a.relation = any ($1::pg_catalog.oid[]) order by a.id for no key update",
         &[(pg_sys::OIDARRAYOID, spi::value(tables.to_vec()))],
     );
 }

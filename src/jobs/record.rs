@@ -68,21 +68,24 @@ pub fn begin(job: i64, target: &str, total: Option<i64>) {
     );
 }
 
+/// A note of how far a job is must not wait for somebody who cancels it and does not commit: the next one will do.
+const OPEN_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
+                                     where x.id = $1 and x.state in ('queued', 'running')
+                                     for no key update skip locked)";
+
 /// The job has come so far.
 pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     spi::run(
-        "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4
-         where j.id = $1 and j.state in ('queued', 'running')",
+        &format!(
+            "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4 where {OPEN_AND_FREE}"
+        ),
         &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
     );
 }
 
 /// Why the job does not go on for the moment; None when it does.
 pub fn trouble(job: i64, error: Option<&str>) {
-    spi::run(
-        "update es_sync.job j set error = $2 where j.id = $1 and j.state in ('queued', 'running')",
-        &[id(job), text(error)],
-    );
+    spi::run(&format!("update es_sync.job j set error = $2 where {OPEN_AND_FREE}"), &[id(job), text(error)]);
 }
 
 /// The job has ended. One that was cancelled meanwhile stays so, unless it was done all the same.

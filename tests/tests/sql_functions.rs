@@ -246,6 +246,41 @@ fn a_cancelled_first_load_leaves_nothing_in_the_engine_and_reindex_begins_it_aga
 }
 
 #[test]
+fn a_cancel_or_pause_that_is_not_committed_keeps_nobody_waiting() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    // Small requests, so that the load lasts.
+    let server = Server::builder().conf("es_sync.url", proxy.url()).conf("es_sync.bulk_bytes", "64kB").start();
+    let mut client = server.create_database("app");
+    let (loading, other) = (unique("loading"), unique("other"));
+    attach(&mut client, &other);
+    client
+        .batch_execute(&format!(
+            "create table {loading} (id int primary key, title text);
+             insert into {loading} select i, repeat('x', 200) from generate_series(1, 60000) i"
+        ))
+        .expect("set up");
+    proxy.set_for(&loading, Fault::Delay(Duration::from_millis(200)));
+    let job: i64 = one(&mut client, &format!("select es_sync.attach('{loading}')"));
+    wait::until("the load is under way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    let mut idle = server.connect("app");
+    idle.batch_execute(&format!("begin; select es_sync.cancel({job}), es_sync.pause('{other}')")).expect("cancel");
+    for round in 0..10 {
+        let start = Instant::now();
+        client.batch_execute(&format!("update {other} set title = 'round {round}' where id = 1")).expect("write");
+        assert!(one::<bool>(&mut client, &format!("select es_sync.wait('{other}', '10 s')")));
+        assert!(start.elapsed() < Duration::from_secs(2), "round {round} took {:?}", start.elapsed());
+    }
+    let running: bool = one(&mut client, &format!("select state = 'running' from es_sync.jobs where id = {job}"));
+    assert!(running, "the load ran all the while");
+    idle.batch_execute("rollback").expect("rollback");
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &loading, "id", &engine, &loading);
+    expect::table_equal(&mut client, &other, "id", &engine, &other);
+    assert_eq!(server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
+}
+
+#[test]
 fn a_cancelled_reindex_leaves_the_live_index_which_follows_on() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
@@ -612,7 +647,7 @@ fn on_a_standby_the_views_answer_and_what_writes_is_refused() {
         );
     }
     reader.batch_execute("call es_sync.watch(1)").expect("a job that has ended is told");
-    assert_eq!(standby.unexpected_log_lines(&["during recovery"]), Vec::<String>::new());
+    assert_eq!(standby.unexpected_log_lines(&["during recovery", "starting up"]), Vec::<String>::new());
     drop(standby);
     client.batch_execute("set default_transaction_read_only = on").expect("read only");
     assert_eq!(refused(&mut client, &format!("select es_sync.sync('{name}', 1)")).0, "25006");
