@@ -543,7 +543,8 @@ impl Worker {
                 Some(_) => {}
             }
         }
-        builds.retain(|build| build.is_swapping() || jobs.iter().any(|job| job.id == build.job));
+        // One whose table cannot be read now is abandoned the next time: its lane must not stay behind.
+        builds.retain(|build| !build.is_over() || jobs.iter().any(|job| job.id == build.job));
         self.queued_drops.retain(|(id, _)| jobs.iter().any(|job| job.id == *id));
         self.builds = builds;
         for job in jobs {
