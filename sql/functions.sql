@@ -78,6 +78,76 @@ as 'MODULE_PATHNAME', 'sync_wrapper';
 comment on function es_sync.sync(regclass, anycompatiblearray) is
     'API: public. Indexes the rows of these keys that are there and deletes the documents of those that are not.';
 
+create function es_sync.sync_where(
+    relation regclass,
+    condition text
+)
+returns bigint
+language c volatile strict
+as 'MODULE_PATHNAME', 'sync_where_wrapper';
+
+comment on function es_sync.sync_where(regclass, text) is
+    'API: public. Indexes the rows that match a condition again; returns how many there are.';
+
+create function es_sync.retry_dead_letters(
+    ids bigint[] default null,
+    relation regclass default null
+)
+returns bigint
+language c volatile
+as 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
+
+comment on function es_sync.retry_dead_letters(bigint[], regclass) is
+    'API: public. Sends the rows of dead letters again; a letter goes when its document is taken.';
+
+create function es_sync.discard_dead_letters(
+    ids bigint[] default null,
+    relation regclass default null
+)
+returns bigint
+language c volatile
+as 'MODULE_PATHNAME', 'discard_dead_letters_wrapper';
+
+comment on function es_sync.discard_dead_letters(bigint[], regclass) is
+    'API: public. Forgets dead letters; the documents stay as they are.';
+
+create function es_sync.cancel(job bigint)
+returns void
+language c volatile strict
+as 'MODULE_PATHNAME', 'cancel_wrapper';
+
+comment on function es_sync.cancel(bigint) is
+    'API: public. Cancels a job that is queued or running; the live index stays as it is.';
+
+create procedure es_sync.watch(job bigint)
+language c
+as 'MODULE_PATHNAME', 'watch_wrapper';
+
+comment on procedure es_sync.watch(bigint) is
+    'API: public. Shows how far a job is, as notices, until it has ended.';
+
+create function es_sync.pause(
+    relation regclass default null,
+    index text default null
+)
+returns void
+language c volatile
+as 'MODULE_PATHNAME', 'pause_wrapper';
+
+comment on function es_sync.pause(regclass, text) is
+    'API: public. Sends nothing to an index, all of a table, or all, until es_sync.resume().';
+
+create function es_sync.resume(
+    relation regclass default null,
+    index text default null
+)
+returns void
+language c volatile
+as 'MODULE_PATHNAME', 'resume_wrapper';
+
+comment on function es_sync.resume(regclass, text) is
+    'API: public. Lets paused indexes go on.';
+
 create function es_sync.wait(
     relation regclass default null,
     timeout interval default '30 seconds'
@@ -112,7 +182,13 @@ comment on function es_sync.index_statistics(integer) is
 
 create function es_sync.worker_state(
     out pid integer,
-    out trouble text
+    out trouble text,
+    out since timestamptz,
+    out engine text,
+    out breaker text,
+    out next_try timestamptz,
+    out latency_p50_ms double precision,
+    out latency_p99_ms double precision
 )
 returns setof record
 language c volatile strict
@@ -121,7 +197,19 @@ as 'MODULE_PATHNAME', 'worker_state_wrapper';
 comment on function es_sync.worker_state() is
     'API: private. The worker of this database, from shared memory; see the view es_sync.status.';
 
+create function es_sync.failures(
+    out at timestamptz,
+    out attachment integer,
+    out text text
+)
+returns setof record
+language c volatile strict
+as 'MODULE_PATHNAME', 'failures_wrapper';
+
+comment on function es_sync.failures() is
+    'API: private. The last failures of this database, from shared memory; see es_sync.health().';
+
 -- Functions are executable by everybody unless told otherwise. The trigger function must stay so: CREATE TABLE ...
 -- PARTITION OF checks the right of whoever creates the partition.
-revoke execute on all functions in schema es_sync from public;
+revoke execute on all routines in schema es_sync from public;
 grant execute on function es_sync.capture() to public;

@@ -5,18 +5,21 @@ select
     a.relation,
     a.index_name as index,
     case
+        when pg_catalog.pg_is_in_recovery() then 'standby'
         when w.pid is null then 'no worker'
+        when a.paused then 'paused'
         when w.trouble is not null then 'waiting'
-        when j.state = 'failed' and a.live_index is null then 'failed'
+        when a.live_index is null and j.state in ('failed', 'cancelled') then j.state
         when a.live_index is null then 'loading'
         when j.state in ('queued', 'running') then 'reindexing'
         when s.cause is not null then 'retrying'
+        when a.stale is not null then 'stale'
         else 'ok'
     end as state,
-    coalesce(w.trouble, s.cause, case when j.state = 'failed' then j.error end) as cause,
-    s.since,
+    coalesce(w.trouble, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,
+    coalesce(w.since, s.since) as since,
     s.pending,
-    s.oldest,
+    pg_catalog.clock_timestamp() - s.oldest as oldest_age,
     s.indexed,
     s.deleted,
     s.refused,
@@ -25,6 +28,9 @@ select
     (select pg_catalog.count(*) from es_sync.dead_letter d where d.attachment = a.id) as dead_letters,
     s.latency_p50_ms,
     s.latency_p99_ms,
+    w.next_try,
+    a.stale,
+    a.paused,
     a.live_index,
     a.key_columns,
     a.exclude,
@@ -61,6 +67,10 @@ select
         when j.state = 'running' and r.rate > 0 and j.total > j.done
         then pg_catalog.make_interval(secs => (j.total - j.done) / r.rate)
     end as eta,
+    j.repair,
+    j.missing,
+    j.different,
+    j.orphaned,
     j.error,
     j.target,
     j.created_at,
@@ -84,15 +94,78 @@ select
     d.document_id,
     d.status,
     d.kind,
-    d.reason,
+    -- It can quote the document: for those who may read the table anyway.
+    case when pg_catalog.pg_has_role(c.relowner, 'usage') then d.reason end as reason,
     d.attempts,
     d.first_failed_at,
     d.last_failed_at
 from es_sync.dead_letter d
-join es_sync.attachment a on a.id = d.attachment;
+join es_sync.attachment a on a.id = d.attachment
+left join pg_catalog.pg_class c on c.oid = a.relation;
 
 comment on view es_sync.dead_letters is
     'API: public. Documents that were refused for good, with the reason; a later success of the document clears it.';
 
--- A reason can quote the document.
 revoke all on all tables in schema es_sync from public;
+
+-- Runs as the extension's owner: whoever may execute it needs no right on the views.
+create function es_sync.health()
+returns jsonb
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.jsonb_build_object(
+        'state', case
+            when pg_catalog.pg_is_in_recovery() then 'standby'
+            when w.pid is null then 'no worker'
+            when w.trouble is not null then 'waiting'
+            else coalesce(worst.state, 'ok')
+        end,
+        'cause', coalesce(w.trouble, worst.cause),
+        'since', coalesce(w.since, worst.since),
+        'engine', w.engine,
+        'breaker', w.breaker,
+        'next_try', w.next_try,
+        'worker_pid', w.pid,
+        'indexes', total.indexes,
+        'pending', total.pending,
+        'oldest_age_s', total.oldest_age_s,
+        'latency_p50_ms', w.latency_p50_ms,
+        'latency_p99_ms', w.latency_p99_ms,
+        'dead_letters', total.dead_letters,
+        'jobs', (select pg_catalog.count(*) from es_sync.job j where j.state in ('queued', 'running')),
+        'failures', (
+            select coalesce(
+                pg_catalog.jsonb_agg(
+                    pg_catalog.jsonb_build_object('at', f.at, 'index', a.index_name, 'text', f.text) order by f.at desc),
+                '[]')
+            from es_sync.failures() f
+            left join es_sync.attachment a on a.id = f.attachment
+        )
+    )
+    from es_sync.worker_state() w
+    cross join (
+        select
+            pg_catalog.count(*) as indexes,
+            -- Indexes of one table share its changes.
+            (select coalesce(pg_catalog.sum(t.pending), 0)::bigint
+             from (select pg_catalog.max(s.pending) as pending from es_sync.status s group by s.relation) t) as pending,
+            pg_catalog.round(extract(epoch from pg_catalog.max(s.oldest_age)), 3) as oldest_age_s,
+            coalesce(pg_catalog.sum(s.dead_letters), 0)::bigint as dead_letters
+        from es_sync.status s
+    ) total
+    left join lateral (
+        select s.state, s.cause, s.since
+        from es_sync.status s
+        order by
+            pg_catalog.array_position(
+                array['failed', 'retrying', 'stale', 'cancelled', 'loading', 'reindexing', 'paused', 'ok'], s.state),
+            s.since
+        limit 1
+    ) worst on true
+$$;
+
+comment on function es_sync.health() is
+    'API: public. All of it at a glance: state, cause, engine, lag, dead letters, jobs, the last ten failures.';
+
+revoke execute on function es_sync.health() from public;

@@ -16,6 +16,8 @@ pub const MAX_INDEXES: usize = 512;
 const MAX_HOLDS: usize = 64;
 /// Calls of `es_sync.wait()` that can wait at the same time.
 pub const MAX_WAITERS: usize = 64;
+/// Failures of a database that `es_sync.health()` remembers.
+const MAX_FAILURES: usize = 10;
 
 /// All of it. Zeroed memory is a valid value: each field is an atomic.
 #[repr(C)]
@@ -52,8 +54,41 @@ pub struct Database {
     pub lost_note: AtomicBool,
     /// A `QueueState`.
     queue_state: AtomicU32,
-    /// What the worker is doing or why it is not: a sentence.
-    pub state: Sentence,
+    /// Why the worker does not go on: a sentence; empty when it does.
+    state: Sentence,
+    /// Since when there has been something in the way, Postgres' microseconds.
+    since: AtomicI64,
+    /// Product and version of the engine, once it has said so.
+    pub engine: Sentence,
+    breaker: AtomicU8,
+    /// When the worker asks the engine again, Postgres' microseconds; 0 while nothing holds it back.
+    pub next_try: AtomicI64,
+    failures: [FailureNote; MAX_FAILURES],
+}
+
+/// One of the last failures.
+#[repr(C)]
+struct FailureNote {
+    /// Postgres' microseconds; 0 while it is free or being written.
+    at: AtomicI64,
+    /// 0 for what concerns no single index.
+    attachment: AtomicI32,
+    text: Sentence,
+}
+
+/// A failure as it is shown.
+pub struct Failure {
+    pub at: i64,
+    pub attachment: i32,
+    pub text: String,
+}
+
+/// Whether the worker asks the engine: its breaker's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breaker {
+    Closed,
+    Open,
+    HalfOpen,
 }
 
 /// Whether the queue takes changes. Written by the worker, read by writers.
@@ -208,7 +243,7 @@ impl Shared {
     /// Frees the entry of a database that does not have the extension.
     pub fn release_database(&self, oid: pg_sys::Oid) {
         if let Some(database) = self.database(oid).filter(|database| database.worker.load(Ordering::Acquire) == 0) {
-            database.set_queue_state(QueueState::Open);
+            database.forget();
             database.oid.store(0, Ordering::Release);
             self.free_indexes(oid.to_u32(), |_| false);
         }
@@ -219,7 +254,7 @@ impl Shared {
         for database in &self.databases {
             let oid = database.oid.load(Ordering::Acquire);
             if oid != 0 && !exists(oid) && database.worker.load(Ordering::Acquire) == 0 {
-                database.set_queue_state(QueueState::Open);
+                database.forget();
                 database.oid.store(0, Ordering::Release);
                 self.free_indexes(oid, |_| false);
             }
@@ -243,6 +278,17 @@ impl Shared {
             free.attachment.store(attachment, Ordering::Release);
             Some(free)
         })
+    }
+
+    /// The latency that a share `quantile` of all changes of a database kept to, in microseconds.
+    pub fn latency(&self, database: pg_sys::Oid, quantile: f64) -> Option<u64> {
+        let oid = database.to_u32();
+        let indexes = self.indexes.iter().filter(|index| index.database.load(Ordering::Acquire) == oid);
+        let mut counts = vec![0; Histogram::BUCKETS];
+        for index in indexes {
+            counts.iter_mut().zip(index.latency.counts()).for_each(|(sum, count)| *sum += count);
+        }
+        Histogram::quantile_of(&counts, quantile)
     }
 
     /// Frees the counters of a database's attachments that are gone.
@@ -362,6 +408,96 @@ impl Database {
     pub fn wake_worker(&self) {
         latch::wake(self.worker.load(Ordering::Acquire) - 1);
     }
+
+    /// Says what stands in the worker's way; empty for nothing.
+    pub fn set_state(&self, state: &str) {
+        if state.is_empty() {
+            self.since.store(0, Ordering::Relaxed);
+        } else if self.since.load(Ordering::Relaxed) == 0 {
+            self.since.store(now_micros(), Ordering::Relaxed);
+        }
+        self.state.set(state);
+    }
+
+    /// What stands in the worker's way, and since when; None for nothing.
+    pub fn state(&self) -> Option<(String, i64)> {
+        Some(self.state.get())
+            .filter(|state| !state.is_empty())
+            .map(|state| (state, self.since.load(Ordering::Relaxed)))
+    }
+
+    pub fn set_breaker(&self, breaker: Breaker) {
+        self.breaker.store(breaker as u8, Ordering::Relaxed);
+    }
+
+    pub fn breaker(&self) -> Breaker {
+        match self.breaker.load(Ordering::Relaxed) {
+            1 => Breaker::Open,
+            2 => Breaker::HalfOpen,
+            _ => Breaker::Closed,
+        }
+    }
+
+    /// Remembers a failure, in the place of the oldest; one that was there already is only renewed. Only the worker
+    /// calls this.
+    fn note_failure(&self, attachment: i32, text: &str) {
+        let text = &text[..text.floor_char_boundary(text.len().min(Sentence::BYTES))];
+        let same =
+            |note: &&FailureNote| note.attachment.load(Ordering::Relaxed) == attachment && note.text.get() == text;
+        let oldest = || self.failures.iter().min_by_key(|note| note.at.load(Ordering::Relaxed));
+        if let Some(note) = self.failures.iter().find(same).or_else(oldest) {
+            note.at.store(0, Ordering::Release);
+            note.attachment.store(attachment, Ordering::Relaxed);
+            note.text.set(text);
+            note.at.store(now_micros(), Ordering::Release);
+        }
+    }
+
+    /// The last failures, the latest first.
+    pub fn failures(&self) -> Vec<Failure> {
+        let mut failures: Vec<Failure> = self
+            .failures
+            .iter()
+            .map(|note| {
+                let at = note.at.load(Ordering::Acquire);
+                let (attachment, text) = (note.attachment.load(Ordering::Relaxed), note.text.get());
+                // Written anew meanwhile: not shown this time.
+                let whole = note.at.load(Ordering::Acquire) == at;
+                Failure { at: if whole { at } else { 0 }, attachment, text }
+            })
+            .filter(|failure| failure.at != 0)
+            .collect();
+        failures.sort_by_key(|failure| std::cmp::Reverse(failure.at));
+        failures
+    }
+
+    /// The next database in this place must not show what happened in this one.
+    fn forget(&self) {
+        self.set_queue_state(QueueState::Open);
+        self.set_state("");
+        self.engine.set("");
+        self.set_breaker(Breaker::Closed);
+        self.next_try.store(0, Ordering::Relaxed);
+        for note in &self.failures {
+            note.at.store(0, Ordering::Release);
+            note.text.set("");
+        }
+    }
+}
+
+/// Remembers a failure of an index of this database (0: of none in particular) for `es_sync.health()`. The text must
+/// quote no document. Only the worker calls this.
+pub fn note_failure(attachment: i32, text: &str) {
+    // SAFETY: reads a variable of this process.
+    let database = shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
+    if let Some(database) = database {
+        database.note_failure(attachment, text);
+    }
+}
+
+fn now_micros() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 impl Index {
@@ -379,13 +515,14 @@ impl Index {
         self.cause.set("");
     }
 
-    /// Notes why work on this index does not go on; an empty cause when it does.
-    pub fn set_cause(&self, cause: &str) {
-        if self.cause.get() != cause {
+    /// Notes why work on this index does not go on; an empty cause when it does. True if that is new.
+    pub fn set_cause(&self, cause: &str) -> bool {
+        let new = self.cause.get() != cause;
+        if new {
             self.cause.set(cause);
-            // SAFETY: reads the clock.
-            self.since.store(unsafe { pg_sys::GetCurrentTimestamp() }, Ordering::Relaxed);
+            self.since.store(now_micros(), Ordering::Relaxed);
         }
+        new
     }
 }
 
@@ -432,10 +569,12 @@ impl Waiter {
 pub struct Sentence {
     sequence: AtomicU32,
     length: AtomicU32,
-    bytes: [AtomicU8; 500],
+    bytes: [AtomicU8; Sentence::BYTES],
 }
 
 impl Sentence {
+    const BYTES: usize = 500;
+
     pub fn set(&self, text: &str) {
         let mut length = text.len().min(self.bytes.len());
         while !text.is_char_boundary(length) {
@@ -487,7 +626,14 @@ impl Histogram {
 
     /// The latency, in microseconds, that a share `quantile` (0 to 1) of all changes kept to; None without any.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
-        let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        Self::quantile_of(&self.counts(), quantile)
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect()
+    }
+
+    fn quantile_of(counts: &[u64], quantile: f64) -> Option<u64> {
         let total: u64 = counts.iter().sum();
         let wanted = ((total as f64 * quantile).ceil() as u64).max(1);
         let mut seen = 0;

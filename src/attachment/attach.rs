@@ -6,6 +6,7 @@ use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
 use super::catalog;
 use super::options::Options;
+use super::pause;
 use crate::capture;
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -92,6 +93,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             ],
         );
         let attachment: i32 = rows.get(0, 1).unwrap_or_default();
+        pause::settle(&[table.oid]);
         spi::run(
             "insert into es_sync.installation (token) values (pg_catalog.gen_random_uuid()) on conflict do nothing",
             &[],
@@ -280,6 +282,22 @@ pub fn require_owner(relation: pg_sys::Oid) -> Result<(), Report> {
     owned(relation).map(drop)
 }
 
+/// Whether the caller owns the table.
+pub fn is_owner(relation: pg_sys::Oid) -> bool {
+    owned(relation).is_ok()
+}
+
+/// Makes sure that the caller owns the table and that `condition` is a condition on its rows; the table's name,
+/// schema-qualified and quoted. What is wrong with the condition is raised as Postgres says it.
+///
+/// # Errors
+/// He does not, or there is none.
+pub fn require_condition(relation: pg_sys::Oid, condition: &str) -> Result<String, Report> {
+    let table = owned(relation)?;
+    check_filter(&table, condition);
+    Ok(table.name)
+}
+
 fn check_table(relation: pg_sys::Oid) -> Result<Table, Report> {
     let mut table = owned(relation)?;
     let name = &table.name;
@@ -446,11 +464,8 @@ fn unfit_field(name: &str, fields: &[&str]) -> Option<String> {
 
 /// Raises what Postgres says of the filter: a syntax error, an unknown column, a value that is not boolean.
 fn check_filter(table: &Table, filter: &str) {
-    // SAFETY: only the search path is changed, and restored below or by the abort.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
     // The worker reads under this search path, so names that need another fail here, not later.
-    transaction::set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
-    with_spi(|| {
+    with_pinned_path(|| {
         // By itself first: closed and opened parentheses must not make two expressions look like one.
         spi::run(&format!("select\n{filter}\nfrom {} limit 0", table.name), &[]);
         spi::run(
@@ -458,8 +473,17 @@ fn check_filter(table: &Table, filter: &str) {
             &[],
         );
     });
+}
+
+/// Runs `work` with SPI, as the caller, under the search path that filters are read with.
+pub fn with_pinned_path<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: only the search path is changed, and restored below or by the abort.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    transaction::set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+    let result = with_spi(work);
     // SAFETY: paired with NewGUCNestLevel above.
     unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    result
 }
 
 fn with_spi<T>(work: impl FnOnce() -> T) -> T {

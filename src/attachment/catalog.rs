@@ -24,6 +24,8 @@ pub struct Attachment {
     pub uuid: Option<String>,
     /// Index and table may differ, and a repair is under way.
     pub stale: bool,
+    /// Nothing is sent to it until es_sync.resume().
+    pub paused: bool,
 }
 
 impl Attachment {
@@ -46,7 +48,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index, a.live_uuid, a.stale is not null";
+                       a.live_index, a.live_uuid, a.stale is not null, a.paused";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -83,6 +85,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         live: rows.get(row, 8),
         uuid: rows.get(row, 9),
         stale: rows.get(row, 10)?,
+        paused: rows.get(row, 11)?,
     })
 }
 

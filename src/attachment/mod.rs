@@ -7,3 +7,4 @@ pub mod catalog;
 pub mod key;
 pub mod options;
 pub mod partitions;
+pub mod pause;

@@ -3,6 +3,7 @@
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
+use super::primary_only;
 use crate::attachment::attach::{self, Request};
 use crate::attachment::options::Options;
 use crate::postgres::error::{OrRaise, Report};
@@ -26,6 +27,7 @@ fn attach(
     options: Option<JsonB>,
 ) -> i64 {
     super::require_preload();
+    primary_only(c"es_sync.attach()");
     if document.is_some() {
         Report::new(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "documents from a view are not supported yet")
             .detail("A document has the columns of its table.")
@@ -44,16 +46,19 @@ fn attach(
 
 #[pg_extern(sql = false)]
 fn detach(relation: Option<pg_sys::Oid>, index: Option<String>, drop_index: Option<bool>) {
+    primary_only(c"es_sync.detach()");
     attach::detach(required(relation, "relation"), index.as_deref(), drop_index == Some(true)).or_raise();
 }
 
 #[pg_extern(sql = false)]
 fn reindex(relation: Option<pg_sys::Oid>, index: Option<String>) -> i64 {
+    primary_only(c"es_sync.reindex()");
     attach::reindex(required(relation, "relation"), index.as_deref()).or_raise()
 }
 
 #[pg_extern(sql = false)]
 fn verify(relation: Option<pg_sys::Oid>, index: Option<String>, repair: Option<bool>, sample: Option<f32>) -> i64 {
+    primary_only(c"es_sync.verify()");
     let relation = required(relation, "relation");
     attach::verify(relation, index.as_deref(), repair == Some(true), sample.unwrap_or(1.0)).or_raise()
 }
@@ -61,5 +66,6 @@ fn verify(relation: Option<pg_sys::Oid>, index: Option<String>, repair: Option<b
 /// Only who administers the extension may decide between two databases.
 #[pg_extern(sql = false)]
 fn take_over() {
+    primary_only(c"es_sync.take_over()");
     attach::take_over().or_raise();
 }

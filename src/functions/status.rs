@@ -6,7 +6,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, pg_sys};
 
-use crate::shared::{self, Index};
+use crate::shared::{self, Breaker, Database, Index};
 
 fn timestamp(micros: i64) -> Option<TimestampWithTimeZone> {
     if micros == 0 {
@@ -61,11 +61,53 @@ fn index_statistics(
     ))
 }
 
-/// The database's worker: its process id, null where none runs, and what stands in its way, null for nothing.
+/// The database's worker: its process id and what it knows of the engine; nulls where none runs.
 #[pg_extern(sql = false)]
-fn worker_state() -> TableIterator<'static, (name!(pid, Option<i32>), name!(trouble, Option<String>))> {
+#[allow(clippy::type_complexity)] // the columns of a view, in order
+fn worker_state() -> TableIterator<
+    'static,
+    (
+        name!(pid, Option<i32>),
+        name!(trouble, Option<String>),
+        name!(since, Option<TimestampWithTimeZone>),
+        name!(engine, Option<String>),
+        name!(breaker, Option<&'static str>),
+        name!(next_try, Option<TimestampWithTimeZone>),
+        name!(latency_p50_ms, Option<f64>),
+        name!(latency_p99_ms, Option<f64>),
+    ),
+> {
+    // SAFETY: reads a variable of this process.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    let shared = shared::shared();
+    let latency =
+        |quantile| shared.and_then(|shared| shared.latency(oid, quantile)).map(|micros| micros as f64 / 1_000.0);
+    let database = shared.and_then(|shared| shared.database(oid)).filter(|database| database.worker_pid().is_some());
+    let trouble = database.and_then(Database::state);
+    let breaker = |breaker| match breaker {
+        Breaker::Closed => "closed",
+        Breaker::Open => "open",
+        Breaker::HalfOpen => "half-open",
+    };
+    TableIterator::once((
+        database.and_then(Database::worker_pid),
+        trouble.as_ref().map(|(trouble, _)| trouble.clone()),
+        trouble.and_then(|(_, since)| timestamp(since)),
+        database.map(|database| database.engine.get()).filter(|engine| !engine.is_empty()),
+        database.map(|database| breaker(database.breaker())),
+        database.and_then(|database| timestamp(database.next_try.load(Relaxed))),
+        latency(0.5),
+        latency(0.99),
+    ))
+}
+
+/// The last failures, the latest first; attachment 0 where no single index is concerned.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn failures()
+-> TableIterator<'static, (name!(at, Option<TimestampWithTimeZone>), name!(attachment, i32), name!(text, String))> {
     // SAFETY: reads a variable of this process.
     let database = shared::shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
-    let trouble = database.map(|database| database.state.get()).filter(|trouble| !trouble.is_empty());
-    TableIterator::once((database.and_then(|database| database.worker_pid()), trouble))
+    let failures = database.map(Database::failures).unwrap_or_default();
+    TableIterator::new(failures.into_iter().map(|failure| (timestamp(failure.at), failure.attachment, failure.text)))
 }

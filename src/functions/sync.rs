@@ -1,26 +1,24 @@
-//! es_sync.sync: index what is there, delete what is not.
+//! es_sync.sync, es_sync.sync_where: index what is there, delete what is not.
 
 use std::ffi::CString;
 
 use pgrx::prelude::*;
 use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
+use super::primary_only;
 use crate::attachment::attach as attachments;
 use crate::attachment::{catalog, key};
 use crate::capture;
 use crate::postgres::error::{OrRaise, Report};
+use crate::postgres::spi::{self, Plan, Rows};
 
 /// Enqueues keys of a table; how many. Keys of several columns are given as document ids (`1|a`).
 #[pg_extern(sql = false)]
 fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
+    primary_only(c"es_sync.sync()");
     attachments::require_owner(relation).or_raise();
     let attachment = attachments::as_extension(|| attachments::attached(relation, None)).or_raise().remove(0);
-    let columns = catalog::columns(relation);
-    let types: Vec<pg_sys::Oid> = attachment
-        .key_columns
-        .iter()
-        .filter_map(|name| columns.iter().find(|column| &column.name == name).map(|column| column.type_oid))
-        .collect();
+    let types = key_types(relation, &attachment.key_columns);
     let texts = element_texts(&keys);
     for text in &texts {
         let Some(parts) = key::parts(text, types.len()) else {
@@ -43,6 +41,72 @@ fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
         capture::note_key(relation.to_u32(), &key);
     }
     texts.len() as i64
+}
+
+/// The types of a table's key columns.
+fn key_types(relation: pg_sys::Oid, key_columns: &[String]) -> Vec<pg_sys::Oid> {
+    let columns = catalog::columns(relation);
+    let type_of = |name: &String| columns.iter().find(|column| &column.name == name).map(|column| column.type_oid);
+    key_columns.iter().filter_map(type_of).collect()
+}
+
+/// Rows taken from the cursor at once.
+const FETCH: i64 = 1_000;
+
+/// Enqueues the keys of the rows that match a condition; how many. The condition is the caller's, and is evaluated as
+/// the caller, who owns the table.
+#[pg_extern(sql = false)]
+fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
+    primary_only(c"es_sync.sync_where()");
+    attachments::require_owner(relation).or_raise();
+    let attachment = attachments::as_extension(|| attachments::attached(relation, None)).or_raise().remove(0);
+    let table = attachments::require_condition(relation, condition).or_raise();
+    let key: Vec<key::Column> =
+        key_types(relation, &attachment.key_columns).into_iter().map(key::Column::new).collect();
+    let columns: Vec<String> = attachment.key_columns.iter().map(|name| spi::quoted(name)).collect();
+    let statement = format!("select {} from {table} where (\n{condition}\n) is true", columns.join(", "));
+    attachments::with_pinned_path(|| {
+        let plan = Plan::prepare(&statement, &[]);
+        let cursor = plan.open(&[]);
+        let mut count = 0;
+        loop {
+            let rows = cursor.fetch(FETCH);
+            for row in 0..rows.len() {
+                note_row(relation.to_u32(), &key, &rows, row);
+            }
+            count += rows.len() as i64;
+            let ended = (rows.len() as i64) < FETCH;
+            rows.free();
+            if ended {
+                cursor.close();
+                return count;
+            }
+            pgrx::check_for_interrupts!();
+        }
+    })
+}
+
+fn note_row(source: u32, columns: &[key::Column], rows: &Rows, row: usize) {
+    if let ([column], Some(datum)) = (columns, rows.datum(row, 1))
+        && let Some(integer) = column.integer(datum)
+    {
+        capture::note_integer(source, integer);
+        return;
+    }
+    let mut text = String::new();
+    for (place, column) in columns.iter().enumerate() {
+        let mut part = String::new();
+        if let Some(datum) = rows.datum(row, place + 1) {
+            // SAFETY: the statement returns the key columns in this order.
+            unsafe { column.text(datum, &mut part) };
+        }
+        if columns.len() == 1 {
+            text = part;
+        } else {
+            key::push_part(&mut text, place == 0, &part);
+        }
+    }
+    capture::note_key(source, &text);
 }
 
 /// The elements' texts, nulls left out.

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys;
 use pgrx::prelude::*;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::attachment::attach as attachments;
-use crate::postgres::error::OrRaise;
+use crate::attachment::catalog;
+use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::latch;
 use crate::postgres::process::is_alive;
 use crate::shared::Waiter;
@@ -21,10 +22,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// serializable caller does not conflict with writers.
 #[pg_extern(sql = false)]
 fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -> bool {
+    // SAFETY: only reads a variable of this process, and raises.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"es_sync.wait()".as_ptr()) };
     let shared = super::require_preload();
-    if let Some(relation) = relation {
-        attachments::as_extension(|| attachments::attached(relation, None)).or_raise();
-    }
+    refuse_paused(relation).or_raise();
     let timeout = timeout.map_or(Duration::from_secs(30), |timeout| {
         Duration::from_micros(u64::try_from(timeout.as_micros()).unwrap_or(0))
     });
@@ -60,6 +61,21 @@ fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -
         }
         latch::wait_my_latch(left.min(LOOK_EVERY));
     }
+}
+
+/// The changes of a table that is paused altogether stay in the queue: waiting for them would only take time. An index
+/// paused beside others of its table is not waited for.
+fn refuse_paused(relation: Option<pg_sys::Oid>) -> Result<(), Report> {
+    let known = attachments::as_extension(|| match relation {
+        Some(relation) => attachments::attached(relation, None),
+        None => Ok(catalog::all()),
+    })?;
+    let goes_on = |table| known.iter().any(|other| other.relation == table && !other.paused);
+    let Some(paused) = known.iter().find(|known| known.paused && !goes_on(known.relation)) else { return Ok(()) };
+    let name = crate::postgres::error::relation_name(paused.relation);
+    Err(Report::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("table \"{name}\" is paused"))
+        .detail("Its changes stay in the queue until it goes on.")
+        .hint("Call es_sync.resume(), or name another table."))
 }
 
 /// Gives the place back however the call ends: a cancel unwinds as a panic.

@@ -16,7 +16,7 @@ use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
-use crate::shared::Shared;
+use crate::shared::{self, Shared};
 use crate::worker::delivery::Delivery;
 use crate::worker::engine::Engine;
 use crate::worker::lane::Page;
@@ -137,6 +137,11 @@ impl Build {
     /// True once it has chosen its target.
     pub fn has_begun(&self) -> bool {
         self.target.is_some()
+    }
+
+    /// True while the engine is asked to put the new index behind the alias: too late to abandon it.
+    pub fn is_swapping(&self) -> bool {
+        matches!(self.phase, Phase::Swapping(_))
     }
 
     /// True once there is nothing left to do.
@@ -442,6 +447,7 @@ impl Build {
             transaction::run(|| record::finish(job, "failed", done, Some(&message)))?;
             self.abandon(context);
             pgrx::warning!("could not build index \"{}\": {message}", context.attachment.index);
+            shared::note_failure(self.attachment, &es::request_failure(&message));
             return Ok(());
         }
         transaction::run(|| record::trouble(job, Some(&message)))?;

@@ -85,15 +85,22 @@ pub fn begin(job: i64, target: &str, total: Option<i64>) {
         "update es_sync.job j
          set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
-         where j.id = $1",
+         where j.id = $1 and j.state in ('queued', 'running')",
         &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],
     );
 }
 
+/// A note of how far a job is must not wait for somebody who cancels it and does not commit: the next one will do.
+const OPEN_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
+                                     where x.id = $1 and x.state in ('queued', 'running')
+                                     for no key update skip locked)";
+
 /// The job has come so far.
 pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     spi::run(
-        "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4 where j.id = $1",
+        &format!(
+            "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4 where {OPEN_AND_FREE}"
+        ),
         &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
     );
 }
@@ -113,16 +120,16 @@ pub fn counts(job: i64, counts: &Counts) {
 
 /// Why the job does not go on for the moment; None when it does.
 pub fn trouble(job: i64, error: Option<&str>) {
-    spi::run("update es_sync.job j set error = $2 where j.id = $1", &[id(job), text(error)]);
+    spi::run(&format!("update es_sync.job j set error = $2 where {OPEN_AND_FREE}"), &[id(job), text(error)]);
 }
 
-/// The job has ended.
+/// The job has ended. One that was cancelled meanwhile stays so, unless it was done all the same.
 pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
     spi::run(
         "update es_sync.job j
          set state = $2, phase = null, done = $3, total = case when $2 = 'done' then $3 else j.total end, error = $4,
              finished_at = pg_catalog.clock_timestamp()
-         where j.id = $1",
+         where j.id = $1 and (j.state in ('queued', 'running') or $2 = 'done')",
         &[id(job), text(Some(state)), (pg_sys::INT8OID, spi::value(done)), text(error)],
     );
 }
@@ -131,7 +138,9 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
 /// index stale also sends its running build back to the beginning.
 pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
     spi::run(
-        "update es_sync.attachment a set live_index = $2, live_uuid = $3, stale = null where a.id = $1",
+        "update es_sync.attachment a
+         set live_index = $2, live_uuid = $3, stale = case when a.paused then a.stale end
+         where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index)), text(uuid)],
     );
 }
@@ -192,4 +201,60 @@ pub fn cancel_all() {
          where j.state in ('queued', 'running')",
         &[],
     );
+}
+
+/// A job that somebody asks about.
+pub struct Asked {
+    /// Its table; None where that is gone.
+    pub relation: Option<pg_sys::Oid>,
+    /// Its table's name when it was made.
+    pub name: String,
+    pub state: String,
+}
+
+/// A job in whatever state; None if there is none.
+pub fn find(job: i64) -> Option<Asked> {
+    let rows = spi::run(
+        "select coalesce(a.relation, pg_catalog.to_regclass(j.relation))::oid, j.relation, j.state
+         from es_sync.job j left join es_sync.attachment a on a.id = j.attachment
+         where j.id = $1",
+        &[id(job)],
+    );
+    (!rows.is_empty())
+        .then(|| Some(Asked { relation: rows.get(0, 1), name: rows.get(0, 2)?, state: rows.get(0, 3)? }))
+        .flatten()
+}
+
+/// Cancels a job; false if it has ended already.
+pub fn cancel(job: i64) -> bool {
+    let rows = spi::run(
+        "update es_sync.job j
+         set state = 'cancelled', phase = null, error = null, finished_at = pg_catalog.clock_timestamp()
+         where j.id = $1 and j.state in ('queued', 'running')
+         returning j.id",
+        &[id(job)],
+    );
+    !rows.is_empty()
+}
+
+/// How far a job is, in a line; true with it if it has ended. None if there is no such job.
+pub fn describe(job: i64) -> Option<(String, bool)> {
+    let rows = spi::run(
+        "select case
+                when j.state = 'queued' and a.paused then 'waits: the index is paused'
+                when j.state = 'queued' then 'waits'
+                when j.state = 'running' then pg_catalog.concat(
+                    coalesce(j.phase, 'begins'), ': ', j.done, coalesce(' of about ' || j.total, ''), ' rows', ', ' || j.rate || ' rows/s', ', ' || pg_catalog.date_trunc('second', j.eta) || ' left',
+                    '; ' || j.error, case when a.paused then '; the index is paused' end)
+                when j.state = 'done' then pg_catalog.concat(
+                    'done, ', j.done, ' rows in ', pg_catalog.date_trunc('second', j.finished_at - j.started_at))
+                else pg_catalog.concat(j.state, ': ' || j.error)
+                end,
+                j.state not in ('queued', 'running')
+         from es_sync.jobs j
+         left join es_sync.attachment a on a.index_name = j.index
+         where j.id = $1",
+        &[id(job)],
+    );
+    (!rows.is_empty()).then(|| Some((rows.get(0, 1)?, rows.get(0, 2)?))).flatten()
 }

@@ -190,6 +190,11 @@ impl Rows {
     }
 }
 
+/// A name as an identifier of SQL.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 fn split(values: &[Value]) -> (Vec<pg_sys::Datum>, Vec<u8>) {
     let datums = values.iter().map(|value| value.unwrap_or(pg_sys::Datum::from(0usize))).collect();
     let mut nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();

@@ -3,6 +3,8 @@
 //! A claim only reads. A row leaves the queue when all it asked for is done, so whatever the worker forgets (it died,
 //! it let an index wait) is claimed again.
 
+use std::time::{Duration, Instant};
+
 use pgrx::{Array, FromDatum, pg_sys};
 
 use super::insert::Queue;
@@ -39,18 +41,32 @@ pub enum Asked {
 }
 
 /// Walks through a queue in the order of its blocks, again and again.
+///
+/// Where a walk takes long, because rows are passed over (a paused table's, say), only a third of the time goes into
+/// whole walks; in between it looks at the end, where new rows are as a rule.
 pub struct Claims {
     queue: Queue,
     plan: Option<Plan>,
     after: u64,
+    /// How long this walk has taken so far, without what was claimed.
+    walked: Duration,
+    /// The last block's beginning when the last whole walk began; rows that came later are behind it, or in free space.
+    end: u64,
+    /// No whole walk before this.
+    next_walk: Option<Instant>,
+    /// Only the end was looked at since the last whole walk.
+    owed: bool,
 }
+
+/// A walk that takes longer is not begun again at once.
+const LONG_WALK: Duration = Duration::from_millis(10);
 
 /// Rows taken from the cursor at once.
 const FETCH: i64 = 200;
 
 impl Claims {
     pub fn new(queue: Queue) -> Self {
-        Self { queue, plan: None, after: 0 }
+        Self { queue, plan: None, after: 0, walked: Duration::ZERO, end: 0, next_walk: None, owed: false }
     }
 
     /// Claims rows until `max_keys` keys are found; rows that are `known`, and those of the sources in `held`, are passed
@@ -67,9 +83,23 @@ impl Claims {
                 &[pg_sys::TIDOID, pg_sys::OIDARRAYOID],
             )
         });
+        let started = Instant::now();
+        if self.after == 0 {
+            if self.next_walk.is_some_and(|next| next > started) {
+                self.after = self.end;
+                self.owed = true;
+            } else {
+                self.walked = Duration::ZERO;
+                self.owed = false;
+                // Before the scan: what is written while it runs must lie behind this.
+                self.end = if self.next_walk.is_some() { last_block(self.queue) } else { 0 };
+            }
+        }
         let mut rows = Vec::new();
         let mut keys = 0;
         let from_start = self.after == 0;
+        // A look at the end ends there.
+        let at_end = self.owed;
         let mut pointer = item_pointer(self.after);
         let held: Vec<pg_sys::Oid> = held.iter().map(|source| pg_sys::Oid::from(*source)).collect();
         let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer)), spi::value(held)]);
@@ -107,6 +137,7 @@ impl Claims {
                 if keys >= max_keys {
                     // The rest of what was fetched is found again by the next claim.
                     cursor.close();
+                    self.walked += in_vain(started, rows.len(), keys);
                     return (rows, true);
                 }
             }
@@ -115,14 +146,26 @@ impl Claims {
                 cursor.close();
                 // Rows may have been written into free space before this place: the next claim starts over.
                 self.after = 0;
+                if at_end {
+                    return (rows, false);
+                }
+                self.walked += in_vain(started, rows.len(), keys);
+                self.next_walk = (self.walked > LONG_WALK).then(|| Instant::now() + self.walked * 2);
                 return (rows, !from_start);
             }
         }
     }
 
+    /// When a whole walk is due because only the end was looked at; None if it is not.
+    pub fn due(&self) -> Option<Instant> {
+        self.next_walk.filter(|_| self.owed)
+    }
+
     /// Starts over, after a truncation.
     pub fn rewind(&mut self) {
         self.after = 0;
+        self.next_walk = None;
+        self.owed = false;
     }
 }
 
@@ -214,6 +257,24 @@ pub fn write_marker() {
 /// Removes the marker: from here on the queue is not trusted to hold every change.
 pub fn remove_marker() {
     spi::run("delete from es_sync.marker", &[]);
+}
+
+/// What a scan took beyond what its rows and keys account for.
+fn in_vain(started: Instant, rows: usize, keys: usize) -> Duration {
+    started.elapsed().saturating_sub(Duration::from_micros(20 * rows as u64 + keys as u64))
+}
+
+/// Where the last block of a queue begins, as `Place::ctid` counts.
+fn last_block(queue: Queue) -> u64 {
+    let rows = spi::run(
+        &format!(
+            "select pg_catalog.pg_relation_size('es_sync.{}') / pg_catalog.current_setting('block_size')::pg_catalog.int8",
+            queue.table()
+        ),
+        &[],
+    );
+    let blocks = rows.get::<i64>(0, 1).unwrap_or_default().max(0) as u64;
+    blocks.saturating_sub(1) << 16
 }
 
 /// A sequential scan reads dead rows from the beginning each time: draining a large backlog would be quadratic.

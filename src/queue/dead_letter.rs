@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use crate::attachment::key;
-use crate::postgres::spi;
+use crate::postgres::spi::{self, Plan};
 
 /// A refused document.
 #[derive(Debug, Clone)]
@@ -50,4 +50,88 @@ pub fn clear(attachment: i32, key: &str) {
 pub fn all() -> Vec<(i32, String)> {
     let rows = spi::run("select d.attachment, d.key from es_sync.dead_letter d", &[]);
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
+}
+
+/// Which dead letters a call is about: null means all, and only tables that `role` owns are looked at.
+#[derive(Clone)]
+pub struct Chosen {
+    pub ids: Option<Vec<i64>>,
+    pub relation: Option<pg_sys::Oid>,
+    pub role: pg_sys::Oid,
+}
+
+const CHOSEN: &str = "($1 is null or d.id = any ($1)) and ($2 is null or a.relation = $2::oid)
+                      and pg_catalog.pg_has_role($3, c.relowner, 'usage')";
+
+impl Chosen {
+    fn parameters(&self) -> [(pg_sys::Oid, spi::Value); 3] {
+        [
+            (pg_sys::INT8ARRAYOID, self.ids.clone().and_then(spi::value)),
+            (pg_sys::OIDOID, self.relation.and_then(spi::value)),
+            (pg_sys::OIDOID, spi::value(self.role)),
+        ]
+    }
+}
+
+/// The table of a letter among `ids` that `role` does not own; None if there is none.
+pub fn not_owned(ids: &[i64], role: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    let rows = spi::run(
+        "select a.relation::oid
+         from es_sync.dead_letter d
+         join es_sync.attachment a on a.id = d.attachment
+         join pg_catalog.pg_class c on c.oid = a.relation
+         where d.id = any ($1) and not pg_catalog.pg_has_role($2, c.relowner, 'usage')
+         limit 1",
+        &[(pg_sys::INT8ARRAYOID, spi::value(ids.to_vec())), (pg_sys::OIDOID, spi::value(role))],
+    );
+    if rows.is_empty() { None } else { rows.get(0, 1) }
+}
+
+/// Rows taken from the cursor at once.
+const FETCH: i64 = 1_000;
+
+/// Calls `visit` with table and key of each chosen letter; how many there are.
+pub fn each(chosen: &Chosen, mut visit: impl FnMut(u32, &str)) -> i64 {
+    let (types, values): (Vec<_>, Vec<_>) = chosen.parameters().into_iter().unzip();
+    let plan = Plan::prepare(
+        &format!(
+            "select a.relation::oid, d.key
+             from es_sync.dead_letter d
+             join es_sync.attachment a on a.id = d.attachment
+             join pg_catalog.pg_class c on c.oid = a.relation
+             where {CHOSEN}"
+        ),
+        &types,
+    );
+    let cursor = plan.open(&values);
+    let mut count = 0;
+    loop {
+        let rows = cursor.fetch(FETCH);
+        for row in 0..rows.len() {
+            if let (Some(source), Some(key)) = (rows.get::<pg_sys::Oid>(row, 1), rows.get::<String>(row, 2)) {
+                visit(source.to_u32(), &key);
+                count += 1;
+            }
+        }
+        let ended = (rows.len() as i64) < FETCH;
+        rows.free();
+        if ended {
+            cursor.close();
+            return count;
+        }
+    }
+}
+
+/// Forgets the chosen letters; how many there were. The worker may still think of them as parked: it then clears what
+/// is gone already.
+pub fn discard(chosen: &Chosen) -> i64 {
+    spi::run(
+        &format!(
+            "delete from es_sync.dead_letter d
+             using es_sync.attachment a, pg_catalog.pg_class c
+             where a.id = d.attachment and c.oid = a.relation and {CHOSEN}"
+        ),
+        &chosen.parameters(),
+    )
+    .len() as i64
 }

@@ -254,7 +254,9 @@ impl Worker {
             }
             match self.turn() {
                 Ok(timeout) => {
-                    self.reported_error = None;
+                    if self.reported_error.take().is_some() {
+                        self.database.set_state(self.reported.as_deref().unwrap_or_default());
+                    }
                     self.wait(timeout);
                 }
                 Err(error) => {
@@ -264,9 +266,10 @@ impl Worker {
                         return;
                     }
                     let message = format!("es_sync worker could not go on for the moment: {error}");
-                    self.database.state.set(&message);
+                    self.database.set_state(&message);
                     if self.reported_error.as_ref() != Some(&message) {
                         pgrx::warning!("{message}");
+                        shared::note_failure(0, &message);
                         self.reported_error = Some(message);
                     }
                     self.wait(REST);
@@ -279,6 +282,7 @@ impl Worker {
     /// Everything that can be done without waiting; how long there is nothing to do then.
     fn turn(&mut self) -> Result<Duration, SqlError> {
         let connected = self.connect();
+        self.publish_engine();
         self.read_catalog()?;
         if !connected {
             self.look_after_queue()?;
@@ -298,6 +302,7 @@ impl Worker {
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
+        self.publish_engine();
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(self.shared, &self.attachments, engine, Instant::now())?);
@@ -309,6 +314,7 @@ impl Worker {
         if self.more && self.may_claim() {
             due.push(self.last_claim + settings::linger());
         }
+        due.extend(self.claims.iter().filter_map(Claims::due).filter(|_| self.may_claim()));
         if again || self.can_send(now) {
             return Ok(Duration::ZERO);
         }
@@ -360,7 +366,7 @@ impl Worker {
                     self.quiet_socket = Some(WaitSet::without_latch(engine.senders.wake_fd()));
                     self.engine = Some(engine);
                     self.reported = None;
-                    self.database.state.set("connecting to the engine");
+                    self.database.set_state("connecting to the engine");
                 }
                 Err(error) => self.report(&error),
             }
@@ -393,8 +399,10 @@ impl Worker {
 
     /// Says once in the log, and always in the status, what stands in the way.
     fn report(&mut self, trouble: &str) {
-        self.database.state.set(trouble);
+        let trouble = &*es::request_failure(trouble);
+        self.database.set_state(trouble);
         if self.reported.as_deref() != Some(trouble) {
+            shared::note_failure(0, trouble);
             if self.reported.is_none() {
                 pgrx::log!("es_sync waits: {trouble}");
             }
@@ -418,6 +426,7 @@ impl Worker {
                         match identified {
                             Ok(product) => {
                                 pgrx::log!("es_sync is connected to {product}");
+                                self.database.engine.set(&product);
                                 self.delivery.trouble = None;
                             }
                             Err(error) => self.delivery.trouble = Some(error),
@@ -455,14 +464,14 @@ impl Worker {
             return if self.keeper.as_ref().is_some_and(Keeper::is_watching) {
                 self.report(&obstacle);
             } else {
-                self.database.state.set(&obstacle);
+                self.database.set_state(&obstacle);
             };
         }
         if self.engine.as_ref().is_some_and(|engine| engine.dialect().is_some()) {
             if self.reported.take().is_some() {
                 pgrx::log!("es_sync goes on");
             }
-            self.database.state.set("");
+            self.database.set_state("");
         }
     }
 
@@ -600,6 +609,7 @@ impl Worker {
             // SAFETY: reads a variable of this process.
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
         }
+        self.delivery.apply_pauses(&self.attachments);
         self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
         // SAFETY: reads a variable of this process.
@@ -610,6 +620,7 @@ impl Worker {
     fn open_lanes(&mut self) {
         for attachment in &self.attachments {
             if let Some(live) = &attachment.live
+                && !self.delivery.is_left_out(attachment)
                 && !self.delivery.lanes.iter().any(|lane| lane.attachment == attachment.id && lane.index == *live)
             {
                 let target = build::target(attachment, live, self.generation);
@@ -623,6 +634,8 @@ impl Worker {
         let mut builds = std::mem::take(&mut self.builds);
         for build in builds.iter_mut().filter(|build| !build.is_over()) {
             match jobs.iter().find(|job| job.id == build.job) {
+                // Cancelled too late: what is behind the alias must be written down.
+                None if build.is_swapping() => {}
                 // Cancelled, or its attachment is gone.
                 None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),
                 // Sent back to its beginning by a TRUNCATE.
@@ -632,7 +645,9 @@ impl Worker {
                 Some(_) => {}
             }
         }
-        builds.retain(|build| jobs.iter().any(|job| job.id == build.job));
+        // One whose table cannot be read now is abandoned the next time: its lane must not stay behind.
+        builds.retain(|build| !build.is_over() || jobs.iter().any(|job| job.id == build.job));
+        self.queued_drops.retain(|(id, _)| jobs.iter().any(|job| job.id == *id));
         self.builds = builds;
         self.verifies.retain(|verify| jobs.iter().any(|job| job.id == verify.job));
         for job in jobs {
@@ -675,6 +690,9 @@ impl Worker {
     /// Claims changes: at once after a quiet time, at most every few milliseconds while commits keep coming.
     fn claim(&mut self) -> Result<(), SqlError> {
         let now = Instant::now();
+        let (held, changed) = self.delivery.hold(now);
+        // Whoever is held no longer has changes waiting that woke nobody again.
+        self.more |= changed || self.claims.iter().any(|claims| claims.due().is_some_and(|due| due <= now));
         if !self.more || !self.may_claim() || now.duration_since(self.last_claim) < settings::linger() {
             return Ok(());
         }
@@ -686,7 +704,7 @@ impl Worker {
                 break;
             }
             let delivery = &self.delivery;
-            let (rows, more) = transaction::run(|| claims.claim(room, &[], |place| delivery.is_known(place)))?;
+            let (rows, more) = transaction::run(|| claims.claim(room, &held, |place| delivery.is_known(place)))?;
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
@@ -757,6 +775,7 @@ impl Worker {
                 None => {
                     // The table or its key is gone or locked: look again soon.
                     if let Some(lane) = self.delivery.lane(lane) {
+                        lane.failures += 1;
                         lane.blocked_until = Some(now + REST);
                     }
                     self.catalog_due = now + REST;
@@ -787,6 +806,9 @@ impl Worker {
         let mut builds = std::mem::take(&mut self.builds);
         let mut result = Ok(());
         for build in &mut builds {
+            if self.attachments.iter().any(|known| known.id == build.attachment && known.paused) {
+                continue;
+            }
             let step = self.with_context(build.attachment, held, |context| {
                 for lane in &missing {
                     build.index_missing(*lane, context);
@@ -805,6 +827,9 @@ impl Worker {
         self.builds = builds;
         let mut verifies = std::mem::take(&mut self.verifies);
         for verify in &mut verifies {
+            if self.attachments.iter().any(|known| known.id == verify.attachment && known.paused) {
+                continue;
+            }
             match self.with_context(verify.attachment, held, |context| verify.step(context, now)) {
                 Some(Ok(Step::Again)) => again = true,
                 Some(Ok(Step::Wait(until))) => due.extend(until),
@@ -893,6 +918,27 @@ impl Worker {
         // Counting a large backlog takes long: never more than a twentieth of the time.
         self.count_due = now + COUNT_EVERY.max(started.elapsed() * 20);
         Ok(())
+    }
+
+    /// Shows whether the engine is asked, and when it is asked again.
+    fn publish_engine(&self) {
+        let breaker = match self.engine.as_ref().map(|engine| engine.breaker.state()) {
+            Some(es::State::Open { .. }) => shared::Breaker::Open,
+            Some(es::State::HalfOpen { .. }) => shared::Breaker::HalfOpen,
+            _ => shared::Breaker::Closed,
+        };
+        self.database.set_breaker(breaker);
+        let due = match &self.engine {
+            // The lease is asked for more often than documents are tried.
+            Some(engine) => self.keeper.as_ref().and_then(Keeper::next_try).or_else(|| engine.next_try()),
+            None => Some(self.engine_due),
+        };
+        let micros = due.map_or(0, |due| {
+            // SAFETY: reads the clock.
+            let now = unsafe { pg_sys::GetCurrentTimestamp() };
+            now + due.saturating_duration_since(Instant::now()).as_micros() as i64
+        });
+        self.database.next_try.store(micros, Ordering::Relaxed);
     }
 }
 

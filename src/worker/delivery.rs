@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::engine::Engine;
+use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
 use super::succession::GENERATION_SHIFT;
 use crate::attachment::key;
@@ -26,7 +27,7 @@ use crate::settings;
 use crate::shared::{self, Index};
 
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
-const MAX_OUTSTANDING: usize = 40_000;
+pub(super) const MAX_OUTSTANDING: usize = 40_000;
 /// Versions that we issue are multiples of this; an edit by hand adds one.
 const VERSION_STEP: i64 = 256;
 
@@ -39,8 +40,9 @@ thread_local! {
 #[derive(Default)]
 pub struct Delivery {
     pub lanes: Vec<Lane>,
-    claimed: FxHashMap<Ticket, Claimed>,
-    places: FxHashSet<Place>,
+    pub(super) claimed: FxHashMap<Ticket, Claimed>,
+    pub(super) places: FxHashSet<Place>,
+    pub(super) hold: Hold,
     flights: FxHashMap<u64, Flight>,
     later: Vec<Row>,
     bodies: Vec<Body>,
@@ -89,10 +91,11 @@ impl Outbox {
     }
 }
 
-struct Claimed {
-    place: Place,
+pub(super) struct Claimed {
+    pub(super) place: Place,
+    pub(super) source: u32,
     /// Operations that it still waits for.
-    left: usize,
+    pub(super) left: usize,
     enqueued_at: i64,
 }
 
@@ -147,7 +150,9 @@ impl Delivery {
         target: es::Target,
     ) -> u32 {
         self.next_lane += 1;
-        self.lanes.push(Lane::new(self.next_lane, attachment, source, index, building, target));
+        let mut lane = Lane::new(self.next_lane, attachment, source, index, building, target);
+        lane.paused = self.hold.is_paused(source);
+        self.lanes.push(lane);
         self.next_lane
     }
 
@@ -221,6 +226,11 @@ impl Delivery {
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
         for row in rows {
+            if self.hold.is_paused(row.source) {
+                // Paused since it was claimed: it stays in the queue.
+                self.places.remove(&row.place);
+                continue;
+            }
             let keys = match row.asked {
                 Asked::Keys(keys) => keys,
                 Asked::Rebuild => {
@@ -246,7 +256,10 @@ impl Delivery {
                 // No index follows this table (detached), or its first load has not begun and will read these rows.
                 self.outbox.finished.push(row.place);
             } else {
-                self.claimed.insert(ticket, Claimed { place: row.place, left, enqueued_at: row.enqueued_at });
+                self.claimed.insert(
+                    ticket,
+                    Claimed { place: row.place, source: row.source, left, enqueued_at: row.enqueued_at },
+                );
             }
         }
     }
@@ -613,6 +626,8 @@ impl Delivery {
     fn rest(&mut self, lane: u32, keys: impl DoubleEndedIterator<Item = Key>, engine: &mut Engine) {
         let Some(lane) = self.lane(lane) else { return };
         lane.failures += 1;
+        // A few documents show as well as many whether the index takes any again.
+        lane.max_operations = lane.max_operations.min(super::lane::TRIAL_OPERATIONS);
         let delay = engine.backoff.delay(lane.failures.min(10), &mut engine.random);
         lane.blocked_until = Some(Instant::now() + delay);
         lane.put_back(keys);
@@ -673,7 +688,12 @@ impl Delivery {
             let indexed = flight.operations.iter().filter(|operation| !operation.delete);
             self.doubtful.extend(indexed.map(|operation| (again, flight.lane, operation.key.clone())));
         }
-        set_cause(attachment, &failure.to_string());
+        let told = match failure.kind {
+            // It may quote any of the documents.
+            FailureKind::BadRequest => es::document_failure("the engine refused a request", &failure.reason),
+            _ => failure.to_string(),
+        };
+        set_cause(attachment, &told);
         if let Some(lane) = self.lane(flight.lane) {
             lane.put_back(flight.operations.into_iter().map(|operation| operation.key));
         }
@@ -695,6 +715,9 @@ impl Delivery {
         if let Some(counters) = counters(attachment) {
             counters.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
+        shared::note_failure(attachment, &format!("document refused: {}", es::document_failure(kind, &reason)));
+        // One that was taken in this very turn, and then refused in a newer state, is refused.
+        self.outbox.cleared.retain(|(cleared, taken)| (*cleared, taken) != (attachment, key));
         self.outbox.letters.push(DeadLetter {
             attachment,
             key: key.to_string(),
@@ -766,9 +789,11 @@ fn counters(attachment: i32) -> Option<&'static Index> {
     shared::shared()?.index(unsafe { pg_sys::MyDatabaseId }, attachment)
 }
 
+/// Says why an index does not go on. What is shown here is shown to whoever may watch: no document is quoted.
 fn set_cause(attachment: i32, cause: &str) {
-    if let Some(counters) = counters(attachment) {
-        counters.set_cause(cause);
+    let cause = es::request_failure(cause);
+    if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) {
+        shared::note_failure(attachment, &cause);
     }
 }
 

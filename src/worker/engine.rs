@@ -170,6 +170,15 @@ impl Engine {
         self.breaker.allow(now)
     }
 
+    /// When the engine is asked again; None while nothing holds that back, or while an answer is awaited.
+    pub fn next_try(&self) -> Option<Instant> {
+        match (&self.info, self.breaker.state()) {
+            (Info::Unknown { due }, _) => Some(*due),
+            (Info::Known(_), es::State::Open { until }) => Some(until),
+            _ => None,
+        }
+    }
+
     pub fn next_event(&mut self) -> Option<Event> {
         self.senders.next()
     }

@@ -8,7 +8,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Identifies a claimed queue row in the worker's memory.
 pub type Ticket = u64;
@@ -32,6 +32,8 @@ pub struct Lane {
     /// Until when nothing is read or sent, after an error of the lane as a whole.
     pub blocked_until: Option<Instant>,
     pub failures: u32,
+    /// Nothing is read or sent until es_sync.resume().
+    pub paused: bool,
     /// Largest number of operations in one request: halved to find the one that spoils all, doubled by each success.
     pub max_operations: usize,
     /// Average size of a document, in bytes.
@@ -58,6 +60,8 @@ pub struct Finished {
 
 /// More operations than this are never put into one request.
 pub const MAX_OPERATIONS: usize = 10_000;
+/// With so many an index is tried that has taken nothing.
+pub const TRIAL_OPERATIONS: usize = 100;
 
 impl Lane {
     pub fn new(id: u32, attachment: i32, source: u32, index: String, building: bool, target: es::Target) -> Self {
@@ -73,6 +77,7 @@ impl Lane {
             waiting: BinaryHeap::new(),
             blocked_until: None,
             failures: 0,
+            paused: false,
             max_operations: MAX_OPERATIONS,
             average_bytes: 512,
         }
@@ -173,6 +178,11 @@ impl Lane {
                 document.in_flight = false;
                 let late = std::mem::take(&mut document.late);
                 document.tickets.extend(late);
+                if document.tickets.is_empty() && document.page.is_none() {
+                    // Its rows went back to the queue while it was in flight.
+                    self.documents.remove(key);
+                    return false;
+                }
                 true
             }
             None => false,
@@ -208,7 +218,24 @@ impl Lane {
 
     /// Whether the lane may read and send now.
     pub fn is_open(&self, now: Instant) -> bool {
-        self.blocked_until.is_none_or(|until| until <= now)
+        !self.paused && self.blocked_until.is_none_or(|until| until <= now)
+    }
+
+    /// True while its index takes nothing.
+    pub fn in_trouble(&self, now: Instant) -> bool {
+        self.failures > 0 || self.blocked_until.is_some_and(|until| until > now)
+    }
+
+    /// Lets go of claimed rows that go back to the queue. What is in flight stays, and what a job's page waits for.
+    pub fn unclaim(&mut self, tickets: &FxHashSet<Ticket>) {
+        self.documents.retain(|_, document| {
+            document.tickets.retain(|ticket| !tickets.contains(ticket));
+            document.late.retain(|ticket| !tickets.contains(ticket));
+            document.in_flight || document.page.is_some() || !document.tickets.is_empty()
+        });
+        let documents = &self.documents;
+        self.ready.retain(|key| documents.contains_key(key));
+        self.waiting.retain(|Reverse((_, key))| documents.contains_key(key));
     }
 
     /// Gives everything back, when the index is gone or replaced.
@@ -282,6 +309,30 @@ mod tests {
         assert_eq!(lane.wake(now + Duration::from_secs(2)), None);
         assert_eq!(lane.take(1), [key("a")]);
         assert_eq!(lane.finish(&key("a")).page, Some(7));
+    }
+
+    #[test]
+    fn rows_that_go_back_to_the_queue_leave_what_is_in_flight_and_what_a_page_waits_for() {
+        let mut lane = lane();
+        lane.change(&key("flying"), 1);
+        lane.change(&key("failing"), 6);
+        lane.take(2);
+        lane.change(&key("flying"), 2);
+        lane.backfill_alone(key("page"), 7);
+        lane.change(&key("page"), 3);
+        lane.change(&key("both"), 4);
+        lane.change(&key("both"), 5);
+        lane.change(&key("gone"), 5);
+        lane.unclaim(&FxHashSet::from_iter([2, 3, 5, 6]));
+        assert_eq!(lane.outstanding(), 4);
+        lane.put_back([key("failing")].into_iter());
+        assert!(!lane.contains("failing"), "nobody waits for it any more");
+        assert_eq!(lane.finish(&key("flying")).tickets, [1]);
+        assert!(!lane.contains("flying"), "what came late is claimed again later");
+        assert_eq!(lane.take(10), [key("page"), key("both")]);
+        let page = lane.finish(&key("page"));
+        assert_eq!((page.page, page.tickets.len()), (Some(7), 0));
+        assert_eq!(lane.finish(&key("both")).tickets, [4]);
     }
 
     #[test]

@@ -132,6 +132,16 @@ impl Keeper {
         matches!(self.state, State::Watching { .. } | State::Asking { watch: Some(_), .. })
     }
 
+    /// When the engine is asked again, after it did not answer; None while it does.
+    pub fn next_try(&self) -> Option<Instant> {
+        match &self.state {
+            _ if self.failures == 0 => None,
+            State::Unknown { due } | State::Watching { due, .. } => Some(*due),
+            State::Held(held) => Some(held.due),
+            _ => None,
+        }
+    }
+
     /// The document to leave behind at a clean stop, and the state that it goes over.
     pub fn parting(&self, version: i64, now: Instant) -> Option<(Document, Mark)> {
         match &self.state {

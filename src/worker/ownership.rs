@@ -126,6 +126,7 @@ impl Worker {
             Ok(_) => {}
             Err(failure) if failure.kind.is_transient() => {
                 self.wiring.outage = true;
+                engine.breaker.failure(now);
                 self.delivery.trouble = Some(failure.to_string());
             }
             Err(_) => {}

@@ -23,7 +23,7 @@ pub fn wait_until_objects_fit(database: &Database) -> bool {
                 if !std::mem::replace(&mut complained, true) {
                     pgrx::warning!("es_sync {trouble}");
                 }
-                database.state.set(&trouble);
+                database.set_state(&trouble);
             }
             Ok(None) => {
                 database.set_has_extension(false);

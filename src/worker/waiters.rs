@@ -58,7 +58,8 @@ impl Waiters {
         }
         for waiter in waiting.collect::<Vec<_>>() {
             let (source, mark, serial) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed), waiter.serial());
-            let mut concerned = attachments.iter().filter(|a| source == 0 || a.relation.to_u32() == source).peekable();
+            let mut concerned =
+                attachments.iter().filter(|a| !a.paused && (source == 0 || a.relation.to_u32() == source)).peekable();
             // Its first load has not ended, or not all that was committed went through the queue.
             if concerned.clone().any(|attachment| attachment.live.is_none() || attachment.stale) {
                 continue;

@@ -17,6 +17,7 @@
 //! - `engine`: which engine it is
 //! - `client`: one request to one of the nodes, with `nodes` (which one next), `exchange` (the wire), `tls`, `credentials`
 //! - `config`, `name`: what may be set, and what an index may be called
+//! - `disclose`: what of a failure may be shown to everybody
 //! - `failure`: what can go wrong with a whole request
 //! - `secret`: a string that does not print
 
@@ -28,6 +29,7 @@ mod bulk;
 mod client;
 mod config;
 mod credentials;
+mod disclose;
 mod documents;
 mod engine;
 mod exchange;
@@ -51,6 +53,7 @@ pub use breaker::{Breaker, Permit, State};
 pub use bulk::Target;
 pub use client::{Answer, Client, Method};
 pub use config::{Config, ConfigError, parse_urls};
+pub use disclose::{document_failure, request_failure};
 pub use documents::{Compared, Ids};
 pub use engine::{EngineInfo, Product};
 pub use failure::{Failure, FailureKind};

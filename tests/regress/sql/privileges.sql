@@ -35,6 +35,14 @@ select es_sync.attach('mine');
 select es_sync.reindex('mine');
 select es_sync.sync('mine', 1);
 select es_sync.detach('mine');
+select es_sync.sync_where('mine', 'true');
+select es_sync.pause('mine');
+select es_sync.resume('mine');
+select es_sync.retry_dead_letters(relation => 'mine');
+select es_sync.discard_dead_letters(relation => 'mine');
+-- Without arguments they are about his own tables; health is open to whoever may execute it.
+select es_sync.pause(), es_sync.resume(), es_sync.retry_dead_letters(), es_sync.discard_dead_letters();
+select es_sync.health() ? 'state' as answered;
 set es_sync.url = 'http://elsewhere:9200';
 set es_sync.password_file = '/etc/shadow';
 reset role;

@@ -45,6 +45,17 @@ select es_sync.reindex('good');
 select es_sync.detach('good');
 select es_sync.sync('good', 1);
 select es_sync.wait('good');
+select es_sync.sync_where('good', 'true');
+select es_sync.pause('good');
+select es_sync.resume('good');
+select es_sync.pause(index => 'nothing');
+select es_sync.retry_dead_letters(relation => 'good');
+select es_sync.discard_dead_letters(relation => 'good');
+select es_sync.cancel(1);
+call es_sync.watch(1);
+begin;
+call es_sync.watch(1);
+rollback;
 select es_sync.attach('no_such_table');
 
 begin;
@@ -54,6 +65,28 @@ select es_sync.attach('tree', index => 'refusals-good');
 rollback to s;
 select es_sync.attach('tree', index => 'refusals-tree');
 select es_sync.attach('leaf', index => 'refusals-leaf');
+rollback;
+
+begin;
+select es_sync.attach('good', index => 'refusals-good') as job \gset
+select es_sync.sync_where('good', 'titel is null');
+rollback;
+begin;
+select es_sync.attach('good', index => 'refusals-good') as job \gset
+select es_sync.sync_where('good', 'title');
+rollback;
+begin;
+select es_sync.attach('good', index => 'refusals-good') as job \gset
+select es_sync.sync_where('good', 'true) or (true');
+rollback;
+begin;
+select es_sync.attach('good', index => 'refusals-good') as job \gset
+select es_sync.pause('good');
+select index, paused from es_sync.status;
+select es_sync.wait('good');
+rollback;
+begin read only;
+select es_sync.pause();
 rollback;
 
 begin;

@@ -1,0 +1,116 @@
+//! Which tables' changes are left in the queue for now: those that are paused, and those whose index takes nothing, so
+//! that they do not use up the room of all others.
+
+use std::time::Instant;
+
+use rustc_hash::FxHashSet;
+
+use super::delivery::{Delivery, MAX_OUTSTANDING};
+use super::lane::Ticket;
+use crate::attachment::catalog::Attachment;
+
+/// Tables that are passed over.
+#[derive(Default)]
+pub struct Hold {
+    /// All their indexes are paused.
+    paused: FxHashSet<u32>,
+    /// An index takes nothing, and its share of the room is used up.
+    blocked: FxHashSet<u32>,
+    /// Both, when this was last asked.
+    last: Vec<u32>,
+}
+
+impl Hold {
+    pub fn is_paused(&self, source: u32) -> bool {
+        self.paused.contains(&source)
+    }
+}
+
+impl Delivery {
+    /// True for an index that is paused while others of its table go on: it has no lane, and misses what changes.
+    pub fn is_left_out(&self, attachment: &Attachment) -> bool {
+        attachment.paused && !self.hold.is_paused(attachment.relation.to_u32())
+    }
+
+    /// Takes in which indexes are paused. A table of which all are goes back to the queue with all that is not in
+    /// flight; an index paused alone loses its lanes.
+    pub fn apply_pauses(&mut self, attachments: &[Attachment]) {
+        let goes_on = |source: u32| attachments.iter().any(|known| known.relation.to_u32() == source && !known.paused);
+        self.hold.paused = attachments
+            .iter()
+            .filter(|known| known.paused)
+            .map(|known| known.relation.to_u32())
+            .filter(|source| !goes_on(*source))
+            .collect();
+        for attachment in attachments.iter().filter(|known| known.paused) {
+            let source = attachment.relation.to_u32();
+            if self.hold.is_paused(source) {
+                self.unclaim(source, 0);
+            } else {
+                let lanes: Vec<u32> =
+                    self.lanes.iter().filter(|lane| lane.attachment == attachment.id).map(|lane| lane.id).collect();
+                lanes.into_iter().for_each(|lane| self.close_lane(lane));
+            }
+        }
+        for lane in &mut self.lanes {
+            lane.paused = self.hold.is_paused(lane.source);
+        }
+    }
+
+    /// The tables whose changes are not claimed for now; true if these are others than the last time.
+    ///
+    /// All tables in trouble together keep a quarter of the room; what they have claimed beyond that goes back.
+    pub fn hold(&mut self, now: Instant) -> (Vec<u32>, bool) {
+        let mut troubled: Vec<u32> =
+            self.lanes.iter().filter(|lane| lane.in_trouble(now)).map(|lane| lane.source).collect();
+        troubled.sort_unstable();
+        troubled.dedup();
+        let share = MAX_OUTSTANDING / 4 / troubled.len().max(1);
+        let mut blocked = FxHashSet::default();
+        for source in troubled {
+            let lanes = self.lanes.iter().filter(|lane| lane.source == source);
+            let outstanding = lanes.map(|lane| lane.outstanding()).max().unwrap_or_default();
+            // Once held, until the trouble is over: giving back and claiming again would alternate.
+            if outstanding >= share || (self.hold.blocked.contains(&source) && outstanding > 0) {
+                self.unclaim(source, share);
+                blocked.insert(source);
+            }
+        }
+        let mut held: Vec<u32> = self.hold.paused.union(&blocked).copied().collect();
+        held.sort_unstable();
+        self.hold.blocked = blocked;
+        let changed = held != self.hold.last;
+        self.hold.last.clone_from(&held);
+        (held, changed)
+    }
+
+    /// Gives claimed rows of a table back to the queue until about `keep` of its operations are left: the newest first.
+    fn unclaim(&mut self, source: u32, keep: usize) {
+        let mut claimed: Vec<(Ticket, usize)> = self
+            .claimed
+            .iter()
+            .filter(|(_, row)| row.source == source)
+            .map(|(ticket, row)| (*ticket, row.left))
+            .collect();
+        claimed.sort_unstable();
+        let mut kept = 0;
+        let mut given_back = FxHashSet::default();
+        for (ticket, operations) in claimed {
+            if kept >= keep {
+                given_back.insert(ticket);
+            }
+            kept += operations;
+        }
+        if given_back.is_empty() {
+            return;
+        }
+        for ticket in &given_back {
+            if let Some(row) = self.claimed.remove(ticket) {
+                self.places.remove(&row.place);
+            }
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| lane.source == source) {
+            lane.unclaim(&given_back);
+        }
+    }
+}
