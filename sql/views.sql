@@ -7,6 +7,7 @@ select
     case
         when pg_catalog.pg_is_in_recovery() then 'standby'
         when w.pid is null then 'no worker'
+        when l.standing_off is not null then 'standing off'
         when a.paused then 'paused'
         when w.trouble is not null then 'waiting'
         when a.live_index is null and j.state in ('failed', 'cancelled') then j.state
@@ -41,6 +42,7 @@ select
 from es_sync.attachment a
 cross join lateral es_sync.index_statistics(a.id) s
 cross join es_sync.worker_state() w
+cross join es_sync.lease l
 left join lateral (
     select x.state, x.error
     from es_sync.job x
@@ -118,6 +120,7 @@ as $$
         'state', case
             when pg_catalog.pg_is_in_recovery() then 'standby'
             when w.pid is null then 'no worker'
+            when l.standing_off is not null then 'standing off'
             when w.trouble is not null then 'waiting'
             else coalesce(worst.state, 'ok')
         end,
@@ -127,6 +130,8 @@ as $$
         'breaker', w.breaker,
         'next_try', w.next_try,
         'worker_pid', w.pid,
+        'lease', pg_catalog.jsonb_build_object(
+            'generation', l.generation, 'since', l.changed_at, 'standing_off', l.standing_off),
         'indexes', total.indexes,
         'pending', total.pending,
         'oldest_age_s', total.oldest_age_s,
@@ -144,6 +149,7 @@ as $$
         )
     )
     from es_sync.worker_state() w
+    cross join es_sync.lease l
     cross join (
         select
             pg_catalog.count(*) as indexes,
