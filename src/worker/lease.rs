@@ -360,6 +360,13 @@ impl Keeper {
             return None;
         };
         let lease = &found.lease;
+        if self.is_template_copy(note) && !note.take_over {
+            self.state = State::Off;
+            return Some(Verdict::StandOff(format!(
+                "this database is a copy of another one of its server, which the lease belongs to ({})",
+                lease.address
+            )));
+        }
         if note.take_over {
             self.take(engine, note, Some(found), Some("the lease was taken over by es_sync.take_over()"));
             return None;
@@ -401,6 +408,13 @@ impl Keeper {
         }
         self.state = State::Watching { watch, due: now + self.beat() };
         None
+    }
+
+    /// CREATE DATABASE ... TEMPLATE copies what the original remembers, its name as a holder included. Whether the
+    /// original holds the lease just now says nothing: it lets go of it to be copied.
+    fn is_template_copy(&self, note: &Note) -> bool {
+        let database = |holder: &str| holder.rsplit_once('-').map(|(_, oid)| oid.to_owned());
+        !note.holder.is_empty() && database(&note.holder) != database(&self.holder)
     }
 
     fn take(&mut self, engine: &mut Engine, note: &Note, found: Option<Found>, gap: Option<&'static str>) {

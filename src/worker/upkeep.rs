@@ -70,6 +70,8 @@ impl Worker {
                 record::mark_all_stale(why);
             })?;
             self.database.set_queue_state(QueueState::Closed);
+            // Before anybody who waits is answered.
+            self.catalog_due = Instant::now();
             self.upkeep.intake = Intake::Closed(why.to_owned());
         }
         Ok(())

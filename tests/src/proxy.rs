@@ -52,10 +52,16 @@ struct State {
     open: Mutex<Vec<TcpStream>>,
 }
 
+/// Says what a request is answered in the engine's place; None for "ask the engine". Gets head and body.
+type Judge = dyn Fn(&str, &str) -> Option<(u16, String)> + Send;
+
 struct Rules {
     fault: Fault,
     /// Only for requests whose path contains this.
     path: String,
+    judge: Option<Box<Judge>>,
+    /// Bulk operations whose document contains this are answered with this status, as if they alone had failed.
+    spoiled: Option<(String, u16)>,
     /// Answers given in the engine's place: (path contains, status, body).
     answers: VecDeque<(String, u16, String)>,
 }
@@ -68,7 +74,13 @@ impl Proxy {
         let state = Arc::new(State {
             engine: url.trim_start_matches("http://").trim_end_matches('/').into(),
             stop: AtomicBool::new(false),
-            rules: Mutex::new(Rules { fault: Fault::Pass, path: String::new(), answers: VecDeque::new() }),
+            rules: Mutex::new(Rules {
+                fault: Fault::Pass,
+                path: String::new(),
+                judge: None,
+                spoiled: None,
+                answers: VecDeque::new(),
+            }),
             seen: Mutex::default(),
             open: Mutex::default(),
         });
@@ -110,6 +122,17 @@ impl Proxy {
         locked(&self.state.rules).answers.extend(std::iter::repeat_n(answer, times));
     }
 
+    /// Has each request judged by its head (in lower case) and body: `Some` is answered in the engine's place.
+    pub fn judge(&self, judge: impl Fn(&str, &str) -> Option<(u16, String)> + Send + 'static) {
+        locked(&self.state.rules).judge = Some(Box::new(judge));
+    }
+
+    /// Lets bulk operations whose document contains `text` look as if they alone had failed with `status`, although the
+    /// engine has carried them out; none any more with an empty text.
+    pub fn spoil(&self, text: &str, status: u16) {
+        locked(&self.state.rules).spoiled = (!text.is_empty()).then(|| (text.to_owned(), status));
+    }
+
     /// How many of these answers were not given yet.
     pub fn answers_left(&self) -> usize {
         locked(&self.state.rules).answers.len()
@@ -146,8 +169,14 @@ impl State {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn answer_for(&self, path: &str) -> Option<(u16, String)> {
+    fn answer_for(&self, path: &str, request: &Message) -> Option<(u16, String)> {
         let mut rules = locked(&self.rules);
+        if let Some(judge) = &rules.judge {
+            let head = String::from_utf8_lossy(&request.bytes[..request.body]).to_lowercase();
+            if let Some(answer) = judge(&head, &String::from_utf8_lossy(request.body())) {
+                return Some(answer);
+            }
+        }
         let place = rules.answers.iter().position(|answer| path.contains(&answer.0))?;
         rules.answers.remove(place).map(|(_, status, body)| (status, body))
     }
@@ -206,7 +235,7 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
             bytes: request.body().len(),
             at: Instant::now(),
         });
-        if let Some((status, body)) = state.answer_for(&path) {
+        if let Some((status, body)) = state.answer_for(&path, &request) {
             let text = format!(
                 "HTTP/1.1 {status} Stub\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
@@ -249,9 +278,32 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
         while state.fault_for(&path) == Fault::Blackhole && !state.stopped() {
             thread::sleep(Duration::from_millis(2));
         }
-        client.write_all(&answer.bytes)?;
+        let spoiled = locked(&state.rules).spoiled.clone().filter(|_| path.contains("_bulk"));
+        match spoiled {
+            Some((text, status)) => client.write_all(&spoil(&request, &answer, &text, status))?,
+            None => client.write_all(&answer.bytes)?,
+        }
     }
     Ok(())
+}
+
+/// The answer to a bulk request, with other outcomes for the operations whose document contains `text`.
+fn spoil(request: &Message, answer: &Message, text: &str, status: u16) -> Vec<u8> {
+    let mut body: serde_json::Value = serde_json::from_slice(&answer.whole_body()).expect("a bulk answer is JSON");
+    let lines = String::from_utf8_lossy(request.body()).into_owned();
+    let mut lines = lines.lines();
+    for item in body["items"].as_array_mut().expect("a bulk answer has items") {
+        let action = lines.next().unwrap_or_default();
+        let document = if action.starts_with("{\"delete\"") { "" } else { lines.next().unwrap_or_default() };
+        if document.contains(text) {
+            let error = serde_json::json!({"type": "spoiled", "reason": "spoiled by the proxy"});
+            *item = serde_json::json!({"index": {"status": status, "error": error}});
+        }
+    }
+    body["errors"] = true.into();
+    let body = body.to_string();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    format!("{head}{body}").into_bytes()
 }
 
 /// A request or an answer as it came, and where its body begins.
@@ -324,6 +376,25 @@ impl Message {
 
     fn body(&self) -> &[u8] {
         &self.bytes[self.body..]
+    }
+
+    /// The body, put together if it came in chunks.
+    fn whole_body(&self) -> Vec<u8> {
+        let head = String::from_utf8_lossy(&self.bytes[..self.body]).to_lowercase();
+        if !head.contains("transfer-encoding: chunked") {
+            return self.body().to_vec();
+        }
+        let (mut whole, mut rest) = (Vec::new(), self.body());
+        while let Some(line) = find(rest, b"\r\n") {
+            let size = String::from_utf8_lossy(&rest[..line]).into_owned();
+            let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).unwrap_or(0);
+            if size == 0 {
+                break;
+            }
+            whole.extend_from_slice(&rest[line + 2..line + 2 + size]);
+            rest = &rest[line + 2 + size + 2..];
+        }
+        whole
     }
 }
 

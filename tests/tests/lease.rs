@@ -77,7 +77,7 @@ fn a_copy_made_as_a_template_stays_off_while_the_original_lives_and_says_so() {
     drop(client);
     server.connect("postgres").batch_execute("create database copy template app").expect("copy");
     let mut there = server.connect("copy");
-    says(&mut there, "holds the lease and is alive");
+    says(&mut there, "is a copy of another one of its server");
     there.batch_execute(&format!("delete from {name}")).expect("write");
     let mut client = server.connect("app");
     client.batch_execute(&format!("update {name} set title = 'original' where id % 2 = 0")).expect("write");
