@@ -2,12 +2,19 @@
 //! Runs in: background workers, on their main threads. The sender threads belong to package `es`.
 //! May touch: everything but users' sessions; the main thread never waits for the network.
 //!
-//! `launcher` keeps a worker in each database that has the extension; `database` is such a worker's life; `engine` its
-//! connection to the engine; `delivery` what is outstanding and what becomes of it; `hold` what is not claimed for now;
-//! `lane` the documents of one index on their way; `waiters` answers es_sync.wait(). `lease` decides in the engine
-//! whether this database may write, `ownership` acts on it there, `succession` writes it down here. `upkeep` looks after
-//! the queue as a table; `version` waits for ALTER EXTENSION UPDATE.
+//! Processes: `launcher` keeps a worker in each database that has the extension, `process` is such a worker's start and
+//! end, `database` what it knows and its loop.
+//!
+//! A turn of the loop: `catalog` reads what is attached and asked for; `ownership` sees to the right to write, of which
+//! `lease` is the decision in the engine and `succession` what follows from it here; `changes` claims, reads, sends and
+//! acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep` looks after the queue as a
+//! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
+//!
+//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding and what becomes of it,
+//! `lane` the documents of one index on their way, `hold` what is not claimed for now.
 
+mod catalog;
+mod changes;
 pub mod database;
 pub mod delivery;
 pub mod engine;
@@ -16,7 +23,10 @@ pub mod lane;
 pub mod launcher;
 pub mod lease;
 pub mod ownership;
+pub mod process;
+mod publish;
 pub mod succession;
+mod tasks;
 pub mod upkeep;
 pub mod version;
 pub mod waiters;

@@ -1,0 +1,211 @@
+//! The worker's view of attachments and jobs: read again when something was announced, and every few seconds.
+
+use std::collections::hash_map::Entry;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
+
+use super::database::{REST, Worker};
+use super::delivery::Delivery;
+use super::process::RELATIONS_CHANGED;
+use super::succession;
+use crate::attachment::catalog::{self, Attachment};
+use crate::attachment::partitions;
+use crate::document::read::Reader;
+use crate::document::shape::Shape;
+use crate::jobs::build::{self, Build};
+use crate::jobs::record;
+use crate::jobs::verify::Verify;
+use crate::postgres::error::SqlError;
+use crate::postgres::spi;
+use crate::postgres::transaction;
+use crate::queue::claim;
+use crate::queue::dead_letter;
+use crate::shared::QueueState;
+
+/// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
+const CATALOG_EVERY: Duration = Duration::from_secs(5);
+/// No count of catalog changes.
+pub(super) const NOT_READ: u32 = u32::MAX;
+
+impl Worker {
+    /// Reads attachments and jobs when they have changed.
+    pub(super) fn read_catalog(&mut self) -> Result<(), SqlError> {
+        if RELATIONS_CHANGED.replace(false) {
+            // A column was added, a table altered: statements are made anew.
+            self.readers.clear();
+            self.partitions_changed = true;
+            self.catalog_due = self.catalog_due.min(Instant::now() + REST);
+        }
+        let changes = self.database.catalog_changes.load(Ordering::Acquire);
+        let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
+        if changes == self.seen_changes && Instant::now() < self.catalog_due && !lost {
+            return Ok(());
+        }
+        let first = !self.catalog_was_read;
+        let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
+        let (attachments, jobs, parked) = transaction::run(|| {
+            forget_dropped_tables();
+            self.note = succession::note();
+            if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
+                let why = if lost { "a change could not be noted" } else { "the queue was lost" };
+                succession::repair_everything(why);
+            }
+            let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
+            self.owner = if rows.is_empty() { String::new() } else { rows.get(0, 1).unwrap_or_default() };
+            let parked = if first { dead_letter::all() } else { Vec::new() };
+            (catalog::all(), record::open_jobs(), parked)
+        })
+        .inspect_err(|_| {
+            if lost {
+                self.database.lost_note.store(true, Ordering::Release);
+            }
+        })?;
+        if first {
+            self.delivery = Delivery::new(parked);
+            self.catalog_was_read = true;
+        }
+        self.seen_changes = changes;
+        self.catalog_due = Instant::now() + CATALOG_EVERY;
+        self.take_attachments(attachments);
+        self.take_jobs(jobs)?;
+        self.inherit_intake()?;
+        self.watch_partitions()
+    }
+
+    /// True if attachments and jobs were read since everything was forgotten.
+    pub(super) fn has_read_catalog(&self) -> bool {
+        self.seen_changes != NOT_READ
+    }
+
+    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers.
+    pub(super) fn watch_partitions(&mut self) -> Result<(), SqlError> {
+        if !std::mem::take(&mut self.partitions_changed) {
+            return Ok(());
+        }
+        for partition in transaction::run(partitions::unwatched)? {
+            match transaction::run(|| partitions::watch(&partition)) {
+                Ok(repair) => {
+                    if repair {
+                        self.catalog_due = Instant::now();
+                    }
+                }
+                Err(error) => {
+                    // Somebody writes to it, or it is gone: looked at again when the catalog is.
+                    pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
+                    self.partitions_changed = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_attachments(&mut self, attachments: Vec<Attachment>) {
+        let old = std::mem::replace(&mut self.attachments, attachments);
+        for gone in old.iter().filter(|old| !self.attachments.iter().any(|new| new.id == old.id)) {
+            let lanes: Vec<u32> =
+                self.delivery.lanes.iter().filter(|l| l.attachment == gone.id).map(|l| l.id).collect();
+            lanes.into_iter().for_each(|lane| self.delivery.close_lane(lane));
+            self.builds.retain(|build| build.attachment != gone.id);
+            self.verifies.retain(|verify| verify.attachment != gone.id);
+        }
+        for attachment in &self.attachments {
+            if old.iter().find(|old| old.id == attachment.id) != Some(attachment) {
+                self.readers.remove(&attachment.id);
+            }
+            // SAFETY: reads a variable of this process.
+            self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
+        }
+        self.delivery.apply_pauses(&self.attachments);
+        self.open_lanes();
+        let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
+        // SAFETY: reads a variable of this process.
+        self.shared.free_indexes(unsafe { pg_sys::MyDatabaseId }.to_u32(), |id| known.contains(&id));
+    }
+
+    /// Opens the lanes of live indexes that have none: a change without a lane would be let go.
+    pub(super) fn open_lanes(&mut self) {
+        for attachment in &self.attachments {
+            if let Some(live) = &attachment.live
+                && !self.delivery.is_left_out(attachment)
+                && !self.delivery.lanes.iter().any(|lane| lane.attachment == attachment.id && lane.index == *live)
+            {
+                let target = build::target(attachment, live, self.generation);
+                let source = attachment.relation.to_u32();
+                self.delivery.open_lane(attachment.id, source, live.clone(), false, target);
+            }
+        }
+    }
+
+    pub(super) fn take_jobs(&mut self, jobs: Vec<record::Job>) -> Result<(), SqlError> {
+        let mut builds = std::mem::take(&mut self.builds);
+        for build in builds.iter_mut().filter(|build| !build.is_over()) {
+            match jobs.iter().find(|job| job.id == build.job) {
+                // Cancelled too late: what is behind the alias must be written down.
+                None if build.is_swapping() => {}
+                // Cancelled, or its attachment is gone.
+                None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),
+                // Sent back to its beginning by a TRUNCATE.
+                Some(job) if job.target.is_none() && build.has_begun() => {
+                    self.with_context(build.attachment, false, |context| build.restart(context));
+                }
+                Some(_) => {}
+            }
+        }
+        // One whose table cannot be read now is abandoned the next time: its lane must not stay behind.
+        builds.retain(|build| !build.is_over() || jobs.iter().any(|job| job.id == build.job));
+        self.queued_drops.retain(|(id, _)| jobs.iter().any(|job| job.id == *id));
+        self.builds = builds;
+        self.verifies.retain(|verify| jobs.iter().any(|job| job.id == verify.job));
+        for job in jobs {
+            match (job.kind.as_str(), job.attachment) {
+                ("drop", _) => {
+                    let under_way = self.drops.iter().any(|(_, id)| *id == job.id)
+                        || self.queued_drops.iter().any(|(id, _)| *id == job.id);
+                    if let (false, Some(target)) = (under_way, job.target) {
+                        self.queued_drops.push((job.id, target));
+                    }
+                }
+                ("verify", Some(attachment)) => match self.verifies.iter_mut().find(|known| known.job == job.id) {
+                    Some(verify) => verify.take(&job),
+                    None => self.verifies.push(Verify::new(&job, attachment)),
+                },
+                (_, Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
+                    let mut build = Build::new(&job, attachment);
+                    // Before anything is claimed: what is claimed now must reach the index that is being built.
+                    if let Some(known) = self.attachments.iter().find(|known| known.id == attachment) {
+                        build.open_lane(&mut self.delivery, known, self.generation);
+                    }
+                    self.builds.push(build);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The attachment's reader, made if there is none; None where the table cannot be read now.
+pub(super) fn reader_of<'a>(
+    readers: &'a mut FxHashMap<i32, Reader>,
+    attachment: &Attachment,
+) -> Option<&'a mut Reader> {
+    match readers.entry(attachment.id) {
+        Entry::Occupied(reader) => Some(reader.into_mut()),
+        Entry::Vacant(place) => {
+            let shape = transaction::run(|| Shape::of(attachment)).ok().flatten()?;
+            Some(place.insert(Reader::new(shape)))
+        }
+    }
+}
+
+/// DROP TABLE leaves its attachment behind: the table's owner need not know of us.
+fn forget_dropped_tables() {
+    spi::run(
+        "delete from es_sync.attachment a
+         where not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
+        &[],
+    );
+}
