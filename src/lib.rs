@@ -11,7 +11,7 @@
 //! - [`document`]: from keys to documents, from column types to mappings.
 //! - `es` (a package of its own, `src/es`): the engine. It knows no Postgres.
 //! - [`worker`]: the launcher, one worker per database, the delivery loop.
-//! - [`jobs`]: long work inside the worker: first load and reindex.
+//! - [`jobs`]: long work inside the worker: first load, reindex, comparing and mending.
 //! - [`statements`]: DROP EXTENSION, DROP DATABASE and the like: what is done before they run.
 //! - [`functions`]: what users call from SQL: thin, one file per family.
 
