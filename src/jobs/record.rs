@@ -134,13 +134,18 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
     );
 }
 
+/// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
+const QUEUE_MISSES_CHANGES: &str = "not exists (select from es_sync.marker)";
+
 /// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an
 /// index stale also sends its running build back to the beginning.
 pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
     spi::run(
-        "update es_sync.attachment a
-         set live_index = $2, live_uuid = $3, stale = case when a.paused then a.stale end
-         where a.id = $1",
+        &format!(
+            "update es_sync.attachment a
+         set live_index = $2, live_uuid = $3, stale = case when a.paused or {QUEUE_MISSES_CHANGES} then a.stale end
+         where a.id = $1"
+        ),
         &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index)), text(uuid)],
     );
 }
@@ -156,7 +161,7 @@ pub fn set_uuid(attachment: i32, uuid: &str) {
 /// Index and table are equal, as far as is known.
 pub fn clear_stale(attachment: i32) {
     spi::run(
-        "update es_sync.attachment a set stale = null where a.id = $1",
+        &format!("update es_sync.attachment a set stale = null where a.id = $1 and not ({QUEUE_MISSES_CHANGES})"),
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
 }

@@ -490,10 +490,11 @@ impl Verify {
     fn finish(&mut self, context: &Context, why: &str) -> Result<(), SqlError> {
         let (job, attachment, done, counts, repair) =
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
+        let everything = repair && self.sample >= 1.0 && context.attachment.contents_comparable();
         transaction::run(|| {
             record::counts(job, &counts);
             record::finish(job, "done", done, (!why.is_empty()).then_some(why));
-            if repair {
+            if everything {
                 record::clear_stale(attachment);
             }
         })?;

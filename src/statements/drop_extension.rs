@@ -11,16 +11,17 @@ const MODE: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
 /// How often all tables are tried. Each time a writer is waited for that had one of them.
 const ROUNDS: usize = 100;
 
-/// Returns with every table locked that has a trigger of ours; at once where the user may not drop the extension.
+/// Returns with every table locked that has a trigger of ours; at once, and false, where there is no extension or the
+/// user may not drop it.
 ///
 /// While it waits for one table it holds no other: a writer that uses several of them in whatever order cannot
 /// deadlock with it.
-pub fn let_writers_finish() {
+pub fn let_writers_finish() -> bool {
     // SAFETY: lookups in a live transaction.
     unsafe {
         let extension = pg_sys::get_extension_oid(c"pg_es_sync".as_ptr(), true);
         if extension == pg_sys::InvalidOid || !pg_sys::pg_extension_ownercheck(extension, pg_sys::GetUserId()) {
-            return;
+            return false;
         }
     }
     let mut awaited = None;
@@ -37,7 +38,7 @@ pub fn let_writers_finish() {
             unsafe { pg_sys::UnlockRelationOid(table, MODE) };
         }
         match busy {
-            None => return,
+            None => return true,
             Some(table) => awaited = Some(table),
         }
     }

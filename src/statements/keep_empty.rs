@@ -1,5 +1,5 @@
 //! DROP DATABASE, CREATE DATABASE ... TEMPLATE, ALTER DATABASE ... RENAME TO and SET TABLESPACE want a database without
-//! connections: its worker stops for them, and the launcher starts none until they are over.
+//! connections: its worker stops for them, and the launcher starts none until they are over. For DROP EXTENSION too.
 //!
 //! The hold is noted in shared memory under this process's id and ends with the transaction, however that ends: the
 //! locks that keep a new worker waiting last as long. A hold whose process is gone does not count.

@@ -3,7 +3,7 @@
 //! May touch: shared memory, locks of tables; it tells a database's worker to stop.
 //!
 //! `keep_empty` stops the worker of a database that has to have no connections; `drop_extension` lets writers finish
-//! first.
+//! first, and stops the worker too.
 
 mod drop_extension;
 mod keep_empty;
@@ -90,7 +90,10 @@ unsafe extern "C-unwind" fn prepare(statement: *mut pg_sys::Node, context: pg_sy
             if (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION {
                 let names = PgList::<pg_sys::String>::from_pg((*drop).objects);
                 if names.iter_ptr().any(|name| CStr::from_ptr((*name).sval) == c"pg_es_sync") {
-                    drop_extension::let_writers_finish();
+                    if drop_extension::let_writers_finish() {
+                        // The worker reads tables that are about to be locked one after the other, in an order of its own.
+                        keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
+                    }
                 }
             }
         } else if let Some(database) = database_to_empty(statement, context) {

@@ -216,6 +216,8 @@ impl Worker {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }
+            self.socket = None;
+            self.quiet_socket = None;
             // What was in flight is still in the queue, and jobs in their rows.
             self.forget();
             self.keeper = None;
@@ -242,8 +244,6 @@ impl Worker {
     }
 
     pub(super) fn forget(&mut self) {
-        self.socket = None;
-        self.quiet_socket = None;
         self.delivery.forget();
         self.builds.clear();
         self.verifies.clear();

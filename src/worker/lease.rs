@@ -418,9 +418,9 @@ impl Keeper {
     }
 
     fn take(&mut self, engine: &mut Engine, note: &Note, found: Option<Found>, gap: Option<&'static str>) {
-        let last = found.as_ref().map_or(0, |found| found.lease.generation).max(note.generation).max(self.met);
+        let last = found.as_ref().map_or(0, |found| found.lease.generation);
         let lease = Document {
-            generation: (last + 1).max(clock_generation()),
+            generation: next_generation(last, note.generation, self.met, clock_generation()),
             holder: self.holder.clone(),
             address: self.address.clone(),
             beats: 0,
@@ -451,10 +451,30 @@ impl Keeper {
     }
 }
 
+/// Higher than all that was ever seen: in the engine, in this database, in documents; and not behind the clock.
+fn next_generation(in_engine: i64, noted: i64, met: i64, clock: i64) -> i64 {
+    (in_engine.max(noted).max(met) + 1).max(clock)
+}
+
 /// Generations begin with the clock, in minutes since 2024, so that they grow even where everything was forgotten: an
 /// extension dropped and created again, a dump restored.
 pub fn clock_generation() -> i64 {
     const YEAR_2024: u64 = 1_704_067_200;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (now.as_secs().saturating_sub(YEAR_2024) / 60) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_generation;
+
+    #[test]
+    fn a_generation_is_higher_than_every_one_that_was_seen() {
+        assert_eq!(next_generation(0, 0, 0, 100), 100, "the first begins with the clock");
+        assert_eq!(next_generation(100, 100, 0, 100), 101, "two takings within a minute");
+        assert_eq!(next_generation(500, 100, 0, 200), 501, "a backup restored a second time");
+        assert_eq!(next_generation(100, 500, 0, 200), 501, "an engine that was set back");
+        assert_eq!(next_generation(100, 100, 700, 200), 701, "documents of somebody else");
+        assert_eq!(next_generation(100, 100, 0, 900), 900, "after years");
+    }
 }

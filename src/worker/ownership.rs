@@ -92,6 +92,11 @@ impl Worker {
         if let Some(generation) = self.delivery.met_generation.take() {
             keeper.met_generation(generation, now);
         }
+        if self.note.take_over && keeper.may_send(now) {
+            // It is this database's already. A copy made from now on must not find the wish.
+            transaction::run(succession::forget_take_over)?;
+            self.note.take_over = false;
+        }
         let version = LAST_VERSION.get().max(self.note.version);
         due.extend(keeper.step(engine, &self.note, version, now));
         self.keep_parting(now);

@@ -55,6 +55,11 @@ pub fn take(generation: i64, holder: &str, gap: Option<&str>, taken_over: bool) 
     }
 }
 
+/// Nothing is left to be taken over.
+pub fn forget_take_over() {
+    spi::run("update es_sync.lease l set take_over = false", &[]);
+}
+
 /// Writes down that this database stays off until an administrator decides otherwise. What it has in its queue, and
 /// all that follows, is covered by the repair that comes with its taking over.
 pub fn stand_off(why: &str) {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +47,7 @@ pub struct Proxy {
 struct State {
     engine: String,
     stop: AtomicBool,
+    carried_out: AtomicUsize,
     rules: Mutex<Rules>,
     seen: Mutex<Vec<Seen>>,
     open: Mutex<Vec<TcpStream>>,
@@ -74,6 +75,7 @@ impl Proxy {
         let state = Arc::new(State {
             engine: url.trim_start_matches("http://").trim_end_matches('/').into(),
             stop: AtomicBool::new(false),
+            carried_out: AtomicUsize::new(0),
             rules: Mutex::new(Rules {
                 fault: Fault::Pass,
                 path: String::new(),
@@ -145,6 +147,11 @@ impl Proxy {
     /// The requests whose path contains `path`, since the start or [`Proxy::forget_seen`].
     pub fn seen(&self, path: &str) -> Vec<Seen> {
         locked(&self.state.seen).iter().filter(|seen| seen.path.contains(path)).cloned().collect()
+    }
+
+    /// How many requests the engine has answered so far, whoever still waited for that.
+    pub fn carried_out(&self) -> usize {
+        self.state.carried_out.load(Ordering::SeqCst)
     }
 
     pub fn forget_seen(&self) {
@@ -271,6 +278,7 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
         let Some(answer) = Message::read(stream, &mut Vec::new(), method == "HEAD")? else {
             return Ok(());
         };
+        state.carried_out.fetch_add(1, Ordering::SeqCst);
         if fault == Fault::LoseAnswer {
             return Ok(());
         }

@@ -1,0 +1,243 @@
+//! Moments at which something goes wrong between two steps: each is arranged, not waited for.
+
+use std::time::Duration;
+
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, process, unique, wait};
+use postgres::Client;
+
+fn server(url: &str) -> Server {
+    Server::builder().conf("es_sync.url", url).conf("es_sync.lease_timeout", "2s").start()
+}
+
+fn table(client: &mut Client, rows: usize) -> String {
+    let name = unique("between");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, 'thing ' || i from generate_series(1, {rows}) i;
+             select es_sync.attach('{name}')"
+        ))
+        .expect("set up");
+    name
+}
+
+/// The old holder's write alias is gone by the time its request arrives.
+#[test]
+fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let mut primary = server(proxy.url());
+    let mut client = primary.create_database("app");
+    let name = table(&mut client, 100);
+    expect::settled(&mut client);
+    let standby = primary.copy(true);
+    standby.conf("es_sync.url", engine.url());
+    standby.reload();
+    proxy.set_for("_bulk", Fault::Delay(Duration::from_secs(8)));
+    proxy.forget_seen();
+    client.batch_execute(&format!("insert into {name} values (777, 'of the old primary')")).expect("write");
+    wait::until("the insert is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    let lsn: String = client.query_one("select pg_current_wal_lsn()::text", &[]).expect("lsn").get(0);
+    wait::until("the standby has it", wait::SHORT, || -> bool {
+        let query = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
+        standby.connect("app").query_one(&query, &[]).expect("lsn").get(0)
+    });
+    primary.stop(Mode::Kill);
+    let before = proxy.carried_out();
+    standby.promote();
+    let mut there = standby.connect("app");
+    there.batch_execute(&format!("delete from {name} where id = 777")).expect("write");
+    expect::table_equal(&mut there, &name, "id", &engine, &name);
+    assert_eq!(proxy.carried_out(), before, "the old request is still on its way");
+    wait::until("the old request has arrived", wait::SHORT, || proxy.carried_out() > before);
+    expect::table_equal(&mut there, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_swap_whose_answer_is_lost_is_found_out_and_not_done_twice() {
+    for fault in [Fault::LoseAnswer, Fault::Reset] {
+        let engine = Engine::elasticsearch();
+        let proxy = Proxy::to(engine.url());
+        let server = server(proxy.url());
+        let mut client = server.create_database("app");
+        let name = table(&mut client, 100);
+        expect::settled(&mut client);
+        // The write alias of the new index goes the same way first.
+        proxy.set_for("/_aliases", fault);
+        proxy.forget_seen();
+        client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+        wait::until("an answer was lost", wait::SHORT, || !proxy.seen("/_aliases").is_empty());
+        client.batch_execute(&format!("update {name} set title = 'meanwhile' where id < 50")).expect("write");
+        proxy.set(Fault::Pass);
+        expect::settled(&mut client);
+        proxy.set_for("/_aliases", fault);
+        client.batch_execute(&format!("delete from {name} where id > 90")).expect("write");
+        proxy.set(Fault::Pass);
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert_eq!(engine.indexes_of(&name).len(), 1, "one index is live");
+    }
+}
+
+#[test]
+fn a_table_locked_by_ddl_keeps_no_other_table_waiting() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let (locked, other) = (table(&mut client, 100), table(&mut client, 100));
+    expect::settled(&mut client);
+    let mut ddl = server.connect("app");
+    client.batch_execute(&format!("update {locked} set title = 'before'")).expect("write");
+    ddl.batch_execute(&format!("begin; alter table {locked} add column extra text")).expect("lock");
+    client.batch_execute(&format!("update {other} set title = 'meanwhile'")).expect("write");
+    wait::until("the other table's changes have arrived", wait::SHORT, || {
+        engine.refresh(&other);
+        expect::compare(&mut client, &format!("select id, row_to_json(t) from {other} t"), &engine, &other)
+    });
+    ddl.batch_execute("rollback").expect("roll back");
+    expect::table_equal(&mut client, &locked, "id", &engine, &locked);
+}
+
+#[test]
+fn a_restored_dump_beside_its_original_stays_off_until_it_takes_over() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    expect::settled(&mut client);
+    let dump = process::server_folder("dump");
+    let file = dump.path().join("dump.sql");
+    let status = server.command("pg_dump").args(["-d", "app", "-f"]).arg(&file).status().expect("pg_dump");
+    assert!(status.success());
+    drop(server.create_empty_database("restored"));
+    let status = server
+        .command("psql")
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "restored", "-f"])
+        .arg(&file)
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("psql");
+    assert!(status.success(), "the dump can be restored");
+    let mut there = server.connect("restored");
+    wait::until("the copy stands off", wait::LONG, || -> bool {
+        there.query_one("select state = 'standing off' from es_sync.status", &[]).expect("status").get(0)
+    });
+    there.batch_execute(&format!("delete from {name} where id < 50")).expect("write");
+    client.batch_execute(&format!("update {name} set title = 'original'")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    there.batch_execute("select es_sync.take_over()").expect("take over");
+    wait::until("the original is fenced off", wait::LONG, || -> bool {
+        client.query_one("select state = 'standing off' from es_sync.status", &[]).expect("status").get(0)
+    });
+    expect::table_equal(&mut there, &name, "id", &engine, &name);
+    let wish: bool = there.query_one("select take_over from es_sync.lease", &[]).expect("lease").get(0);
+    assert!(!wish, "a copy made later must not find it");
+}
+
+#[test]
+fn a_serializable_writer_beside_readers_of_the_views_is_not_aborted() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    expect::settled(&mut client);
+    let mut reader = server.connect("app");
+    for round in 0..20 {
+        client.batch_execute("begin isolation level serializable").expect("begin");
+        reader.batch_execute("begin isolation level serializable").expect("begin");
+        for client in [&mut client, &mut reader] {
+            client
+                .batch_execute("select count(*), sum(pending) from es_sync.status; select es_sync.health()")
+                .expect("read");
+        }
+        client.batch_execute(&format!("update {name} set title = 'a {round}' where id = 1")).expect("write");
+        reader.batch_execute(&format!("update {name} set title = 'b {round}' where id = 2")).expect("write");
+        client.batch_execute("commit").expect("no serialization failure");
+        reader.batch_execute("commit").expect("no serialization failure");
+    }
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_publication_for_all_tables_and_a_logged_queue_get_along() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.queue_durability", "logged").start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    wait::until("the queue is logged", wait::SHORT, || -> bool {
+        client
+            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
+            .expect("persistence")
+            .get(0)
+    });
+    client.batch_execute("create publication everything for all tables").expect("publication");
+    client
+        .batch_execute(&format!("update {name} set title = 'new' where id < 50; delete from {name} where id > 90"))
+        .expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    wait::until("the queue is empty", wait::SHORT, || -> bool {
+        client.query_one("select count(*) = 0 from es_sync.queue", &[]).expect("queue").get(0)
+    });
+    assert_eq!(server.unexpected_log_lines(&[]), Vec::<String>::new());
+}
+
+#[test]
+fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_repair() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_limit", "1MB")
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    expect::settled(&mut client);
+    proxy.set(Fault::Refuse);
+    client
+        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 220000) i"))
+        .expect("write");
+    wait::until("the queue is closed", wait::SHORT, || -> bool {
+        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
+    });
+    client
+        .batch_execute(&format!(
+            "begin; update {name} set title = 'prepared' where id = 7; delete from {name} where id = 8; prepare transaction 'held'"
+        ))
+        .expect("prepare");
+    proxy.set(Fault::Pass);
+    wait::until("the backlog is delivered", wait::LONG, || -> bool {
+        client.query_one("select pending = 0 from es_sync.status", &[]).expect("status").get(0)
+    });
+    let stale: bool = client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0);
+    assert!(stale, "the repair waits for the prepared transaction");
+    client.batch_execute("commit prepared 'held'").expect("commit");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_crash_during_a_load_a_reindex_or_a_comparison_ends_in_equality() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = unique("between");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, repeat('x', 300) from generate_series(1, 40000) i"
+        ))
+        .expect("set up");
+    for call in ["attach", "reindex", "verify"] {
+        client.batch_execute(&format!("select es_sync.{call}('{name}')")).expect("begin a job");
+        wait::until("the job has come some way", wait::LONG, || -> bool {
+            client.query_one("select done > 0 from es_sync.jobs order by id desc limit 1", &[]).expect("jobs").get(0)
+        });
+        // Deleted rows that the job has seen, whose deletes are lost with the queue.
+        client
+            .batch_execute(&format!("delete from {name} where id in (select id from {name} order by id limit 50)"))
+            .expect("write");
+        server.kill_worker("app");
+        wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
+        client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+}
