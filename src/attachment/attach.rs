@@ -184,7 +184,16 @@ pub fn verify(relation: pg_sys::Oid, index: Option<&str>, repair: bool, sample: 
 }
 
 /// Lets this database write to its indexes, whoever else does: the worker takes the lease over.
+///
+/// # Errors
+/// The caller does not own the extension: it is about every table of the database. No engine is set.
 pub fn take_over() -> Result<(), Report> {
+    if !owns_extension() {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "must be owner of extension pg_es_sync to take over from another database",
+        ));
+    }
     require_engine()?;
     as_extension(|| {
         spi::run("update es_sync.lease l set take_over = true", &[]);
@@ -211,6 +220,15 @@ pub fn attached(relation: pg_sys::Oid, index: Option<&str>) -> Result<Vec<catalo
         return Err(report.hint("Attach it with es_sync.attach(), or look into the view es_sync.status."));
     }
     Ok(attachments)
+}
+
+/// True if the extension is there and the caller is a member of the role that owns it.
+pub fn owns_extension() -> bool {
+    // SAFETY: lookups in a live transaction.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(c"pg_es_sync".as_ptr(), true);
+        extension != pg_sys::InvalidOid && pg_sys::pg_extension_ownercheck(extension, pg_sys::GetUserId())
+    }
 }
 
 /// Runs `work` as the extension's owner, whoever calls: the caller's own rights were checked before.

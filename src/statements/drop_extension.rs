@@ -3,7 +3,7 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use crate::attachment::attach::as_extension;
+use crate::attachment::attach::{as_extension, owns_extension};
 use crate::postgres::error::Report;
 use crate::postgres::spi;
 
@@ -17,12 +17,8 @@ const ROUNDS: usize = 100;
 /// While it waits for one table it holds no other: a writer that uses several of them in whatever order cannot
 /// deadlock with it.
 pub fn let_writers_finish() -> bool {
-    // SAFETY: lookups in a live transaction.
-    unsafe {
-        let extension = pg_sys::get_extension_oid(c"pg_es_sync".as_ptr(), true);
-        if extension == pg_sys::InvalidOid || !pg_sys::pg_extension_ownercheck(extension, pg_sys::GetUserId()) {
-            return false;
-        }
+    if !owns_extension() {
+        return false;
     }
     let mut awaited = None;
     for _ in 0..ROUNDS {

@@ -211,6 +211,41 @@ fn a_logged_queue_survives_a_crash_and_needs_no_repair_of_what_it_holds() {
 }
 
 #[test]
+fn with_a_logged_queue_nothing_is_sent_that_a_crash_takes_back() {
+    let engine = Engine::elasticsearch();
+    let mut server = Server::builder()
+        .conf("es_sync.url", engine.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_durability", "logged")
+        // A commit that nobody waits for is on disk ten seconds later, unless somebody sees to it.
+        .conf("wal_writer_delay", "10s")
+        .conf("wal_writer_flush_after", "2GB")
+        .durable()
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    wait::until("the queue is logged", wait::SHORT, || -> bool {
+        client
+            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
+            .expect("persistence")
+            .get(0)
+    });
+    client.batch_execute("set synchronous_commit = off").expect("set");
+    for id in 5001..5006 {
+        client.batch_execute(&format!("insert into {name} values ({id}, 'not waited for')")).expect("write");
+        wait::until("the document is there", wait::SHORT, || {
+            engine.request("GET", &format!("/{name}/_doc/{id}"), None).0 == 200
+        });
+    }
+    server.restart(Mode::Kill);
+    let mut client = server.connect("app");
+    let rows: i64 =
+        client.query_one(&format!("select count(*) from {name} where id > 5000"), &[]).expect("count").get(0);
+    assert_eq!(rows, 5, "what the index has, the table has");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
 fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());

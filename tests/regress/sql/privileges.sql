@@ -33,6 +33,8 @@ select es_sync.attach('theirs', index => 'regress-theirs') > 0 as attached;
 rollback;
 select es_sync.attach('mine');
 select es_sync.reindex('mine');
+select es_sync.verify('mine');
+select es_sync.take_over();
 select es_sync.sync('mine', 1);
 select es_sync.detach('mine');
 select es_sync.sync_where('mine', 'true');
