@@ -48,6 +48,8 @@ path.data: $folder/data
 path.logs: $folder/logs
 # The tests' disk may be nearly full: an index would turn read-only and tests fail for no reason of ours.
 cluster.routing.allocation.disk.threshold_enabled: false
+# One engine serves a whole run of the tests, and days of a shell.
+cluster.max_shards_per_node: 10000
 YML
 [ "$name" = opensearch ] || echo 'xpack.security.enabled: false' >>"$folder/config/$name.yml"
 [ -z "$SERVER_USER" ] || chown -R "$SERVER_USER:$SERVER_USER" "$folder"
