@@ -679,7 +679,6 @@ impl Worker {
 
     fn may_claim(&self) -> bool {
         self.delivery.room() > 0
-            && !self.upkeep.settling
             && self.may_write(Instant::now())
             && self
                 .engine
