@@ -64,7 +64,8 @@ impl Waiters {
             if concerned.clone().any(|attachment| attachment.live.is_none() || attachment.stale) {
                 continue;
             }
-            if !transaction::run(|| claim::is_clear(mark, source))? {
+            // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing.
+            if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, source))? {
                 continue;
             }
             if concerned.peek().is_none() {
