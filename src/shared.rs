@@ -233,10 +233,12 @@ impl Shared {
 
     /// The entry of a database, taken if there is none yet; None when all are taken.
     pub fn take_database(&self, oid: pg_sys::Oid) -> Option<&Database> {
-        let oid = oid.to_u32();
-        self.databases.iter().find(|database| {
-            database.oid.load(Ordering::Acquire) == oid
-                || database.oid.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        // Its own first: a place before it may have become free, and two entries would tell different things.
+        self.database(oid).or_else(|| {
+            let take = |database: &&Database| {
+                database.oid.compare_exchange(0, oid.to_u32(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+            };
+            self.databases.iter().find(take)
         })
     }
 

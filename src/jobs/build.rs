@@ -158,6 +158,9 @@ impl Build {
     /// Opens the lane of a build that a former worker began, before anything is claimed.
     pub fn open_lane(&mut self, delivery: &mut Delivery, attachment: &Attachment, generation: i64) {
         if let (None, Some(index)) = (self.lane, self.target.clone()) {
+            // Two lanes to an index would each have a document of it outstanding, and nobody closes the other.
+            let former = delivery.lanes.iter().filter(|lane| lane.index == index).map(|lane| lane.id);
+            former.collect::<Vec<_>>().into_iter().for_each(|lane| delivery.close_lane(lane));
             let target = target(attachment, &index, generation);
             let source = attachment.relation.to_u32();
             self.lane = Some(delivery.open_lane(self.attachment, source, index, true, target));
@@ -369,13 +372,15 @@ impl Build {
         result: &Result<Value, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError> {
-        let again = match &self.phase {
-            Phase::Creating(own) if *own == token => Phase::Create,
-            Phase::Looking(own) if *own == token => Phase::Look,
-            Phase::Settling(own) if *own == token => Phase::Settle,
-            Phase::Swapping(own) if *own == token => Phase::Swap,
+        let (again, failed): (_, fn() -> Phase) = match &self.phase {
+            Phase::Creating(own) if *own == token => (Phase::Create, || Phase::Create),
+            Phase::Looking(own) if *own == token => (Phase::Look, || Phase::Look),
+            Phase::Settling(own) if *own == token => (Phase::Settle, || Phase::Settle),
+            Phase::Swapping(own) if *own == token => (Phase::Swap, || Phase::Swap),
             _ => return Ok(false),
         };
+        // Where the result cannot be written down, the engine is asked once more.
+        self.phase = failed();
         match result {
             Ok(value) => {
                 self.failures = 0;
@@ -471,6 +476,10 @@ impl Build {
 
     /// Begins anew, with another index: the table was truncated meanwhile.
     pub fn restart(&mut self, context: &mut Context) {
+        if self.is_swapping() {
+            // It may be behind the alias any moment: then the next swap drops it.
+            self.target = None;
+        }
         self.abandon(context);
         self.phase = Phase::Create;
     }

@@ -137,6 +137,19 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
 /// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
 const QUEUE_MISSES_CHANGES: &str = "not exists (select from es_sync.marker)";
 
+/// A running job is done; false if it was cancelled, or sent back to its beginning, meanwhile.
+pub fn finish_running(job: i64, done: i64) -> bool {
+    let rows = spi::run(
+        "update es_sync.job j
+         set state = 'done', phase = null, done = $2, total = $2, error = null,
+             finished_at = pg_catalog.clock_timestamp()
+         where j.id = $1 and j.state = 'running'
+         returning j.id",
+        &[id(job), (pg_sys::INT8OID, spi::value(done))],
+    );
+    !rows.is_empty()
+}
+
 /// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an
 /// index stale also sends its running build back to the beginning.
 pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {

@@ -39,9 +39,12 @@ pub struct Verify {
     phase: Phase,
     /// The concrete index that is compared; None before the first step.
     index: Option<String>,
-    /// The last key whose row was compared.
+    /// The last key whose row was read.
     position: Option<String>,
     done: i64,
+    /// The same when nothing was in doubt: rows up to there are compared, and what differed is counted and mended. A
+    /// comparison that is interrupted goes on from here.
+    settled: (Option<String>, i64),
     counts: Counts,
     /// Keys that differed at first sight.
     suspects: Vec<String>,
@@ -97,6 +100,7 @@ impl Verify {
             index: None,
             position: job.position.clone(),
             done: job.done,
+            settled: (job.position.clone(), job.done),
             counts: Counts { orphaned: 0, ..job.counts },
             suspects: Vec::new(),
             rows_at_once: PAGE_ROWS,
@@ -112,7 +116,7 @@ impl Verify {
     /// Takes in that somebody asked for more: a repair, or a new beginning.
     pub fn take(&mut self, job: &record::Job) {
         self.repair |= job.repair;
-        if job.state == "queued" && !matches!(self.phase, Phase::Rows) {
+        if job.state == "queued" && self.index.is_some() {
             *self = Self::new(job, self.attachment);
         }
     }
@@ -131,6 +135,7 @@ impl Verify {
                 // Another index was swapped in.
                 self.position = None;
                 self.done = 0;
+                self.settled = (None, 0);
                 self.counts = Counts::default();
                 self.suspects.clear();
                 self.phase = Phase::Rows;
@@ -152,6 +157,7 @@ impl Verify {
             Phase::Pause { then, .. } => self.phase = *then,
             Phase::Rows => self.rows(context, now)?,
             Phase::Refresh => {
+                self.settle_position();
                 let index = self.index.clone().unwrap_or_default();
                 self.phase = Phase::Refreshing(context.engine.call(move |client| {
                     client.refresh(&index)?;
@@ -203,7 +209,7 @@ impl Verify {
     fn begin(&mut self, context: &Context) -> Result<(), SqlError> {
         let (job, index) = (self.job, self.index.clone().unwrap_or_default());
         let estimate = context.reader.shape().estimated_rows;
-        let (position, done) = (self.position.clone(), self.done);
+        let (position, done) = self.settled.clone();
         transaction::run(|| {
             record::begin(job, &index, (estimate >= 0.0).then_some(estimate as i64));
             record::progress(job, "rows", position.as_deref(), done);
@@ -226,6 +232,7 @@ impl Verify {
             self.await_then_again(context, now, Phase::Rows);
             return Ok(());
         }
+        self.settle_position();
         let limit = self.rows_at_once;
         let mut page: Vec<(String, Vec<u8>)> = Vec::new();
         let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
@@ -276,6 +283,13 @@ impl Verify {
             Some(key) => self.position = Some(key),
         }
         Ok(())
+    }
+
+    /// Called where no answer is awaited.
+    fn settle_position(&mut self) {
+        if self.suspects.is_empty() {
+            self.settled = (self.position.clone(), self.done);
+        }
     }
 
     fn after_rows(&self) -> Phase {
@@ -477,7 +491,7 @@ impl Verify {
     }
 
     fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {
-        let (job, position, done, counts) = (self.job, self.position.clone(), self.done, self.counts);
+        let (job, (position, done), counts) = (self.job, self.settled.clone(), self.counts);
         transaction::run(|| {
             record::progress(job, phase, position.as_deref(), done);
             record::counts(job, &counts);
@@ -491,20 +505,32 @@ impl Verify {
         let (job, attachment, done, counts, repair) =
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
         let everything = repair && self.sample >= 1.0 && context.attachment.contents_comparable();
-        transaction::run(|| {
-            record::counts(job, &counts);
-            record::finish(job, "done", done, (!why.is_empty()).then_some(why));
-            if everything {
+        let over = transaction::run(|| {
+            let over = if why.is_empty() {
+                record::finish_running(job, done)
+            } else {
+                record::finish(job, "done", done, Some(why));
+                true
+            };
+            if over {
+                record::counts(job, &counts);
+            }
+            if over && everything {
                 record::clear_stale(attachment);
             }
+            over
         })?;
+        self.phase = Phase::Over;
+        if !over {
+            // Cancelled, or sent back to its beginning by somebody who has just committed.
+            return Ok(());
+        }
         let Counts { missing, different, orphaned } = counts;
         pgrx::log!(
             "index \"{}\" was compared with its table: {done} rows, {missing} documents missing, {different} different, {orphaned} orphaned{}",
             context.attachment.index,
             if repair { "; mended" } else { "" }
         );
-        self.phase = Phase::Over;
         Ok(())
     }
 }

@@ -65,10 +65,10 @@ pub fn set_logged(logged: bool) {
     }
 }
 
-/// A transaction id that no transaction has reached that has begun to write.
+/// A transaction id that no transaction has reached that has begun to write. It is used up for that: the upper end of
+/// a snapshot is only the last id that has ended, and others that run may be above it.
 pub fn next_transaction() -> i64 {
-    let rows =
-        spi::run("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::pg_catalog.int8", &[]);
+    let rows = spi::run("select pg_catalog.pg_current_xact_id()::text::pg_catalog.int8", &[]);
     rows.get(0, 1).unwrap_or_default()
 }
 

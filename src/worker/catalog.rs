@@ -103,6 +103,12 @@ impl Worker {
     }
 
     pub(super) fn take_attachments(&mut self, attachments: Vec<Attachment>) {
+        // While what they need is still known: a half-built index must not stay behind.
+        let mut builds = std::mem::take(&mut self.builds);
+        for build in builds.iter_mut().filter(|build| !attachments.iter().any(|new| new.id == build.attachment)) {
+            self.with_context(build.attachment, false, |context| build.abandon(context));
+        }
+        self.builds = builds;
         let old = std::mem::replace(&mut self.attachments, attachments);
         for gone in old.iter().filter(|old| !self.attachments.iter().any(|new| new.id == old.id)) {
             let lanes: Vec<u32> =

@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
+use super::delivery::MAX_OUTSTANDING;
 use crate::attachment::attach;
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
@@ -18,7 +19,8 @@ use crate::settings;
 impl Worker {
     pub(super) fn may_claim(&self) -> bool {
         self.delivery.room() > 0
-            && !self.upkeep.settling
+            // What cannot be written down must not grow without end.
+            && self.delivery.outbox.finished.len() < MAX_OUTSTANDING
             && self.may_write(Instant::now())
             && self
                 .engine

@@ -162,6 +162,8 @@ impl Worker {
             due.extend(self.delivery.look_at_doubtful(Instant::now()));
             self.claim()?;
             let held = self.send(&mut due);
+            // Dead letters before a job's progress: its position must not run ahead of what became of its documents.
+            self.acknowledge()?;
             again = self.work_on_jobs(held, &mut due)?;
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
@@ -169,7 +171,7 @@ impl Worker {
         self.publish_engine();
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
-            due.extend(self.waiters.serve(self.shared, &self.attachments, engine, Instant::now())?);
+            due.extend(self.waiters.serve(self.shared, self.database, self.seen_changes, &self.attachments, engine)?);
         }
         self.publish()?;
         self.look_after_queue()?;

@@ -30,6 +30,8 @@ use crate::shared::{self, Index};
 pub(super) const MAX_OUTSTANDING: usize = 40_000;
 /// Versions that we issue are multiples of this; an edit by hand adds one.
 const VERSION_STEP: i64 = 256;
+/// From here on too few generations are left to go beyond: a version like that is nobody's but an edit's by hand.
+const HIGHEST_VERSION: i64 = ((1 << (63 - GENERATION_SHIFT)) - (1 << 16)) << GENERATION_SHIFT;
 
 thread_local! {
     /// The last version that was taken, for the word that is left behind at a clean stop.
@@ -174,7 +176,8 @@ impl Delivery {
         self.later.clear();
         self.missing.clear();
         self.doubtful.clear();
-        self.outbox = Outbox::default();
+        // Not written down: they are dead letters as before.
+        self.parked.extend(std::mem::take(&mut self.outbox).cleared);
         self.pages.clear();
     }
 
@@ -198,9 +201,19 @@ impl Delivery {
         self.flights.len()
     }
 
-    /// True if nothing is on its way, and nothing is left to be written down.
-    pub fn is_idle(&self) -> bool {
-        self.flights.is_empty() && self.claimed.is_empty() && self.later.is_empty() && self.outbox.is_empty()
+    /// Lets go of all claims, where the queue's rows were moved. What is in flight, or finished and not yet written
+    /// down, is sent once more.
+    pub fn unclaim_all(&mut self) {
+        let sources: FxHashSet<u32> = self.claimed.values().map(|row| row.source).collect();
+        for source in sources {
+            self.unclaim(source, 0);
+        }
+        // These places mean other rows by now, or none.
+        self.later.clear();
+        self.places.clear();
+        self.outbox.finished.clear();
+        self.outbox.rebuilds.clear();
+        self.outbox.repairs.clear();
     }
 
     pub fn is_known(&self, place: &Place) -> bool {
@@ -557,6 +570,10 @@ impl Delivery {
                         indexed += 1;
                     }
                     self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
+                }
+                Outcome::Newer { version } if version >= HIGHEST_VERSION => {
+                    let reason = format!("the document has version {version}, and none of ours can be higher");
+                    self.park(lane_id, &operation.key, None, "version_too_high", reason);
                 }
                 Outcome::Newer { version } if version >> GENERATION_SHIFT > flight.version >> GENERATION_SHIFT => {
                     // Somebody with a later generation has written this index: the lease says whether that goes on.

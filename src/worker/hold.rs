@@ -85,7 +85,7 @@ impl Delivery {
     }
 
     /// Gives claimed rows of a table back to the queue until about `keep` of its operations are left: the newest first.
-    fn unclaim(&mut self, source: u32, keep: usize) {
+    pub(super) fn unclaim(&mut self, source: u32, keep: usize) {
         let mut claimed: Vec<(Ticket, usize)> = self
             .claimed
             .iter()

@@ -48,7 +48,15 @@ struct Document {
     /// Queue rows claimed after the outstanding operation was read.
     late: Vec<Ticket>,
     page: Option<Page>,
+    /// To be sent although nobody waits for it.
+    check: bool,
     attempts: u32,
+}
+
+impl Document {
+    fn is_wanted(&self) -> bool {
+        self.check || self.page.is_some() || !self.tickets.is_empty()
+    }
 }
 
 /// What a finished document gives back.
@@ -129,7 +137,7 @@ impl Lane {
     /// A document is to be read and sent although no change asked for it.
     pub fn check(&mut self, key: Key) {
         if !self.contains(&key) {
-            self.documents.insert(key.clone(), Document::default());
+            self.documents.insert(key.clone(), Document { check: true, ..Document::default() });
             self.ready.push_back(key);
         }
     }
@@ -178,7 +186,7 @@ impl Lane {
                 document.in_flight = false;
                 let late = std::mem::take(&mut document.late);
                 document.tickets.extend(late);
-                if document.tickets.is_empty() && document.page.is_none() {
+                if !document.is_wanted() {
                     // Its rows went back to the queue while it was in flight.
                     self.documents.remove(key);
                     return false;
@@ -231,7 +239,7 @@ impl Lane {
         self.documents.retain(|_, document| {
             document.tickets.retain(|ticket| !tickets.contains(ticket));
             document.late.retain(|ticket| !tickets.contains(ticket));
-            document.in_flight || document.page.is_some() || !document.tickets.is_empty()
+            document.in_flight || document.is_wanted()
         });
         let documents = &self.documents;
         self.ready.retain(|key| documents.contains_key(key));
@@ -333,6 +341,18 @@ mod tests {
         let page = lane.finish(&key("page"));
         assert_eq!((page.page, page.tickets.len()), (Some(7), 0));
         assert_eq!(lane.finish(&key("both")).tickets, [4]);
+    }
+
+    #[test]
+    fn a_check_lasts_until_it_is_done() {
+        let mut lane = lane();
+        lane.check(key("a"));
+        lane.unclaim(&FxHashSet::default());
+        let keys = lane.take(1);
+        lane.put_back(keys.into_iter());
+        assert_eq!(lane.take(1), [key("a")], "its request failed");
+        lane.finish(&key("a"));
+        assert_eq!(lane.outstanding(), 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! so in shared memory, and ends at once where there is nothing to do. The launcher works by state: at any moment it
 //! can be killed and started again.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -39,7 +40,12 @@ pub fn register() {
 
 enum State {
     /// A worker runs or is being started.
-    Started { worker: DynamicBackgroundWorker, since: Instant },
+    Started {
+        worker: DynamicBackgroundWorker,
+        since: Instant,
+        /// Announcements there had been by then: it need not have seen what a later one is about.
+        announced: u32,
+    },
     /// No extension when last looked.
     Absent { looked: Instant },
     /// A statement needs the database without connections.
@@ -65,7 +71,7 @@ pub unsafe extern "C-unwind" fn es_sync_launcher_main(_argument: pg_sys::Datum) 
     let mut seen_changes = u32::MAX;
     let mut complained = false;
     loop {
-        let changes = shared.extension_changes.load(std::sync::atomic::Ordering::Acquire);
+        let changes = shared.extension_changes.load(Ordering::Acquire);
         let announced = changes != seen_changes;
         seen_changes = changes;
         let timeout = match databases() {
@@ -109,7 +115,9 @@ fn tend(
     let mut timeout = INTERVAL;
     for &oid in databases {
         let next = match states.remove(&oid) {
-            Some(State::Started { worker, since }) => after_start(shared, oid, worker, since, now),
+            Some(State::Started { worker, since, announced }) => {
+                after_start(shared, oid, worker, since, announced, now)
+            }
             Some(State::Absent { looked }) if !announced && now < looked + LOOK_AGAIN => State::Absent { looked },
             Some(State::Resting { until }) if !announced && now < until => State::Resting { until },
             _ => start(shared, oid, now, complained),
@@ -134,15 +142,17 @@ fn after_start(
     oid: pg_sys::Oid,
     worker: DynamicBackgroundWorker,
     since: Instant,
+    announced: u32,
     now: Instant,
 ) -> State {
     use pgrx::bgworkers::BackgroundWorkerStatus;
     match worker.pid() {
-        Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, since },
+        Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, since, announced },
         Err(_) if shared.holds.is_held(oid.to_u32(), is_alive) => State::Held,
         Err(_) if shared.database(oid).is_some_and(|database| database.has_extension()) => {
             State::Resting { until: now + RESTART_DELAY }
         }
+        Err(_) if shared.extension_changes.load(Ordering::Acquire) != announced => State::Resting { until: now },
         Err(_) => {
             shared.release_database(oid);
             State::Absent { looked: now }
@@ -167,6 +177,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         );
         return rest;
     };
+    let announced = shared.extension_changes.load(Ordering::Acquire);
     // Until the worker has looked, it counts as there: one that dies before is started again.
     database.set_has_extension(true);
     let worker = BackgroundWorkerBuilder::new(&format!("es_sync worker for database {}", oid.to_u32()))
@@ -180,7 +191,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         .enable_spi_access()
         .load_dynamic();
     match worker {
-        Ok(worker) => State::Started { worker, since: now },
+        Ok(worker) => State::Started { worker, since: now, announced },
         Err(_) => {
             complain(complained, "could not start a worker", "Raise max_worker_processes.");
             rest

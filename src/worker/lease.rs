@@ -375,6 +375,9 @@ impl Keeper {
             // A former worker of this very server had it; the queue has seen everything since.
             let gap = if lease.generation < note.generation {
                 Some("the engine was set back to an older state")
+            } else if lease.generation > note.generation {
+                // The answer was lost, or this server's worker died before it wrote down why it took it.
+                Some("the lease was taken and the reason is not known any more")
             } else if lease.generation < self.met {
                 Some("documents of a later generation were met")
             } else {
@@ -384,7 +387,8 @@ impl Keeper {
             return None;
         }
         if lease.released {
-            let gap = if lease.holder == note.holder && lease.version == note.version {
+            let known = lease.holder == note.holder && lease.generation == note.generation;
+            let gap = if known && lease.version == note.version {
                 None
             } else {
                 Some("another server or database has written meanwhile")

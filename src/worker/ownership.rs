@@ -56,11 +56,13 @@ pub struct Wiring {
     due: Option<Instant>,
     /// The last word from the engine about the lease was a failure.
     outage: bool,
+    /// Decided, and not yet written down in the database: nothing is sent before it is.
+    verdict: Option<Verdict>,
 }
 
 impl Wiring {
     pub fn new() -> Self {
-        Self { call: None, done: false, due: None, outage: false }
+        Self { call: None, done: false, due: None, outage: false, verdict: None }
     }
 
     pub fn look_again(&mut self, at: Instant) {
@@ -71,7 +73,9 @@ impl Wiring {
 impl Worker {
     /// True while this database holds the lease and its indexes know its generation.
     pub fn may_write(&self, now: Instant) -> bool {
-        self.wiring.done && self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now))
+        self.wiring.done
+            && self.wiring.verdict.is_none()
+            && self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now))
     }
 
     /// Takes, renews or watches the lease, as is due.
@@ -100,6 +104,7 @@ impl Worker {
         let version = LAST_VERSION.get().max(self.note.version);
         due.extend(keeper.step(engine, &self.note, version, now));
         self.keep_parting(now);
+        self.execute_verdict()?;
         // Which lanes there are is known only once the catalog has been read since they were forgotten.
         if self.has_read_catalog() && self.keeper.as_ref().is_some_and(|keeper| keeper.may_send(now)) {
             self.wire(now, due);
@@ -136,13 +141,22 @@ impl Worker {
             }
             Err(_) => {}
         }
-        match verdict {
-            None => {}
-            Some(Verdict::Taken { generation, gap }) => self.taken(generation, gap)?,
-            Some(Verdict::StandOff(why)) => self.stand_off(&why)?,
+        if verdict.is_some() {
+            self.wiring.verdict = verdict;
+            self.execute_verdict()?;
         }
         self.keep_parting(now);
         Ok(true)
+    }
+
+    /// Writes down what was decided. Somebody may hold a row that it needs: then it is tried again until it is done,
+    /// for the engine's side of it is done already and nobody decides a second time.
+    fn execute_verdict(&mut self) -> Result<(), SqlError> {
+        match self.wiring.verdict.clone() {
+            None => Ok(()),
+            Some(Verdict::Taken { generation, gap }) => self.taken(generation, gap),
+            Some(Verdict::StandOff(why)) => self.stand_off(&why),
+        }
     }
 
     fn taken(&mut self, generation: i64, gap: Option<&'static str>) -> Result<(), SqlError> {
@@ -157,9 +171,7 @@ impl Worker {
         self.note = note;
         self.generation = generation;
         LAST_VERSION.set(self.note.version);
-        if self.is_closed() {
-            self.open_queue()?;
-        }
+        self.open_queue()?;
         pgrx::log!("es_sync holds the lease, generation {generation}");
         // What an earlier generation has on its way is not waited for: its aliases are about to go.
         self.forget();
@@ -208,7 +220,8 @@ impl Worker {
                     Err(failure) if failure.kind == FailureKind::NotFound => {
                         json!({"attachment": attachment, "index": index, "missing": true})
                     }
-                    Err(failure) if failure.kind == FailureKind::Conflict => {
+                    // 403: an index that lets nobody change it (index.blocks.read_only) must not stop the others.
+                    Err(failure) if failure.kind == FailureKind::Conflict || failure.status == Some(403) => {
                         json!({"attachment": attachment, "index": index, "refused": failure.reason})
                     }
                     Err(failure) => return Err(failure),
@@ -225,12 +238,21 @@ impl Worker {
         }
         self.wiring.call = None;
         let now = Instant::now();
+        let taken = self.take_wiring(result, now);
+        if taken.is_err() {
+            // Somebody holds a row that was needed: nothing else asks again.
+            self.wiring.look_again(now + WIRE_AGAIN);
+        }
+        taken.map(|()| true)
+    }
+
+    fn take_wiring(&mut self, result: &Result<Value, Failure>, now: Instant) -> Result<(), SqlError> {
         let found = match result {
             Ok(found) => found.as_array().map_or(&[][..], Vec::as_slice),
             Err(failure) => {
                 self.delivery.trouble = Some(failure.to_string());
                 self.wiring.look_again(now + WIRE_AGAIN);
-                return Ok(true);
+                return Ok(());
             }
         };
         for one in found {
@@ -260,9 +282,11 @@ impl Worker {
                 }
             }
         }
-        self.wiring.done = true;
+        if !std::mem::replace(&mut self.wiring.done, true) {
+            self.delivery.trouble = None;
+        }
         self.more = true;
-        Ok(true)
+        Ok(())
     }
 
     /// The index bears another id than the one that was filled: it was restored or replaced by hand.

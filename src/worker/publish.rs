@@ -47,6 +47,10 @@ impl Worker {
                 self.database.set_state(&obstacle);
             };
         }
+        if self.keeper.is_some() && !self.may_write(now) {
+            // Likewise.
+            return self.database.set_state("the indexes are being told who writes to them");
+        }
         if self.engine.as_ref().is_some_and(|engine| engine.dialect().is_some()) {
             if self.reported.take().is_some() {
                 pgrx::log!("es_sync goes on");

@@ -105,22 +105,28 @@ impl Worker {
             let state = if error.is_none() { "done" } else { "failed" };
             return transaction::run(|| record::finish(job, state, 0, error.as_deref()));
         }
+        // Put back whatever happens: a job that is forgotten here is begun a second time.
+        let mut result_of_all = Ok(());
         let mut builds = std::mem::take(&mut self.builds);
         for build in &mut builds {
             let taken = self.with_context(build.attachment, false, |context| build.answered(token, result, context));
-            if taken.transpose()? == Some(true) {
-                break;
+            match taken.transpose() {
+                Ok(Some(true)) => break,
+                Ok(_) => {}
+                Err(error) => result_of_all = Err(error),
             }
         }
         self.builds = builds;
         let mut verifies = std::mem::take(&mut self.verifies);
         for verify in &mut verifies {
             let taken = self.with_context(verify.attachment, false, |context| verify.answered(token, result, context));
-            if taken.transpose()? == Some(true) {
-                break;
+            match taken.transpose() {
+                Ok(Some(true)) => break,
+                Ok(_) => {}
+                Err(error) => result_of_all = Err(error),
             }
         }
         self.verifies = verifies;
-        Ok(())
+        result_of_all
     }
 }

@@ -33,15 +33,13 @@ pub enum Intake {
 pub struct Upkeep {
     due: Instant,
     pub intake: Intake,
-    /// The queue is to change its durability: nothing is claimed until nothing is on its way.
-    pub settling: bool,
     /// The queue is logged: what is read must be on disk before it is sent.
     pub logged: bool,
 }
 
 impl Upkeep {
     pub fn new(now: Instant) -> Self {
-        Self { due: now, intake: Intake::Open, settling: false, logged: false }
+        Self { due: now, intake: Intake::Open, logged: false }
     }
 }
 
@@ -124,6 +122,9 @@ impl Worker {
                 self.close_queue("the queue had reached es_sync.queue_limit")?;
             }
             Intake::Closed(_) if limit == 0 || size <= limit / 2 => self.open_queue()?,
+            // The engine takes documents again: the repair covers what is in the queue, so that goes, or rows that nobody
+            // can deliver (of a table that is paused) would keep it closed.
+            Intake::Closed(_) if self.may_write(now) => self.truncate(storage::discard_all),
             _ => {}
         }
         self.settle_durability()
@@ -136,26 +137,21 @@ impl Worker {
         }
     }
 
-    /// Makes the queue logged or unlogged, as es_sync.queue_durability says, when nothing of it is on its way: its rows
-    /// lie elsewhere afterwards.
+    /// Makes the queue logged or unlogged, as es_sync.queue_durability says.
     fn settle_durability(&mut self) -> Result<(), SqlError> {
         self.upkeep.logged = transaction::run(storage::is_logged)?;
         let wanted = settings::queue_is_logged();
         if self.upkeep.logged == wanted {
-            self.upkeep.settling = false;
-            return Ok(());
-        }
-        if !self.upkeep.settling || !self.delivery.is_idle() {
-            self.upkeep.settling = true;
-            self.upkeep.due = Instant::now() + EVERY / 20;
             return Ok(());
         }
         // Where somebody is writing just now: goes on, and tries again in a second.
-        self.upkeep.settling = false;
         if transaction::run(|| storage::set_logged(wanted)).is_ok() {
             pgrx::log!("the queue of es_sync is {} now", if wanted { "logged" } else { "unlogged" });
             self.upkeep.logged = wanted;
+            // What is claimed lies elsewhere now: it is claimed anew, in whatever trouble its index is.
+            self.delivery.unclaim_all();
             self.rewind_claims();
+            self.more = true;
         }
         Ok(())
     }

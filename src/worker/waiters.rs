@@ -11,7 +11,7 @@ use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
-use crate::shared::{Shared, Waiter};
+use crate::shared::{Database, Shared, Waiter};
 
 /// How often the queue is looked at for a waiting caller.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
@@ -37,10 +37,12 @@ impl Waiters {
     pub fn serve(
         &mut self,
         shared: &'static Shared,
+        announced: &Database,
+        seen_changes: u32,
         attachments: &[Attachment],
         engine: &mut Engine,
-        now: Instant,
     ) -> Result<Option<Instant>, SqlError> {
+        let now = Instant::now();
         use std::sync::atomic::Ordering::Relaxed;
         // SAFETY: reads a variable of this process.
         let database = unsafe { pg_sys::MyDatabaseId };
@@ -56,7 +58,12 @@ impl Waiters {
         if let Some(due) = self.next_look.filter(|due| *due > now) {
             return Ok(Some(due));
         }
-        for waiter in waiting.collect::<Vec<_>>() {
+        let waiting: Vec<_> = waiting.collect();
+        if announced.catalog_changes.load(std::sync::atomic::Ordering::Acquire) != seen_changes {
+            // What the caller has attached or resumed just before must be known first.
+            return Ok(Some(now));
+        }
+        for waiter in waiting {
             let (source, mark, serial) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed), waiter.serial());
             let mut concerned =
                 attachments.iter().filter(|a| !a.paused && (source == 0 || a.relation.to_u32() == source)).peekable();
@@ -64,7 +71,8 @@ impl Waiters {
             if concerned.clone().any(|attachment| attachment.live.is_none() || attachment.stale) {
                 continue;
             }
-            if !transaction::run(|| claim::is_clear(mark, source))? {
+            // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing.
+            if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, source))? {
                 continue;
             }
             if concerned.peek().is_none() {

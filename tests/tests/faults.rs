@@ -1,7 +1,10 @@
 //! What goes wrong, and what happens then.
 
+use std::time::Duration;
+
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
 use postgres::Client;
+use serde_json::json;
 
 fn table(proxy_url: &str) -> (Server, Client, String) {
     let server = Server::builder().conf("es_sync.url", proxy_url).conf("es_sync.retry_max_delay", "500ms").start();
@@ -275,4 +278,109 @@ fn a_probe_that_is_refused_shows_that_the_engine_is_back() {
     assert_eq!(parked.len(), 1, "it stood alone, so it was to blame: {parked:?}");
     client.batch_execute(&format!("update {name} set title = 'again' where id = {}", parked[0])).expect("mend");
     expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+fn one_more(client: &mut Client) -> String {
+    let name = unique("beside");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, 'thing ' || i from generate_series(1, 10) i;
+             select es_sync.attach('{name}')"
+        ))
+        .expect("set up");
+    expect::settled(client);
+    name
+}
+
+#[test]
+fn a_swap_that_cannot_be_noted_at_once_leaves_nothing_behind() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (server, mut client, name) = table(proxy.url());
+    proxy.set_for("_settings", Fault::Delay(Duration::from_secs(2)));
+    proxy.forget_seen();
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    wait::until("the settings are given back", wait::SHORT, || !proxy.seen("_settings").is_empty());
+    // A user's transaction holds the row that is to name the new index.
+    let mut held = server.connect("app");
+    held.batch_execute(&format!("begin; select es_sync.pause('{name}')")).expect("hold");
+    wait::until("the worker met the lock", wait::SHORT, || server.log().contains("could not go on for the moment"));
+    proxy.set(Fault::Pass);
+    drop(held);
+    expect::settled(&mut client);
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    expect::settled(&mut client);
+    client.batch_execute(&format!("update {name} set title = 'later'")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn the_queue_changes_its_durability_although_an_index_takes_nothing() {
+    let engine = Engine::elasticsearch();
+    let (server, mut client, whole) = table(engine.url());
+    let broken = one_more(&mut client);
+    let index = engine.indexes_of(&broken).remove(0);
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": true}));
+    client.batch_execute(&format!("update {broken} set title = 'held up'")).expect("write");
+    wait::until("it is held up", wait::SHORT, || -> bool {
+        let state = format!("select cause is not null from es_sync.status where index = '{broken}'");
+        client.query_one(&state, &[]).expect("status").get(0)
+    });
+    server.conf("es_sync.queue_durability", "logged");
+    server.reload();
+    wait::until("the queue is logged", wait::SHORT, || -> bool {
+        let logged = "select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass";
+        client.query_one(logged, &[]).expect("queue").get(0)
+    });
+    client.batch_execute(&format!("update {whole} set title = 'flows'")).expect("write");
+    let flows: bool = client.query_one(&format!("select es_sync.wait('{whole}', '20 s')"), &[]).expect("wait").get(0);
+    assert!(flows);
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": null}));
+    for name in [broken, whole] {
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+}
+
+#[test]
+fn an_index_that_takes_no_alias_stops_no_other() {
+    let engine = Engine::elasticsearch();
+    let (server, mut client, whole) = table(engine.url());
+    let broken = one_more(&mut client);
+    let index = engine.indexes_of(&broken).remove(0);
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.read_only": true}));
+    let generation = |client: &mut Client| -> i64 {
+        client.query_one("select generation from es_sync.lease", &[]).expect("lease").get(0)
+    };
+    let before = generation(&mut client);
+    server.conf("es_sync.request_timeout", "17s");
+    server.reload();
+    wait::until("the lease was taken anew", wait::SHORT, || generation(&mut client) > before);
+    client
+        .batch_execute(&format!("update {whole} set title = 'flows'; update {broken} set title = 'waits'"))
+        .expect("write");
+    let flows: bool = client.query_one(&format!("select es_sync.wait('{whole}', '20 s')"), &[]).expect("wait").get(0);
+    assert!(flows, "the other index goes on");
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.read_only": null}));
+    for name in [broken, whole] {
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+}
+
+#[test]
+fn a_document_with_the_highest_version_there_is_becomes_a_dead_letter() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, _) = table(engine.url());
+    let name = one_more(&mut client);
+    let index = engine.indexes_of(&name).remove(0);
+    engine.put(
+        &format!("/{index}/_doc/1?version=9223372036854775807&version_type=external"),
+        json!({"id": 1, "title": "by hand"}),
+    );
+    client.batch_execute(&format!("update {name} set title = 'later'")).expect("write");
+    expect::settled(&mut client);
+    let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+    assert_eq!(letters, 1);
+    let later = engine.documents(&name).values().filter(|document| document["title"] == "later").count();
+    assert_eq!(later, 9, "the others go on");
 }

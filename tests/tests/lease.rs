@@ -209,3 +209,49 @@ fn a_write_alias_lost_by_hand_is_set_again() {
     expect::table_equal(&mut client, &name, "id", &engine, &name);
     assert_eq!(engine.indexes_of(&name), [index], "nothing was built anew");
 }
+
+/// A user's transaction holds the table's row in es_sync.attachment until it is dropped.
+fn holding(server: &Server, name: &str) -> Client {
+    let mut session = server.connect("app");
+    session.batch_execute(&format!("begin; select es_sync.pause('{name}')")).expect("hold");
+    session
+}
+
+fn worker_was_held_up(server: &Server) {
+    wait::until("the worker met the lock", wait::SHORT, || server.log().contains("could not go on for the moment"));
+}
+
+#[test]
+fn a_lease_that_cannot_be_written_down_at_once_is_not_forgotten() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let (mut client, name) = attached(&server, &engine);
+    let token: String = client.query_one("select token::text from es_sync.installation", &[]).expect("token").get(0);
+    let index = engine.indexes_of(&name).remove(0);
+    let held = holding(&server, &name);
+    // The engine is set back.
+    engine.delete(&format!("/{index}/_doc/5"));
+    engine.delete(&format!("/pg_es_sync-lease/_doc/{token}"));
+    worker_was_held_up(&server);
+    drop(held);
+    wait::until("a repair was asked for", wait::SHORT, || -> bool {
+        client.query_one("select count(*) > 0 from es_sync.job where kind = 'verify'", &[]).expect("jobs").get(0)
+    });
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_missing_index_that_cannot_be_noted_at_once_is_built_all_the_same() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let (mut client, name) = attached(&server, &engine);
+    let index = engine.indexes_of(&name).remove(0);
+    let held = holding(&server, &name);
+    engine.delete(&format!("/{index}"));
+    server.conf("es_sync.request_timeout", "17s");
+    server.reload();
+    worker_was_held_up(&server);
+    drop(held);
+    client.batch_execute(&format!("insert into {name} values (1000, 'later')")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}

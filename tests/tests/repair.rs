@@ -1,6 +1,6 @@
 //! Whatever was lost or changed by hand: index and table become equal again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, process, unique, wait};
 use postgres::Client;
@@ -314,4 +314,57 @@ fn a_request_that_arrives_after_the_delete_that_overtook_it_brings_nothing_back(
         engine.refresh(&name);
         engine.documents(&name).is_empty()
     });
+}
+
+#[test]
+fn a_repair_that_is_interrupted_forgets_nothing_that_it_has_seen() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::with_url(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 30_000);
+    let index = engine.indexes_of(&name).remove(0);
+    for id in 1..=10 {
+        engine.delete(&format!("/{index}/_doc/{id}"));
+    }
+    proxy.set_for("_mget", Fault::Delay(Duration::from_millis(400)));
+    client.batch_execute(&format!("select es_sync.verify('{name}', repair => true)")).expect("verify");
+    wait::until("it has gone some way", wait::LONG, || proxy.seen("_mget").len() >= 6);
+    server.conf("es_sync.request_timeout", "17s");
+    server.reload();
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_repair_waits_for_a_transaction_that_found_the_queue_closed() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_limit", "1MB")
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 1000);
+    proxy.set(Fault::Refuse);
+    client
+        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 300000) i"))
+        .expect("write");
+    wait::until("the queue is closed", wait::SHORT, || -> bool {
+        client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
+    });
+    let mut writer = server.connect("app");
+    // Enough keys to be written before the commit.
+    writer.batch_execute(&format!("begin; update {name} set title = 'long'")).expect("write");
+    server.conf("es_sync.queue_limit", "0");
+    server.reload();
+    proxy.set(Fault::Pass);
+    let started = Instant::now();
+    wait::until("a repair that does not wait has ended", wait::LONG, || -> bool {
+        let ended = "select count(*) > 0 from es_sync.job where kind = 'verify' and state = 'done'";
+        started.elapsed() > Duration::from_secs(10) || client.query_one(ended, &[]).expect("jobs").get(0)
+    });
+    writer.batch_execute("commit").expect("commit");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
