@@ -42,7 +42,6 @@ enum State {
     /// A worker runs or is being started.
     Started {
         worker: DynamicBackgroundWorker,
-        since: Instant,
         /// Announcements there had been by then: it need not have seen what a later one is about.
         announced: u32,
     },
@@ -115,9 +114,7 @@ fn tend(
     let mut timeout = INTERVAL;
     for &oid in databases {
         let next = match states.remove(&oid) {
-            Some(State::Started { worker, since, announced }) => {
-                after_start(shared, oid, worker, since, announced, now)
-            }
+            Some(State::Started { worker, announced }) => after_start(shared, oid, worker, announced, now),
             Some(State::Absent { looked }) if !announced && now < looked + LOOK_AGAIN => State::Absent { looked },
             Some(State::Resting { until }) if !announced && now < until => State::Resting { until },
             _ => start(shared, oid, now, complained),
@@ -141,13 +138,12 @@ fn after_start(
     shared: &Shared,
     oid: pg_sys::Oid,
     worker: DynamicBackgroundWorker,
-    since: Instant,
     announced: u32,
     now: Instant,
 ) -> State {
     use pgrx::bgworkers::BackgroundWorkerStatus;
     match worker.pid() {
-        Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, since, announced },
+        Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted) => State::Started { worker, announced },
         Err(_) if shared.holds.is_held(oid.to_u32(), is_alive) => State::Held,
         Err(_) if shared.database(oid).is_some_and(|database| database.has_extension()) => {
             State::Resting { until: now + RESTART_DELAY }
@@ -191,7 +187,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         .enable_spi_access()
         .load_dynamic();
     match worker {
-        Ok(worker) => State::Started { worker, since: now, announced },
+        Ok(worker) => State::Started { worker, announced },
         Err(_) => {
             complain(complained, "could not start a worker", "Raise max_worker_processes.");
             rest
