@@ -89,11 +89,11 @@ unsafe extern "C-unwind" fn prepare(statement: *mut pg_sys::Node, context: pg_sy
             let drop = statement.cast::<pg_sys::DropStmt>();
             if (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION {
                 let names = PgList::<pg_sys::String>::from_pg((*drop).objects);
-                if names.iter_ptr().any(|name| CStr::from_ptr((*name).sval) == c"pg_es_sync") {
-                    if drop_extension::let_writers_finish() {
-                        // The worker reads tables that are about to be locked one after the other, in an order of its own.
-                        keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
-                    }
+                if names.iter_ptr().any(|name| CStr::from_ptr((*name).sval) == c"pg_es_sync")
+                    && drop_extension::let_writers_finish()
+                {
+                    // The worker reads tables that are about to be locked one after the other, in an order of its own.
+                    keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
                 }
             }
         } else if let Some(database) = database_to_empty(statement, context) {
