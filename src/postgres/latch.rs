@@ -41,6 +41,18 @@ pub fn wait_my_latch(timeout: Duration) {
     pgrx::check_for_interrupts!();
 }
 
+/// Resets this process's latch; true if it was set.
+pub fn take_my_latch() -> bool {
+    // SAFETY: a process may look at its own latch at any time.
+    unsafe {
+        let set = std::ptr::read_volatile(&raw const (*pg_sys::MyLatch).is_set) != 0;
+        if set {
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        set
+    }
+}
+
 /// A kept wait set on this process's latch and one socket: building one at each wait costs 5 us.
 pub struct WaitSet {
     set: *mut pg_sys::WaitEventSet,

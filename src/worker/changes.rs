@@ -117,7 +117,8 @@ impl Worker {
                     // The table or its key is gone or locked: look again soon.
                     if let Some(lane) = self.delivery.lane(lane) {
                         lane.failures += 1;
-                        lane.blocked_until = Some(now + REST);
+                        // Counted from now on: it may have taken long to find out.
+                        lane.blocked_until = Some(Instant::now() + REST);
                     }
                     self.catalog_due = now + REST;
                 }

@@ -19,7 +19,7 @@ use crate::document::read::Reader;
 use crate::jobs::build::Build;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
-use crate::postgres::latch::WaitSet;
+use crate::postgres::latch::{self, WaitSet};
 use crate::postgres::transaction;
 use crate::queue::claim::Claims;
 use crate::queue::insert::Queue;
@@ -189,6 +189,8 @@ impl Worker {
 
     fn wait(&mut self, timeout: Duration) {
         if timeout.is_zero() {
+            // There is more to do at once, and maybe always is: who has committed meanwhile must not wait for its end.
+            self.more |= latch::take_my_latch();
             pgrx::check_for_interrupts!();
             return;
         }
