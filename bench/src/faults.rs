@@ -109,8 +109,14 @@ fn poison(report: &mut Report, scale: &Scale) {
         ))
         .expect("could not attach a table");
     expect::settled(&mut client);
+    let mut rounds = 1;
     let mut round = |poison: bool| {
-        let value = if poison { "case when id = 5000 then 'poison' else '2' end" } else { "'3'" };
+        // Another value each time: an UPDATE that changes nothing sends nothing.
+        rounds += 1;
+        let value = match poison {
+            true => format!("case when id = 5000 then 'poison' else '{rounds}' end"),
+            false => format!("'{rounds}'"),
+        };
         client.batch_execute(&format!("update {table} set amount = {value}")).expect("could not update");
         let start = Instant::now();
         settled(&mut client);

@@ -8,3 +8,4 @@ pub mod key;
 pub mod options;
 pub mod partitions;
 pub mod pause;
+pub mod switched;

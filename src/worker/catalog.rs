@@ -12,7 +12,7 @@ use super::delivery::Delivery;
 use super::process::RELATIONS_CHANGED;
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::partitions;
+use crate::attachment::{partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -80,7 +80,8 @@ impl Worker {
         self.seen_changes != NOT_READ
     }
 
-    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers.
+    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers, and lets triggers that were
+    /// switched off fire again.
     pub(super) fn watch_partitions(&mut self) -> Result<(), SqlError> {
         if !std::mem::take(&mut self.partitions_changed) {
             return Ok(());
@@ -95,6 +96,22 @@ impl Worker {
                 Err(error) => {
                     // Somebody writes to it, or it is gone: looked at again when the catalog is.
                     pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
+                    self.partitions_changed = true;
+                }
+            }
+        }
+        for trigger in transaction::run(switched::off)? {
+            match transaction::run(|| switched::mend(&trigger)) {
+                Ok(()) => {
+                    pgrx::warning!(
+                        "triggers of {} were switched off: they fire again, and the table is compared with its indexes",
+                        trigger.table_name
+                    );
+                    self.catalog_due = Instant::now();
+                }
+                Err(error) => {
+                    // Likewise.
+                    pgrx::debug1!("could not switch a trigger of {} on yet: {error}", trigger.table_name);
                     self.partitions_changed = true;
                 }
             }

@@ -363,3 +363,50 @@ fn compiled(name: &str) -> String {
     assert!(compiler.status().expect("could not run cc").success(), "could not compile {source}");
     library
 }
+
+#[test]
+fn triggers_that_were_switched_off_are_noticed_and_what_they_missed_is_repaired() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let (plain, parted) = (unique("switched"), unique("switched"));
+    client
+        .batch_execute(&format!(
+            "create table {plain} (id int primary key, title text);
+             create table {parted} (id int primary key, title text) partition by range (id);
+             create table {parted}_one partition of {parted} for values from (0) to (1000);
+             insert into {plain} select i, 'thing' from generate_series(1, 100) i;
+             insert into {parted} select i, 'thing' from generate_series(1, 100) i;
+             select es_sync.attach('{plain}'), es_sync.attach('{parted}')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    // As pg_restore --disable-triggers does, in one transaction and in several; a partition alone as well.
+    client
+        .batch_execute(&format!(
+            "begin;
+             alter table {plain} disable trigger all;
+             update {plain} set title = 'missed' where id <= 50; delete from {plain} where id > 90;
+             alter table {plain} enable trigger all;
+             commit"
+        ))
+        .expect("switch");
+    client.batch_execute(&format!("alter table {parted}_one disable trigger all")).expect("switch");
+    client.batch_execute(&format!("update {parted} set title = 'missed' where id <= 50")).expect("write");
+    client.batch_execute(&format!("alter table {parted}_one enable trigger all")).expect("switch");
+    for table in [&plain, &parted] {
+        wait::until("what was missed is repaired", wait::LONG, || {
+            engine.refresh(table);
+            expect::compare(&mut client, &format!("select id, row_to_json(t) from {table} t"), &engine, table)
+        });
+    }
+    let lame: i64 = client
+        .query_one("select count(*) from pg_trigger where tgname like 'es_sync%' and tgenabled <> 'A'", &[])
+        .expect("triggers")
+        .get(0);
+    assert_eq!(lame, 0, "all fire always again");
+    client
+        .batch_execute(&format!("set session_replication_role = replica; delete from {plain} where id < 10"))
+        .expect("write as a replica");
+    expect::table_equal(&mut client, &plain, "id", &engine, &plain);
+}

@@ -1,0 +1,55 @@
+//! Triggers that somebody has switched off (ALTER TABLE ... DISABLE TRIGGER, pg_restore --disable-triggers), or on again:
+//! ENABLE TRIGGER gives them back without ALWAYS, and that is the trace by which the worker notices it.
+
+use pgrx::pg_sys;
+
+use super::attach;
+use crate::jobs::record;
+use crate::postgres::spi;
+use crate::postgres::transaction::{self, Scope};
+
+/// A trigger of ours that does not always fire.
+pub struct Trigger {
+    table: pg_sys::Oid,
+    /// The table's name, schema-qualified and quoted.
+    pub table_name: String,
+    name: String,
+}
+
+/// Triggers of attached tables and their partitions that do not always fire. SPI must be connected.
+pub fn off() -> Vec<Trigger> {
+    let rows = spi::run(
+        "select distinct c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), t.tgname::text
+         from es_sync.attachment a
+         cross join lateral (
+             select a.relation::oid as oid
+             union select p.relid::oid from pg_catalog.pg_partition_tree(a.relation) p) x
+         join pg_catalog.pg_trigger t on t.tgrelid = x.oid
+         join pg_catalog.pg_class c on c.oid = x.oid
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where t.tgname in ('es_sync_capture', 'es_sync_truncate') and t.tgenabled <> 'A'",
+        &[],
+    );
+    let read = |row| Some(Trigger { table: rows.get(row, 1)?, table_name: rows.get(row, 2)?, name: rows.get(row, 3)? });
+    (0..rows.len()).filter_map(read).collect()
+}
+
+/// Lets the trigger fire always again, and has what it missed repaired. Its lock waits for every transaction that has
+/// written to the table without it, so the repair sees what they wrote.
+///
+/// # Errors
+/// Raises lock_not_available while somebody writes to the table for longer than a moment: later writers wait behind.
+pub fn mend(trigger: &Trigger) {
+    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+    spi::run(&format!("alter table {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
+    let concerned = spi::run(
+        "select a.id from es_sync.attachment a
+         where a.relation = $1
+            or a.relation in (select p.relid from pg_catalog.pg_partition_ancestors($1) p)",
+        &[(pg_sys::OIDOID, spi::value(trigger.table))],
+    );
+    for attachment in (0..concerned.len()).filter_map(|row| concerned.get::<i32>(row, 1)) {
+        record::restart(Some(attachment));
+        attach::create_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));
+    }
+}
