@@ -52,6 +52,10 @@ pub struct Database {
     pub catalog_changes: AtomicU32,
     /// Set by a note that came too late to be flushed; the worker then repairs everything.
     pub lost_note: AtomicBool,
+    /// Grows with each commit that wrote to the queue.
+    commits: AtomicU64,
+    /// The worker sleeps, and a commit is to wake it.
+    listening: AtomicBool,
     /// A `QueueState`.
     queue_state: AtomicU32,
     /// Why the worker does not go on: a sentence; empty when it does.
@@ -404,6 +408,26 @@ impl Database {
 
     pub fn set_queue_state(&self, state: QueueState) {
         self.queue_state.store(state as u32, Ordering::Release);
+    }
+
+    /// Tells the worker of a commit that wrote to the queue. A system call only where the worker sleeps and wants to
+    /// hear of it: a signal for each commit would cost a writer more than all of capture.
+    pub fn announce_commit(&self) {
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        if self.listening.load(Ordering::SeqCst) && self.listening.swap(false, Ordering::SeqCst) {
+            self.wake_worker();
+        }
+    }
+
+    /// How many commits were announced. What they wrote is in every snapshot taken after this.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::SeqCst)
+    }
+
+    /// The worker says whether the next commit is to wake it. To be followed by a look at `commits`: who commits sees
+    /// either this, or is seen there.
+    pub fn listen(&self, listening: bool) {
+        self.listening.store(listening, Ordering::SeqCst);
     }
 
     /// Sets the worker's latch.

@@ -38,6 +38,7 @@ impl Worker {
             return Ok(());
         }
         self.more = false;
+        self.seen_commits = self.database.commits();
         for claims in &mut self.claims {
             let room = self.delivery.room();
             if room == 0 {

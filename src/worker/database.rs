@@ -59,12 +59,13 @@ pub struct Worker {
     pub(super) partitions_changed: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
+    /// Commits that were announced before the last claim.
+    pub(super) seen_commits: u64,
     pub(super) last_claim: Instant,
     pub(super) poll_due: Instant,
     pub(super) count_due: Instant,
     pub(super) upkeep: Upkeep,
     pub(super) socket: Option<WaitSet>,
-    pub(super) quiet_socket: Option<WaitSet>,
     pub(super) reported: Option<String>,
     pub(super) reported_error: Option<String>,
 }
@@ -96,12 +97,12 @@ impl Worker {
             catalog_due: now,
             partitions_changed: true,
             more: true,
+            seen_commits: 0,
             last_claim: now,
             poll_due: now,
             count_due: now,
             upkeep: Upkeep::new(now),
             socket: None,
-            quiet_socket: None,
             reported: None,
             reported_error: None,
         }
@@ -190,20 +191,26 @@ impl Worker {
     fn wait(&mut self, timeout: Duration) {
         if timeout.is_zero() {
             // There is more to do at once, and maybe always is: who has committed meanwhile must not wait for its end.
-            self.more |= latch::take_my_latch();
+            self.more |= latch::take_my_latch() | self.has_news();
             pgrx::check_for_interrupts!();
             return;
         }
-        // While changes gather, the latch stays set: writers then find it so and need no system call.
-        let gathering = self.more && self.may_claim() && self.last_claim.elapsed() < settings::linger();
-        let set = if gathering { &self.quiet_socket } else { &self.socket };
-        let latched = match set {
-            Some(set) => set.wait(timeout),
-            None => WaitSet::new(None).wait(timeout),
-        };
-        if latched {
-            self.more = true;
+        // A commit need not wake a worker that comes back by itself in a moment, or that would leave what was written
+        // where it is.
+        let interested = !self.more && self.may_claim() && !self.delivery.holds_all();
+        let rest = settings::linger().saturating_sub(self.last_claim.elapsed());
+        let timeout = if interested && !rest.is_zero() { timeout.min(rest) } else { timeout };
+        let listens = interested && rest.is_zero();
+        self.database.listen(listens);
+        if !(listens && self.has_news()) {
+            let latched = match &self.socket {
+                Some(set) => set.wait(timeout),
+                None => WaitSet::new(None).wait(timeout),
+            };
+            self.more |= latched;
         }
+        self.database.listen(false);
+        self.more |= self.has_news();
         let now = Instant::now();
         if now >= self.poll_due {
             self.poll_due = now + settings::poll_interval();
@@ -214,6 +221,11 @@ impl Worker {
         pgrx::check_for_interrupts!();
     }
 
+    /// True if somebody has committed changes since the last claim.
+    fn has_news(&self) -> bool {
+        self.database.commits() != self.seen_commits
+    }
+
     /// Connects to the engine, or again when settings changed; false while that is not possible.
     fn connect(&mut self) -> bool {
         if self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
@@ -221,7 +233,6 @@ impl Worker {
                 engine.stop();
             }
             self.socket = None;
-            self.quiet_socket = None;
             // What was in flight is still in the queue, and jobs in their rows.
             self.forget();
             self.keeper = None;
@@ -233,7 +244,6 @@ impl Worker {
                 Ok(engine) => {
                     CLIENT.set(Some(engine.senders.client().clone()));
                     self.socket = Some(WaitSet::new(Some(engine.senders.wake_fd())));
-                    self.quiet_socket = Some(WaitSet::without_latch(engine.senders.wake_fd()));
                     self.engine = Some(engine);
                     self.reported = None;
                     self.database.set_state("connecting to the engine");
