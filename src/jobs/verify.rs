@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::build::{Context, Step};
 use super::record::{self, Counts};
-use crate::attachment::key;
+use crate::attachment::key::{self, is_too_long};
 use crate::capture::Changes;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -546,10 +546,6 @@ fn codes(compared: &[Compared]) -> Value {
         Compared::Different => DIFFERENT as char,
     };
     Value::String(compared.iter().map(code).collect())
-}
-
-fn is_too_long(key: &str) -> bool {
-    key::document_id(key).len() > key::MAX_ID_BYTES
 }
 
 struct Read {

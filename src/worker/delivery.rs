@@ -14,7 +14,7 @@ use super::answers::set_cause;
 use super::engine::Engine;
 use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
-use crate::attachment::key;
+use crate::attachment::key::{self, is_too_long};
 use crate::document::read::Reader;
 use crate::document::shape::{MAX_NESTING, is_too_deep};
 use crate::postgres::error::SqlError;
@@ -561,8 +561,4 @@ impl Batch {
         }
         self.operations.push(Operation { key: key.clone(), delete: true });
     }
-}
-
-fn is_too_long(key: &str) -> bool {
-    key::document_id(key).len() > key::MAX_ID_BYTES
 }
