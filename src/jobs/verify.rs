@@ -261,11 +261,8 @@ impl Verify {
         page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
         let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
         let contents = context.attachment.contents_comparable();
-        let call = context.engine.call(move |client| {
-            let documents: Vec<_> =
-                page.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
-            Ok(codes(&client.compare(&index, &documents, contents)?))
-        });
+        let call =
+            context.engine.call(move |client| Ok(codes(&client.compare(&index, &by_id(page), contents)?)));
         self.phase = Phase::Comparing { call, keys, last: ended };
         Ok(())
     }
@@ -308,23 +305,18 @@ impl Verify {
             return Ok(());
         }
         let index = self.index.clone().unwrap_or_default();
-        let mut suspects: Vec<String> = std::mem::take(&mut self.suspects);
-        suspects.truncate(MAX_SUSPECTS * 2);
+        let mut suspects = std::mem::take(&mut self.suspects);
         suspects.retain(|key| !Self::is_under_way(context, &index, key));
         let read = read_keys(context, suspects)?;
         self.suspects = read.unread;
-        let documents: Vec<(String, Vec<u8>)> = read.present;
-        let present: Vec<String> = documents.iter().map(|(key, _)| key.clone()).collect();
+        let present: Vec<String> = read.present.iter().map(|(key, _)| key.clone()).collect();
         let absent = read.absent.clone();
         let contents = context.attachment.contents_comparable();
         let call = context.engine.call(move |client| {
-            let documents: Vec<_> =
-                documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
-            let absent: Vec<_> =
-                read.absent.iter().map(|key| (key::document_id(key).into_owned(), Vec::new())).collect();
+            let absent = read.absent.into_iter().map(|key| (key, Vec::new())).collect();
             Ok(json!({
-                "present": codes(&client.compare(&index, &documents, contents)?),
-                "absent": codes(&client.compare(&index, &absent, false)?),
+                "present": codes(&client.compare(&index, &by_id(read.present), contents)?),
+                "absent": codes(&client.compare(&index, &by_id(absent), false)?),
             }))
         });
         self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
@@ -539,6 +531,11 @@ const EQUAL: u8 = b'e';
 const MISSING: u8 = b'm';
 const DIFFERENT: u8 = b'd';
 
+/// Documents under their ids instead of their keys.
+fn by_id(documents: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect()
+}
+
 fn codes(compared: &[Compared]) -> Value {
     let code = |compared: &Compared| match compared {
         Compared::Equal => EQUAL as char,
@@ -548,6 +545,7 @@ fn codes(compared: &[Compared]) -> Value {
     Value::String(compared.iter().map(code).collect())
 }
 
+#[derive(Default)]
 struct Read {
     present: Vec<(String, Vec<u8>)>,
     absent: Vec<String>,
@@ -569,20 +567,18 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
     });
     match read {
         Ok(complete) => {
-            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
             let wanted: FxHashSet<&str> = keys.iter().map(String::as_str).collect();
-            let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
-            let strange: Vec<bool> = present.iter().map(|(key, _)| !wanted.contains(key.as_str())).collect();
-            let mut strange = strange.into_iter();
             // A row under another text (1.00 for 1.0) is not the one that was asked for.
-            present.retain(|_| !strange.next().unwrap_or(false));
+            present.retain(|(key, _)| wanted.contains(key.as_str()));
+            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
+            let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
             let (absent, unread) = if complete { (others, Vec::new()) } else { (Vec::new(), others) };
             Ok(Read { present, absent, unread })
         }
         Err(error) if !error.is_in_the_data() => Err(error),
         Err(_) if keys.len() == 1 => {
             let absent = !context.reader.is_key(&keys[0])?;
-            Ok(Read { present: Vec::new(), absent: if absent { keys } else { Vec::new() }, unread: Vec::new() })
+            Ok(Read { absent: if absent { keys } else { Vec::new() }, ..Read::default() })
         }
         Err(_) => {
             let mut keys = keys;
