@@ -17,6 +17,7 @@ use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
 use crate::jobs::record;
+use crate::jobs::step::UnderWay;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi;
