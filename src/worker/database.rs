@@ -55,8 +55,8 @@ pub struct Worker {
     pub(super) catalog_was_read: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
-    /// There may be partitions without a TRUNCATE trigger.
-    pub(super) partitions_changed: bool,
+    /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
+    pub(super) triggers_in_doubt: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
     pub(super) last_claim: Instant,
@@ -94,7 +94,7 @@ impl Worker {
             catalog_was_read: false,
             seen_changes: NOT_READ,
             catalog_due: now,
-            partitions_changed: true,
+            triggers_in_doubt: true,
             more: true,
             last_claim: now,
             poll_due: now,
