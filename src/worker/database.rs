@@ -116,7 +116,10 @@ impl Worker {
                     pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
                 }
             }
-            match self.turn() {
+            let turn = self.turn();
+            // Whatever came of it: what it met may be why it could not go on.
+            self.publish_engine();
+            match turn {
                 Ok(timeout) => {
                     if self.reported_error.take().is_some() {
                         self.database.set_state(self.reported.as_deref().unwrap_or_default());
@@ -146,7 +149,6 @@ impl Worker {
     /// Everything that can be done without waiting; how long there is nothing to do then.
     fn turn(&mut self) -> Result<Duration, SqlError> {
         let connected = self.connect();
-        self.publish_engine();
         self.read_catalog()?;
         if !connected {
             self.look_after_queue()?;
@@ -168,7 +170,7 @@ impl Worker {
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
-        self.publish_engine();
+        // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(self.shared, self.database, self.seen_changes, &self.attachments, engine)?);
