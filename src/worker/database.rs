@@ -55,8 +55,8 @@ pub struct Worker {
     pub(super) catalog_was_read: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
-    /// There may be partitions without a TRUNCATE trigger.
-    pub(super) partitions_changed: bool,
+    /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
+    pub(super) triggers_in_doubt: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
     /// Commits that were announced before the last claim.
@@ -95,7 +95,7 @@ impl Worker {
             catalog_was_read: false,
             seen_changes: NOT_READ,
             catalog_due: now,
-            partitions_changed: true,
+            triggers_in_doubt: true,
             more: true,
             seen_commits: 0,
             last_claim: now,
@@ -117,7 +117,10 @@ impl Worker {
                     pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
                 }
             }
-            match self.turn() {
+            let turn = self.turn();
+            // Whatever came of it: what it met may be why it could not go on.
+            self.publish_engine();
+            match turn {
                 Ok(timeout) => {
                     if self.reported_error.take().is_some() {
                         self.database.set_state(self.reported.as_deref().unwrap_or_default());
@@ -147,7 +150,6 @@ impl Worker {
     /// Everything that can be done without waiting; how long there is nothing to do then.
     fn turn(&mut self) -> Result<Duration, SqlError> {
         let connected = self.connect();
-        self.publish_engine();
         self.read_catalog()?;
         if !connected {
             self.look_after_queue()?;
@@ -169,7 +171,7 @@ impl Worker {
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
-        self.publish_engine();
+        // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(self.shared, self.database, self.seen_changes, &self.attachments, engine)?);

@@ -10,9 +10,10 @@
 //! acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep` looks after the queue as a
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
-//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding and what becomes of it,
-//! `lane` the documents of one index on their way, `hold` what is not claimed for now.
+//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
+//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now.
 
+mod answers;
 mod catalog;
 mod changes;
 pub mod database;
