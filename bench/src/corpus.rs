@@ -49,7 +49,7 @@ pub fn fill(client: &mut Client, table: &str, rows: usize, body: usize) {
 
 /// What the extension sends for the rows of a table; the callers make sure of that.
 pub fn documents(client: &mut Client, table: &str) -> Vec<Document> {
-    let rows = client.query(&format!("select id::text, row_to_json(t)::text from {table} t order by id"), &[]);
+    let rows = client.query(&format!("select id::text, row_to_json(t)::text from {table} t order by t.id"), &[]);
     rows.expect("could not read the documents").into_iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 

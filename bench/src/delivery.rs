@@ -314,7 +314,8 @@ impl<'a> Bench<'a> {
         self.sql(&format!("vacuum {table}"));
         self.sql("checkpoint");
         machine::quiet(self.engine);
-        let indexed = "select coalesce(sum(indexed), 0)::bigint from es_sync.status";
+        let indexed = "select coalesce(sum(s.indexed), 0)::bigint
+                         from es_sync.attachment a cross join lateral es_sync.index_statistics(a.id) s";
         let indexed = self.client.prepare(indexed).expect("could not prepare a question");
         let target = self.number(&indexed) + self.documents.len() as i64;
         let (before, start) = (self.cpu(), Instant::now());
@@ -393,7 +394,7 @@ impl<'a> Bench<'a> {
         let start = Instant::now();
         while !holds(self) {
             assert!(start.elapsed() < Duration::from_secs(300), "the backlog is not delivered");
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -62,9 +62,16 @@ fn find(answer: &serde_json::Value, name: &str) -> f64 {
     }
 }
 
-/// Seconds of processor time that the engine has used.
+/// Seconds of processor time that the engine has used. Not what it says itself, which is up to a second old.
 pub fn engine_seconds(engine: &Engine) -> f64 {
-    find(&engine.get("/_nodes/stats/process")["nodes"], "total_in_millis") / 1e3
+    process_seconds(engine_process(engine))
+}
+
+fn engine_process(engine: &Engine) -> u32 {
+    let nodes = engine.get("/_nodes/process?filter_path=nodes.*.process.id");
+    let pid = find(&nodes, "id") as u32;
+    assert!(process_seconds(pid) > 0.0, "the engine has to run on this machine: {nodes}");
+    pid
 }
 
 /// The same for a process, with all of its threads.
@@ -103,10 +110,11 @@ pub fn postgres_seconds(server: &Server) -> f64 {
 
 /// Waits until the engine has done what it does after its start or a large load: merges above all.
 pub fn quiet(engine: &Engine) {
+    let pid = engine_process(engine);
     for _ in 0..60 {
-        let before = engine_seconds(engine);
+        let before = process_seconds(pid);
         std::thread::sleep(Duration::from_millis(500));
-        if engine_seconds(engine) - before < 0.05 {
+        if process_seconds(pid) - before < 0.05 {
             return;
         }
     }

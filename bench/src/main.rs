@@ -25,7 +25,7 @@ pub struct Scale {
     writer_rounds: usize,
     transaction_rounds: usize,
     transaction_seconds: u32,
-    /// One hundredth of the documents of each size.
+    /// Of the documents of each size.
     delivery_percent: usize,
     delivery_rounds: usize,
     latency_rounds: usize,
@@ -48,10 +48,10 @@ const FULL: Scale = Scale {
 };
 const QUICK: Scale = Scale {
     writer_rows: 60_000,
-    writer_rounds: 6,
-    transaction_rounds: 2,
+    writer_rounds: 4,
+    transaction_rounds: 1,
     transaction_seconds: 1,
-    delivery_percent: 10,
+    delivery_percent: 20,
     delivery_rounds: 1,
     latency_rounds: 1,
     latency_seconds: 3,

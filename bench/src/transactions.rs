@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 const ROWS: u32 = 100_000;
 const CLIENTS: [u32; 3] = [1, 4, 16];
+/// With fsync.
+const DURABLE_CLIENTS: [u32; 2] = [1, 16];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Variant {
@@ -66,17 +68,21 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     report
         .line("work say what that takes too. CPU is that of all of Postgres but the worker. synchronous_commit is on.");
     report.line("");
-    for fsync in [false, true] {
+    let rounds = scale.transaction_rounds;
+    let all: &[u32] = &CLIENTS;
+    for (fsync, clients, rounds) in [(false, all, rounds), (true, &DURABLE_CLIENTS, rounds / 2)] {
+        if rounds == 0 {
+            continue;
+        }
         bench.server.conf("fsync", if fsync { "on" } else { "off" });
         bench.server.reload();
-        let rounds = if fsync { scale.transaction_rounds.div_ceil(2) } else { scale.transaction_rounds };
         report.line(&match fsync {
             true => format!("As a server runs, with fsync on ({rounds} turns):"),
             false => "With fsync off, so that nothing but the processor limits:".to_owned(),
         });
         report.line("");
         let mut table = vec![row(["clients", "", "tps", "to no trigger", "to empty trigger", "range", "CPU us each"])];
-        for clients in CLIENTS {
+        for &clients in clients {
             let columns = bench.turns(clients, rounds, scale.transaction_seconds);
             for ((variant, name), column) in VARIANTS.iter().zip(&columns) {
                 let to_empty = column.rate.over(&columns[1].rate);
@@ -197,6 +203,9 @@ impl Bench {
             Stub | Variant::Engine => self.drain(database),
             Plain | Empty => {}
         }
+        if variant == Stub {
+            assert!(!self.proxy.seen("/_bulk").is_empty(), "nothing was sent to the stub");
+        }
         self.proxy.forget_seen();
         let number = |begin: &str| {
             let line = output.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_else(|| panic!("{output}"));
@@ -216,6 +225,8 @@ impl Bench {
         wait::until("all is delivered", wait::LONG, || -> bool {
             client.query_one("select es_sync.wait(timeout => '60 s')", &[]).expect("could not wait").get(0)
         });
+        let stale = client.query_one("select count(*) from es_sync.status where stale is not null", &[]);
+        assert_eq!(stale.expect("could not read the status").get::<_, i64>(0), 0, "changes went past the queue");
     }
 
     fn clean_up(&self, engine: &Engine) {

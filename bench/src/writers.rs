@@ -31,12 +31,11 @@ struct Times {
 pub fn measure(report: &mut Report, scale: &Scale) {
     let rows = scale.writer_rows;
     // The disk's moods would drown what is asked for, so there is no fsync, no checkpoint during a statement, and WAL
-    // goes into files that are there already. All that makes the statements fast, and so the ratios large.
+    // goes into files that are there already. That makes the statements fast, and so the ratios large.
     let server = Server::builder()
         .conf("es_sync.url", "http://127.0.0.1:9")
         .conf("shared_buffers", "1GB")
         .conf("wal_level", "replica")
-        .conf("full_page_writes", "off")
         .conf("min_wal_size", "4GB")
         .conf("max_wal_size", "8GB")
         .conf("checkpoint_timeout", "1h")
@@ -48,56 +47,86 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     let width = prepare(&mut client, rows);
     let file = server.data().join("source.copy").display().to_string();
     client.batch_execute(&format!("copy source to '{file}'")).expect("could not write the file");
-    let backend: i32 = client.query_one("select pg_backend_pid()", &[]).expect("could not ask for the pid").get(0);
-    let mut times: [[Times; 3]; 4] = Default::default();
-    // The first round warms up.
-    for round in 0..=scale.writer_rounds {
-        client.batch_execute("truncate plain, empty, attached").expect("could not truncate");
-        for (statement, (_, sql, _)) in STATEMENTS.iter().enumerate() {
-            if sql.starts_with("copy") {
-                client.batch_execute("truncate plain, empty, attached").expect("could not truncate");
-            }
-            client.batch_execute("truncate es_sync.queue; checkpoint").expect("could not write a checkpoint");
-            // One after the other, so that neighbours in time are compared.
-            for place in ORDERS[round % ORDERS.len()] {
-                let sql = sql.replace("{file}", &file).replace("{}", TABLES[place]);
-                let (start, cpu) = (Instant::now(), machine::backend_seconds(backend as u32));
-                client.batch_execute(&sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-                let (wall, cpu) = (start.elapsed(), machine::backend_seconds(backend as u32) - cpu);
-                if round > 0 {
-                    times[statement][place].wall.add_time(wall);
-                    times[statement][place].cpu.add(cpu);
-                }
-            }
-            expect_noted(&mut client, i64::from(rows));
-        }
-    }
-
     report.line("## What writers pay: large statements");
     report.line("");
     report.line(&format!(
         "One statement on {} rows of {width:.0} bytes (bigint key, two texts, numeric, timestamptz), commit included; medians",
         thousands(f64::from(rows))
     ));
-    report.line(&format!(
-        "of {} turns, in which the three tables follow each other, in changing order. fsync and full_page_writes are off,",
-        times[0][0].wall.count()
-    ));
     report.line(
-        "and the engine is out of reach, so that the worker does not share the cores. Ratios are medians of each",
+        "of turns, in which the three tables follow each other, in changing order. fsync is off, and the engine out of",
     );
-    report.line(
-        "turn's ratio; half of all turns lie within the range beside. CPU is the backend's own processor time: it",
-    );
-    report.line("leaves out what the machine does meanwhile.");
+    report.line("reach, so that the worker does not share the cores. Ratios are medians of each turn's ratio; half of all turns");
+    report.line("lie within the range beside. CPU is the backend's own processor time, whatever else the machine did meanwhile.");
     report.line("");
-    let head =
-        ["", "ms", "to no trigger", "to empty trigger", "half of turns", "CPU ms", "CPU to empty trigger", "half"];
-    let mut table = vec![row(head)];
-    for ((name, _, target), times) in STATEMENTS.iter().zip(&times) {
+    // Fewer turns of the second: its times vary less.
+    for (full_page_writes, rounds) in [(true, scale.writer_rounds), (false, scale.writer_rounds / 2)] {
+        server.conf("full_page_writes", if full_page_writes { "on" } else { "off" });
+        server.reload();
+        let times = turns(&mut client, &file, rounds, rows);
+        report.line(&match full_page_writes {
+            true => format!(
+                "After a checkpoint, so that the first change of a page writes it to the WAL whole ({rounds} turns):"
+            ),
+            false => {
+                format!("The same without full_page_writes, the least that a statement can cost ({rounds} turns):")
+            }
+        });
+        report.line("");
+        report.table(&table(&times, rows));
+        if full_page_writes {
+            for ((name, _, target), times) in STATEMENTS.iter().zip(&times) {
+                let ratio = times[2].wall.over(&times[1].wall).median();
+                report.figure("Large statements", format!("{name}, to an empty trigger"), ratio, AtMost(*target));
+            }
+        }
+    }
+}
+
+fn turns(client: &mut Client, file: &str, rounds: usize, rows: u32) -> [[Times; 3]; 4] {
+    let backend: i32 = client.query_one("select pg_backend_pid()", &[]).expect("could not ask for the pid").get(0);
+    let cpu_seconds = || machine::backend_seconds(backend as u32);
+    let mut times: [[Times; 3]; 4] = Default::default();
+    // The first round warms up.
+    for round in 0..=rounds {
+        for (statement, (_, sql, _)) in STATEMENTS.iter().enumerate() {
+            if !sql.starts_with("update") && !sql.starts_with("delete") {
+                client.batch_execute("truncate plain, empty, attached").expect("could not truncate");
+            }
+            client.batch_execute("truncate es_sync.queue; checkpoint").expect("could not write a checkpoint");
+            // One after the other, so that neighbours in time are compared.
+            for place in ORDERS[round % ORDERS.len()] {
+                let sql = sql.replace("{file}", file).replace("{}", TABLES[place]);
+                let (start, cpu) = (Instant::now(), cpu_seconds());
+                client.batch_execute(&sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+                if round > 0 {
+                    times[statement][place].wall.add_time(start.elapsed());
+                    times[statement][place].cpu.add(cpu_seconds() - cpu);
+                }
+            }
+            expect_noted(client, i64::from(rows));
+        }
+    }
+    times
+}
+
+fn table(times: &[[Times; 3]; 4], rows: u32) -> Vec<Vec<String>> {
+    let mut table = vec![row([
+        "",
+        "ms",
+        "to no trigger",
+        "to empty trigger",
+        "half of turns",
+        "CPU ms",
+        "CPU to empty trigger",
+        "half of turns",
+        "CPU ns a row beyond it",
+    ])];
+    for ((name, ..), times) in STATEMENTS.iter().zip(times) {
         for (place, variant) in NAMES.iter().enumerate() {
             let Times { wall, cpu } = &times[place];
             let (to_empty, cpu_to_empty) = (wall.over(&times[1].wall), cpu.over(&times[1].cpu));
+            let beyond = (cpu.median() - times[1].cpu.median()) / f64::from(rows) * 1e9;
             let attached = |text: String| if place == 2 { text } else { String::new() };
             table.push(row([
                 &format!("{name}, {variant}"),
@@ -108,14 +137,11 @@ pub fn measure(report: &mut Report, scale: &Scale) {
                 &format!("{:.0}", cpu.median() * 1e3),
                 &attached(format!("{:.3}", cpu_to_empty.median())),
                 &attached(cpu_to_empty.middle_half(2)),
+                &attached(format!("{beyond:.0}")),
             ]));
-            if place == 2 {
-                let figure = format!("{name}, to an empty trigger");
-                report.figure("Large statements", figure, to_empty.median(), AtMost(*target));
-            }
         }
     }
-    report.table(&table);
+    table
 }
 
 /// Makes the tables; the average width of a row.
