@@ -28,6 +28,8 @@ struct Bench {
     mappings: serde_json::Value,
 }
 
+/// Is told the place of what was written, and when that began.
+type Sent<'a> = dyn Fn(usize, Instant) + Sync + 'a;
 /// Milliseconds by quantile, a sample a turn.
 type Quantiles = [Samples; 4];
 
@@ -40,7 +42,7 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     );
     report.line("at the same pace; medians of turns. Acknowledged: from the moment before the commit is written to the engine's");
     report.line("answer, as es_sync.status counts it. Searchable: from sending the INSERT until a search, repeated every 10 ms,");
-    report.line("finds the row; the refresh interval is 1 s. Milliseconds.");
+    report.line("finds the row (one turn, up to 100 rows a second); the refresh interval is 1 s. Milliseconds.");
     report.line("");
     let mut table = vec![row(["commits/s", "", "samples", "p50", "p95", "p99", "p99.9"])];
     for (pace, clients) in PACES {
@@ -61,20 +63,22 @@ pub fn measure(report: &mut Report, scale: &Scale) {
                 }
             }
         }
-        let found = bench.searchable(pace, clients, changes);
+        let (found, raw_found) = bench.searchable(pace, clients, changes);
         let searchable = QUANTILES.map(|(_, quantile)| found.quantile(quantile));
+        let raw_searchable = QUANTILES.map(|(_, quantile)| raw_found.quantile(quantile));
         let ratio = |place: usize| ours[place].over(&trips[place]).median();
         let medians = |samples: &Quantiles| std::array::from_fn(|place| samples[place].median());
         let mut line = |what: &str, samples: usize, values: [f64; 4], decimals: usize| {
             let text = values.map(|value| format!("{value:.decimals$}"));
             let count = if samples > 0 { format!("{samples} x {rounds}") } else { String::new() };
-            let first = if what.starts_with("raw") { pace.to_string() } else { String::new() };
+            let first = if what.starts_with("raw `_bulk`") { pace.to_string() } else { String::new() };
             table.push(row([&first, what, &count, &text[0], &text[1], &text[2], &text[3]]));
         };
         line("raw `_bulk` of one document", changes, medians(&trips), 2);
         line("commit to acknowledged", changes, medians(&ours), 2);
         line("ratio", 0, std::array::from_fn(ratio), 2);
         line("the INSERT with its commit, for its client", changes, medians(&commits), 2);
+        line("the same documents raw, to searchable", 0, raw_searchable, 0);
         line("commit to searchable", 0, searchable, 0);
         if pace == 100 {
             report.figure("Latency at 100 commits/s", "acknowledged p50, to a raw round trip", ratio(0), AtMost(2.0));
@@ -110,30 +114,36 @@ impl Bench {
 
     /// Milliseconds of each one-document request.
     fn round_trips(&self, pace: u32, clients: u32, changes: usize) -> Samples {
+        let index = self.create_index();
+        let times = self.requests(&index, pace, clients, changes, &|_, _| ());
+        self.engine.delete(&format!("/{index}"));
+        times
+    }
+
+    /// Makes an index like that of an attached table.
+    fn create_index(&self) -> String {
         let index = unique("trips");
         let settings = json!({"index": {"refresh_interval": "1s", "number_of_replicas": 0}});
         self.engine.put(&format!("/{index}"), json!({"settings": settings, "mappings": self.mappings}));
-        let times = paced(
-            pace,
-            clients,
-            changes,
-            || (),
-            |(), place| {
-                let document = &self.documents[place % ROWS];
-                let body = raw::bodies(std::slice::from_ref(document), 1, 1 << 8);
-                let start = Instant::now();
-                raw::one(&self.raw, &index, &body[0]);
-                start.elapsed()
-            },
-        );
-        self.engine.delete(&format!("/{index}"));
-        times
+        index
+    }
+
+    /// Sends documents raw at the pace: milliseconds of each.
+    fn requests(&self, index: &str, pace: u32, clients: u32, changes: usize, sent: &Sent<'_>) -> Samples {
+        let send = |_: &mut (), place: usize| {
+            let body = raw::bodies(std::slice::from_ref(&self.documents[place]), 1, 1 << 8);
+            let start = Instant::now();
+            raw::one(&self.raw, index, &body[0]);
+            sent(place, start);
+            start.elapsed()
+        };
+        paced(pace, clients, changes, || (), send)
     }
 
     /// Milliseconds to the acknowledgement by quantile, and of each INSERT.
     fn acknowledged(&self, pace: u32, clients: u32, changes: usize) -> ([f64; 4], Samples) {
         let table = self.attach();
-        let inserts = self.inserts(&table, pace, clients, changes, |_, _| ());
+        let inserts = self.inserts(&table, pace, clients, changes, &|_, _| ());
         let status = format!(
             "select latency_p50_ms, latency_p95_ms, latency_p99_ms, latency_p999_ms, coalesce(indexed, 0)
                from es_sync.status where relation = '{table}'::regclass"
@@ -148,24 +158,33 @@ impl Bench {
         (latency, inserts)
     }
 
-    /// Milliseconds until rows were found. Apart from the others, because the searches take the engine's time.
-    fn searchable(&self, pace: u32, clients: u32, changes: usize) -> Samples {
+    /// Milliseconds until rows were found, and until documents sent raw were. Apart from the others, because the searches
+    /// take the engine's time.
+    fn searchable(&self, pace: u32, clients: u32, changes: usize) -> (Samples, Samples) {
+        let index = self.create_index();
+        let raw = self.found(&index, pace, |sent| self.requests(&index, pace, clients, changes, sent));
+        self.engine.delete(&format!("/{index}"));
         let table = self.attach();
+        let ours = self.found(&table, pace, |sent| self.inserts(&table, pace, clients, changes, sent));
+        self.detach(&table);
+        (ours, raw)
+    }
+
+    /// Searches for a part of what is sent.
+    fn found(&self, index: &str, pace: u32, send: impl FnOnce(&Sent<'_>) -> Samples) -> Samples {
         let every = pace.div_ceil(SEARCHED) as usize;
         let (sender, sent) = channel();
         let sender = Mutex::new(sender);
         std::thread::scope(|scope| {
-            let prober = scope.spawn(|| self.search(&table, sent));
-            self.inserts(&table, pace, clients, changes, |place, start| {
+            let prober = scope.spawn(|| self.search(index, sent));
+            send(&|place, start| {
                 if place % every == 0 {
                     let sender = sender.lock().expect("no client has failed");
                     sender.send((self.documents[place].0.clone(), start)).expect("the prober waits");
                 }
             });
             drop(sender);
-            let found = prober.join().expect("the prober ended badly");
-            self.detach(&table);
-            found
+            prober.join().expect("the prober ended badly")
         })
     }
 
@@ -196,14 +215,7 @@ impl Bench {
     }
 
     /// Inserts rows at the pace: milliseconds of each with its commit. `sent` gets each one's place and start.
-    fn inserts(
-        &self,
-        table: &str,
-        pace: u32,
-        clients: u32,
-        changes: usize,
-        sent: impl Fn(usize, Instant) + Sync,
-    ) -> Samples {
+    fn inserts(&self, table: &str, pace: u32, clients: u32, changes: usize, sent: &Sent<'_>) -> Samples {
         let sql = format!("insert into {table} select * from source where id = $1");
         let connect = || {
             let mut client = self.server.connect("bench");
