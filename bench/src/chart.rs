@@ -3,10 +3,10 @@
 use crate::report::{Figure, Target};
 use std::fmt::Write;
 
-const WIDTH: usize = 800;
+const WIDTH: usize = 820;
 const ROW: usize = 20;
 /// Where the bars begin, and how long one is that just meets its target.
-const BARS: usize = 300;
+const BARS: usize = 320;
 const TARGET: f64 = 220.0;
 /// Longer ones are cut.
 const LONGEST: f64 = 320.0;

@@ -47,8 +47,8 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     let mut table = vec![row(["commits/s", "", "samples", "p50", "p95", "p99", "p99.9"])];
     for (pace, clients) in PACES {
         // At one a second there are only a few samples, and one turn.
-        let (seconds, rounds) = if pace == 1 { (10, 1) } else { (scale.latency_seconds, scale.latency_rounds) };
-        let changes = (pace * seconds) as usize;
+        let rounds = if pace == 1 { 1 } else { scale.latency_rounds };
+        let changes = (pace * scale.latency_seconds) as usize;
         let (mut trips, mut ours, mut commits): (Quantiles, Quantiles, Quantiles) = Default::default();
         // The first round warms up.
         for round in 0..=rounds {

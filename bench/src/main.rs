@@ -51,7 +51,7 @@ const QUICK: Scale = Scale {
     writer_rounds: 4,
     transaction_rounds: 1,
     transaction_seconds: 1,
-    delivery_percent: 20,
+    delivery_percent: 10,
     delivery_rounds: 1,
     latency_rounds: 1,
     latency_seconds: 3,
