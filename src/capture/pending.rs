@@ -183,8 +183,9 @@ impl Pending {
 
     /// Takes everything, at the end of the transaction: what was noted, and the tables that had spilled before.
     pub fn take(&mut self) -> (Vec<(u32, Changes)>, Vec<u32>) {
-        let mut all = Level::new(0);
-        for level in self.levels.drain(..) {
+        let mut levels = self.levels.drain(..);
+        let Some(mut all) = levels.next() else { return (Vec::new(), Vec::new()) };
+        for level in levels {
             for (source, changes) in level.tables {
                 all.table(source).absorb(changes);
             }

@@ -15,8 +15,10 @@ use crate::attachment::key;
 #[derive(Debug, Default)]
 pub struct Plan {
     pub sources: Vec<Source>,
-    /// Highest attribute number needed from a tuple.
+    /// Highest attribute number needed from a tuple to compare it with another one.
     pub attributes: i32,
+    /// Highest attribute number of a key column: all that is needed from a row that came or went.
+    pub key_attributes: i32,
 }
 
 /// One attached table that the relation is, or is a partition of.
@@ -114,8 +116,11 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
                 },
                 None => plan.sources.push(Source { oid: capture.relation.to_u32(), key, used }),
             }
-            plan.attributes = columns.iter().map(|column| column.attribute.place as i32 + 1).max().unwrap_or(0);
         }
+        let key_places = || plan.sources.iter().flat_map(|source| &source.key).map(|(place, _)| *place);
+        let used_places = plan.sources.iter().flat_map(|source| source.used.iter().flatten()).map(|used| used.place);
+        plan.attributes = key_places().chain(used_places).max().map_or(0, |place| place as i32 + 1);
+        plan.key_attributes = key_places().max().map_or(0, |place| place as i32 + 1);
         plan
     }
 }

@@ -63,7 +63,7 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
                 }
             }
             _ => {
-                let row = Row::new(trigger.tg_trigslot, plan.attributes);
+                let row = Row::new(trigger.tg_trigslot, plan.key_attributes);
                 for source in &plan.sources {
                     note_row(source, &row);
                 }
@@ -120,6 +120,12 @@ unsafe fn note_row(source: &Source, row: &Row) {
     }
 }
 
+unsafe extern "C-unwind" {
+    // Declared anew because pgrx guards each of its calls against an ERROR with sigsetjmp; this one raises none for
+    // attributes that the descriptor has, and runs for every changed row.
+    fn slot_getsomeattrs_int(slot: *mut pg_sys::TupleTableSlot, attributes: std::ffi::c_int);
+}
+
 /// A row whose first attributes are taken apart.
 struct Row {
     slot: *mut pg_sys::TupleTableSlot,
@@ -130,7 +136,7 @@ impl Row {
         // SAFETY: the slot holds a tuple; taking it apart once serves all sources and other triggers.
         unsafe {
             if i32::from((*slot).tts_nvalid) < attributes {
-                pg_sys::slot_getsomeattrs_int(slot, attributes);
+                slot_getsomeattrs_int(slot, attributes);
             }
         }
         Self { slot }

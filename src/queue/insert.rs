@@ -138,22 +138,26 @@ impl Writer {
 
     fn flush(&mut self, source: u32) {
         if !self.array.is_empty() {
-            let array = std::mem::replace(&mut self.array, TextArray::new());
-            self.insert(source, Ok(&array));
+            let mut array = std::mem::replace(&mut self.array, TextArray::new());
+            self.insert(source, Ok(&mut array));
             self.array = array.cleared();
         }
     }
 
-    fn insert(&mut self, source: u32, keys: Result<&TextArray, i32>) {
+    fn insert(&mut self, source: u32, keys: Result<&mut TextArray, i32>) {
+        let (count, array) = match keys {
+            Ok(keys) => (keys.count, Some(pg_sys::Datum::from(keys.finished()))),
+            Err(request) => (request, None),
+        };
         let id = shared::shared().map_or(self.now, |shared| shared.next_queue_id());
         let mut values = [
             pg_sys::Datum::from(id),
             pg_sys::Oid::from(source).into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
-            pg_sys::Datum::from(keys.map_or_else(|request| request, |keys| keys.count)),
+            pg_sys::Datum::from(count),
             pg_sys::Datum::from(self.now),
-            keys.map_or(pg_sys::Datum::from(0usize), |keys| pg_sys::Datum::from(keys.finished())),
+            array.unwrap_or(pg_sys::Datum::from(0usize)),
         ];
-        let mut nulls = [false, false, false, false, keys.is_err()];
+        let mut nulls = [false, false, false, false, array.is_none()];
         // SAFETY: five values for five columns, by the definition in sql/tables.sql; the array outlives the call, and
         // the tuple is a copy that is freed here. The context is restored, or by the abort if this raises.
         unsafe {
@@ -210,19 +214,14 @@ impl TextArray {
             let most = end.max(MAX_ARRAY_BYTES);
             self.words.resize((end * 2).clamp(256, most.max(256)).div_ceil(8), 0);
         }
-        let (start, count) = (self.length, self.count + 1);
+        let start = self.length;
         let bytes = self.bytes();
         // An element is a text with a four-byte header: its length, header included, shifted left by two.
         bytes[start..start + 4].copy_from_slice(&varlena_header(4 + key.len()));
         bytes[start + 4..start + 4 + key.len()].copy_from_slice(key.as_bytes());
         bytes[start + 4 + key.len()..end].fill(0);
-        let header: [i32; 5] = [1, 0, pg_sys::TEXTOID.to_u32() as i32, count, 1];
-        for (index, field) in header.iter().enumerate() {
-            bytes[4 + index * 4..8 + index * 4].copy_from_slice(&field.to_ne_bytes());
-        }
-        bytes[..4].copy_from_slice(&varlena_header(end));
         self.length = end;
-        self.count = count;
+        self.count += 1;
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -231,7 +230,15 @@ impl TextArray {
         unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), length) }
     }
 
-    fn finished(&self) -> *const std::ffi::c_void {
+    /// The array with its header; valid until the next change.
+    fn finished(&mut self) -> *const std::ffi::c_void {
+        let (length, count) = (self.length, self.count);
+        let bytes = self.bytes();
+        bytes[..4].copy_from_slice(&varlena_header(length));
+        let header: [i32; 5] = [1, 0, pg_sys::TEXTOID.to_u32() as i32, count, 1];
+        for (index, field) in header.iter().enumerate() {
+            bytes[4 + index * 4..8 + index * 4].copy_from_slice(&field.to_ne_bytes());
+        }
         self.words.as_ptr().cast()
     }
 }
