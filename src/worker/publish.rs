@@ -76,8 +76,8 @@ impl Worker {
                 counters.oldest.store(mine.map_or(0, |mine| mine.oldest), Ordering::Relaxed);
             }
         }
-        // Counting a large backlog takes long: never more than a twentieth of the time.
-        self.count_due = now + COUNT_EVERY.max(started.elapsed() * 20);
+        // Counting a large backlog takes long: never more than a hundredth of the time.
+        self.count_due = now + COUNT_EVERY.max(started.elapsed() * 100);
         Ok(())
     }
 
