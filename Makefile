@@ -1,7 +1,7 @@
 # Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
 # root or sudo, and Rust are enough.
 
-.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench clean
+.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ fmt: ## format the Rust code
 
 bench: ## measure the first load, latency and what writers pay
 	@scripts/test.sh bench
+
+bench-long: ## measure memory, the queue's size and growth; writes docs/benchmarks-long.md
+	@scripts/test.sh bench-long
 
 clean: ## remove what was built; downloads stay in the cache
 	@rm -rf target

@@ -8,6 +8,7 @@
 #   scripts/test.sh regress [NAME]     tests/regress/sql/*.sql through psql against expected/*.out; ACCEPT=1 writes these
 #   scripts/test.sh e2e [ARGS]         the end-to-end tests; ARGS go to cargo test, e.g.  e2e --test smoke -- --nocapture
 #   scripts/test.sh bench              measures, and writes docs/benchmarks.md; QUICK=1 only prints, after a third
+#   scripts/test.sh bench-long         measures memory and growth, and writes docs/benchmarks-long.md; QUICK=1 only prints
 #   scripts/test.sh shell              a shell with the environment of the end-to-end tests, for cargo test by hand
 #
 # What is built, in one target folder: the extension once in release mode (what users get, and what the regress and
@@ -149,27 +150,26 @@ stage_e2e() {
     say "end-to-end tests"
     cargo test -p pg_es_sync_tests "$@"
 }
-stage_bench() {
-    local port
+stage_bench() { # [long or the name of a section]
     extension
     say "building the bench"
     # cargo pgrx package's flags, so that what the bench shares with the extension is built once.
     RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections' \
         cargo build --release -p pg_es_sync_bench -p empty_trigger --no-default-features --features "pg$PG"
     cp "$TARGET/release/libempty_trigger.so" "$PREFIX/lib/postgresql/$PG/lib/"
-    # One engine only: a second would take memory and now and then a core.
-    if [ -z "${ES_URL:-}" ]; then
-        say "starting Elasticsearch"
-        port=$(free_port)
-        engine_start elasticsearch "$RUN/elasticsearch" "$port"
-        started+=("$ENGINE_PID")
-        engine_ready elasticsearch "$port" "$ENGINE_PID"
-        export ES_URL=http://127.0.0.1:$port
-    fi
+    # PGSync is compared with on OpenSearch; the engine that is idle takes memory, and now and then a core.
+    case ${1:-} in
+        '' | peer)
+            PG_ES_SYNC_PGSYNC=$("$ROOT/scripts/pgsync.sh")
+            export PG_ES_SYNC_PGSYNC
+            ;;
+    esac
+    engines
     harness_environment
     say "measuring"
-    "$TARGET/release/pg_es_sync_bench"
+    "$TARGET/release/pg_es_sync_bench" "$@"
 }
+stage_bench-long() { stage_bench long; }
 stage_shell() {
     extension
     engines
@@ -188,7 +188,7 @@ case $stage in
         stage_regress "$@"
         stage_e2e "$@"
         ;;
-    lint | unit | pgrx | regress | e2e | bench | shell) "stage_$stage" "$@" ;;
+    lint | unit | pgrx | regress | e2e | bench | bench-long | shell) "stage_$stage" "$@" ;;
     *) die "there is no stage \"$stage\"; they are named on top of scripts/test.sh" ;;
 esac
 say "$stage: passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -20,7 +20,10 @@ pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
     let heap = find(&heap, "heap_max_in_bytes");
     report.line("# Benchmarks");
     report.line("");
-    report.line("Written by `make bench`; do not edit. The ratios are what to look at: each figure and the one it is");
+    report.line(&format!(
+        "Written by `{}`; do not edit. The ratios are what to look at: each figure and the one it is",
+        command.trim_start_matches("QUICK=1 ")
+    ));
     report.line("compared with were measured in turns on the same machine.");
     report.line("");
     report.line(&format!("- {}, commit {commit}, `{command}`", output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])));
