@@ -48,10 +48,10 @@ fn loads(report: &mut Report, targets: &mut Targets, client: &mut Client, engine
     for (place, (rows, rounds)) in scale.loads.into_iter().enumerate() {
         client
             .batch_execute(&format!(
-                "insert into {table} select i, 'title of row ' || i, i % 1000 from generate_series({filled} + 1, {rows}) i;
-                 vacuum analyze {table}"
+                "insert into {table} select i, 'title of row ' || i, i % 1000 from generate_series({filled} + 1, {rows}) i"
             ))
             .expect("could not fill the table");
+        client.batch_execute(&format!("vacuum analyze {table}")).expect("could not vacuum a table");
         filled = rows;
         let mut samples = Samples::default();
         // The very first load warms up.
