@@ -2,6 +2,7 @@
 //! as its documentation has it in production: triggers, logical slot, Redis, daemon. While we are measured its daemon is
 //! stopped (SIGSTOP), because it polls.
 
+use crate::raw::{self, Document};
 use crate::report::{Report, Samples, row, thousands};
 use crate::targets::Targets;
 use pg_es_sync_tests::{Engine, Server, expect, process, unique, wait};
@@ -44,17 +45,21 @@ pub fn measure(report: &mut Report, quick: bool) {
     let ours = Side::new(&scale, &engine, unique("ours"), true);
     let theirs = Side::new(&scale, &engine, unique("theirs"), false);
     let mut ours = Ours(ours);
-    let mut peer = Peer::new(theirs, &engine, ours.properties());
+    let properties = ours.properties();
+    let mut peer = Peer::new(theirs, &engine, &properties);
     let start_up = peer.start_up();
 
-    let mut loads = Pair::default();
+    let (mut loads, mut raw) = (Pair::default(), Samples::default());
     for round in 0..scale.loads {
         if round > 0 {
             peer.reset();
             ours.detach();
         }
         loads.theirs.add_time(peer.load().saturating_sub(start_up));
-        peer.stopped(|| loads.ours.add_time(ours.load()));
+        peer.stopped(|| {
+            loads.ours.add_time(ours.load());
+            raw.add_time(ours.raw(&properties));
+        });
     }
 
     let (mut plain, mut statement) = (Pair::default(), Pair::default());
@@ -64,9 +69,10 @@ pub fn measure(report: &mut Report, quick: bool) {
         let turn = |side: &mut Side| {
             let value = 1_000_000 + round as i32;
             let base = side.update("plain", scale.changed, value);
+            let before = side.operations();
             let start = Instant::now();
             let with = side.update("articles", scale.changed, value);
-            side.converged(value, scale.changed);
+            side.converged(value, scale.changed, before);
             (base, with, start.elapsed())
         };
         let theirs = turn(&mut peer.side);
@@ -143,6 +149,13 @@ pub fn measure(report: &mut Report, quick: bool) {
         ]));
     }
     report.table(&table);
+    report.line(&format!(
+        "The same documents sent raw over 4 connections, bodies of 5 MB, then a refresh: {} documents/s ({}), {:.1} times PGSync.",
+        thousands(rate(&raw).median()),
+        rate(&raw).range(0),
+        rate(&raw).median() / loads.theirs.median()
+    ));
+    report.line("");
     let mut targets = Targets::new();
     targets.at_least("first load, to PGSync", loads.ours.median() / loads.theirs.median(), 3.0, "x");
     targets.at_least("convergence, faster by", converged.theirs.median() / converged.ours.median(), 8.0, "x");
@@ -219,8 +232,15 @@ impl<'a> Side<'a> {
         start.elapsed()
     }
 
-    /// Waits until a search finds so many documents with the new value.
-    fn converged(&self, value: i32, rows: u32) {
+    /// Operations that the engine has carried out on the index. Asking costs it nothing, unlike a refresh.
+    fn operations(&self) -> u64 {
+        let stats = self.engine.get(&format!("/{}/_stats/indexing", self.index));
+        stats["_all"]["primaries"]["indexing"]["index_total"].as_u64().unwrap_or_default()
+    }
+
+    /// Waits until a search finds so many documents with the new value; `before` is what `operations` was.
+    fn converged(&self, value: i32, rows: u32, before: u64) {
+        poll("every change has arrived", Duration::from_millis(20), || self.operations() >= before + u64::from(rows));
         poll("every change is searchable", Duration::from_millis(50), || {
             self.engine.refresh(&self.index);
             let query = json!({"query": {"term": {"stock": value}}});
@@ -284,6 +304,24 @@ impl Ours<'_> {
         Duration::from_secs_f64(seconds)
     }
 
+    /// The same documents sent raw, into an index alike: the engine's own limit.
+    fn raw(&mut self, properties: &Value) -> Duration {
+        let rows = self.0.client.query("select id::text, row_to_json(a)::text from articles a order by id", &[]);
+        let rows: Vec<Document> =
+            rows.expect("could not read the rows").into_iter().map(|row| (row.get(0), row.get(1))).collect();
+        let bodies = raw::bodies(&rows, 5);
+        let index = unique("raw");
+        let settings = json!({"index": {"refresh_interval": "-1", "number_of_replicas": 0}});
+        let body = json!({"settings": settings, "mappings": {"properties": properties}});
+        self.0.engine.put(&format!("/{index}"), body);
+        let start = Instant::now();
+        raw::send(&raw::client(self.0.engine.url()), &index, &bodies, 4);
+        self.0.engine.refresh(&index);
+        let took = start.elapsed();
+        self.0.engine.delete(&format!("/{index}"));
+        took
+    }
+
     fn detach(&mut self) {
         let detach = format!("select es_sync.detach('articles', '{}', drop_index => true)", self.0.index);
         self.0.client.batch_execute(&detach).expect("could not detach the table");
@@ -301,7 +339,7 @@ struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    fn new(side: Side<'a>, engine: &Engine, properties: Value) -> Peer<'a> {
+    fn new(side: Side<'a>, engine: &Engine, properties: &Value) -> Peer<'a> {
         let folder = process::server_folder("pgsync");
         let schema = json!([{
             "database": "bench",
@@ -382,13 +420,11 @@ impl<'a> Peer<'a> {
         daemon.stdout(file.try_clone().expect("could not share a file")).stderr(file);
         let start = Instant::now();
         let mut child = process::spawn(daemon).expect("could not start PGSync");
-        let path = format!("/{}/_stats/indexing", self.side.index);
         poll("PGSync has sent every document", Duration::from_millis(50), || {
             if let Some(status) = child.try_wait().expect("could not look after PGSync") {
                 panic!("PGSync ended ({status}):\n{}", text(&output));
             }
-            let sent = self.side.engine.get(&path)["_all"]["primaries"]["indexing"]["index_total"].as_u64();
-            sent >= Some(self.side.rows.into())
+            self.side.operations() >= self.side.rows.into()
         });
         self.daemon = Some(child);
         assert_eq!(
