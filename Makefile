@@ -1,7 +1,7 @@
 # Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
 # root or sudo, and Rust are enough.
 
-.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench clean
+.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,8 +37,11 @@ lint: ## rustfmt, shellcheck, clippy
 fmt: ## format the Rust code
 	@cargo fmt --all
 
-bench: ## measure what writers pay, delivery and latency; QUICK=1, ONLY=writers,transactions,delivery,latency,faults
+bench: ## measure speed; QUICK=1 for less, ONLY=writers,transactions,delivery,latency,peer,faults for some of it
 	@scripts/test.sh bench
+
+bench-long: ## measure memory, the queue's size and growth; QUICK=1, ONLY=growth,bounds
+	@scripts/test.sh bench-long
 
 clean: ## remove what was built; downloads stay in the cache
 	@rm -rf target

@@ -16,6 +16,8 @@ PGRX_VERSION=0.18.1
 # Others by the environment; from 9 and 3 on they want JAVA_HOME to be a Java 21.
 ELASTICSEARCH_VERSION=${ELASTICSEARCH_VERSION:-8.19.0}
 OPENSEARCH_VERSION=${OPENSEARCH_VERSION:-2.19.1}
+# Only the bench's: what it is compared with.
+PGSYNC_VERSION=7.3.0
 export CARGO_TARGET_DIR=$TARGET
 # pgrx's settings of this checkout, so that the caller's ~/.pgrx stays as it is.
 export PGRX_HOME=$TARGET/pgrx
@@ -30,6 +32,33 @@ say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y "$@" </dev/null; }
+refresh() {
+    if [ -z "${refreshed:-}" ]; then
+        say "reading the package lists"
+        apt update
+        refreshed=yes
+    fi
+}
+# missing_packages NAME...: those of these Debian packages that are not installed. One call for all: dpkg-query takes 20 ms.
+missing_packages() {
+    local package
+    local there=()
+    mapfile -t there < <(dpkg-query -W -f '${db:Status-Status} ${binary:Package}\n' "$@" 2>/dev/null | sed -n 's/^installed \([^:]*\).*/\1/p')
+    for package in "$@"; do
+        [[ " ${there[*]} " = *" $package "* ]] || echo "$package"
+    done
+}
+install_missing() { # NAME...
+    local missing=()
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} != 0 ] || return 0
+    refresh
+    say "installing ${missing[*]}"
+    # --force-confold: keep what setup.sh may have written for postgresql-common.
+    apt install --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
+}
 
 # rustup puts cargo where a login shell finds it, and a plain one does not.
 [ -x "$HOME/.cargo/bin/cargo" ] && PATH=$HOME/.cargo/bin:$PATH

@@ -19,48 +19,26 @@ fi
 [ -r /etc/debian_version ] || die "these scripts install their packages with apt: use Debian 12 or 13, or Ubuntu 24.04 or later"
 [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "packages are missing or may be: run this as root, or install sudo"
 
-installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 wanted=(gcc make libc6-dev libclang-dev clang pkg-config libssl-dev maven default-jre-headless unzip curl jq shellcheck sudo procps)
-missing=()
-# One call for all: dpkg-query takes 20 ms.
-mapfile -t there < <(dpkg-query -W -f '${db:Status-Status} ${binary:Package}\n' "${wanted[@]}" 2>/dev/null | sed -n 's/^installed \([^:]*\).*/\1/p')
-for package in "${wanted[@]}"; do
-    [[ " ${there[*]} " = *" $package "* ]] || missing+=("$package")
-done
-
-apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y "$@" </dev/null; }
-refreshed=''
-refresh() {
-    if [ -z "$refreshed" ]; then
-        say "reading the package lists"
-        apt update
-        refreshed=yes
-    fi
-}
 find_postgres
 if [ -z "$PG" ]; then
     refresh
     for version in 15 16 17; do
         if grep -q "^pg$version *=" "$ROOT/Cargo.toml" && [ -n "$(apt-cache madison "postgresql-server-dev-$version" 2>/dev/null)" ]; then
             PG=$version
-            missing+=("postgresql-$version" "postgresql-server-dev-$version")
+            wanted+=("postgresql-$version" "postgresql-server-dev-$version")
             break
         fi
     done
     [ -n "$PG" ] || die "this system has no packages for a Postgres version that pg_es_sync is built for ($(sed -n 's/^\(pg[0-9]*\) *=.*/\1/p' "$ROOT/Cargo.toml" | xargs)): use Debian 12"
     # Debian's package makes and starts a cluster on port 5432 unless told not to; nobody asked for one.
-    if ! installed postgresql-common; then
+    if [ -n "$(missing_packages postgresql-common)" ]; then
         as_root mkdir -p /etc/postgresql-common
         [ -e /etc/postgresql-common/createcluster.conf ] ||
             echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
     fi
 fi
-if [ ${#missing[@]} != 0 ]; then
-    refresh
-    say "installing ${missing[*]}"
-    # --force-confold: keep the file written above.
-    apt install --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
-fi
+install_missing "${wanted[@]}"
 
 if ! cargo_pgrx_is_there cargo-pgrx; then
     say "installing cargo-pgrx $PGRX_VERSION (four minutes on two cores)"

@@ -7,8 +7,9 @@
 #   scripts/test.sh pgrx               the tests inside the server (cargo pgrx test)
 #   scripts/test.sh regress [NAME]     tests/regress/sql/*.sql through psql against expected/*.out; ACCEPT=1 writes these
 #   scripts/test.sh e2e [ARGS]         the end-to-end tests; ARGS go to cargo test, e.g.  e2e --test smoke -- --nocapture
-#   scripts/test.sh bench              measures, and writes docs/benchmarks.md with its chart; QUICK=1 measures less and
-#                                      ONLY=writers,latency some sections, and both only print
+#   scripts/test.sh bench              measures speed, and writes docs/benchmarks.md with its chart; QUICK=1 measures less
+#                                      and ONLY=writers,latency some sections, and both only print
+#   scripts/test.sh bench-long         the same for memory and growth, and docs/benchmarks-long.md
 #   scripts/test.sh shell              a shell with the environment of the end-to-end tests, for cargo test by hand
 #
 # What is built, in one target folder: the extension once in release mode (what users get, and what the regress and
@@ -53,19 +54,22 @@ config=$(printf '[configs]\npg%s = "%s"' "$PG" "$PG_BIN/pg_config")
 
 has_package() { grep -q "^name = \"$2\"" "$1/Cargo.toml" 2>/dev/null; }
 
+# engines [NAME...]: starts these, or both.
 engines() {
     [ -z "${ES_URL:-}" ] || return 0
-    say "starting Elasticsearch and OpenSearch"
-    local es_port os_port
-    es_port=$(free_port)
-    os_port=$(free_port)
-    engine_start elasticsearch "$RUN/elasticsearch" "$es_port"
-    started+=("$ENGINE_PID")
-    engine_start opensearch "$RUN/opensearch" "$os_port"
-    started+=("$ENGINE_PID")
-    engine_ready elasticsearch "$es_port" "${started[-2]}"
-    engine_ready opensearch "$os_port" "${started[-1]}"
-    export ES_URL=http://127.0.0.1:$es_port OPENSEARCH_URL=http://127.0.0.1:$os_port
+    local name
+    local -A ports=() pids=()
+    [ $# != 0 ] || set -- elasticsearch opensearch
+    say "starting $*"
+    for name in "$@"; do
+        ports[$name]=$(free_port)
+        engine_start "$name" "$RUN/$name" "${ports[$name]}"
+        pids[$name]=$ENGINE_PID
+        started+=("$ENGINE_PID")
+    done
+    for name in "$@"; do engine_ready "$name" "${ports[$name]}" "${pids[$name]}"; done
+    export ES_URL=http://127.0.0.1:${ports[elasticsearch]}
+    [ -z "${ports[opensearch]:-}" ] || export OPENSEARCH_URL=http://127.0.0.1:${ports[opensearch]}
 }
 built=''
 extension() {
@@ -150,17 +154,36 @@ stage_e2e() {
     say "end-to-end tests"
     cargo test -p pg_es_sync_tests "$@"
 }
-stage_bench() {
+build_bench() {
     extension
     say "building the bench"
     # cargo pgrx package's flags, so that what the bench shares with the extension is built once.
     RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections' \
         cargo build --release -p pg_es_sync_bench -p empty_trigger --no-default-features --features "pg$PG"
     cp "$TARGET/release/libempty_trigger.so" "$PREFIX/lib/postgresql/$PG/lib/"
+}
+stage_bench() {
+    build_bench
+    local only=${ONLY:-}
+    only=${only//[[:space:]]/}
+    case ,${only:-peer}, in
+        *,peer,*)
+            PG_ES_SYNC_PGSYNC=$("$ROOT/scripts/pgsync.sh")
+            export PG_ES_SYNC_PGSYNC
+            ;;
+    esac
     engines
     harness_environment
     say "measuring"
     "$TARGET/release/pg_es_sync_bench"
+}
+stage_bench-long() {
+    build_bench
+    # One that is idle takes memory, and now and then a core.
+    engines elasticsearch
+    harness_environment
+    say "measuring"
+    "$TARGET/release/pg_es_sync_bench" long
 }
 stage_shell() {
     extension
@@ -180,7 +203,7 @@ case $stage in
         stage_regress "$@"
         stage_e2e "$@"
         ;;
-    lint | unit | pgrx | regress | e2e | bench | shell) "stage_$stage" "$@" ;;
+    lint | unit | pgrx | regress | e2e | bench | bench-long | shell) "stage_$stage" "$@" ;;
     *) die "there is no stage \"$stage\"; they are named on top of scripts/test.sh" ;;
 esac
 say "$stage: passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

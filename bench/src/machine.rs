@@ -1,11 +1,12 @@
 //! The machine and the versions that the figures come from, and processor time of others.
 
+use crate::Plan;
 use crate::report::Report;
 use pg_es_sync_tests::{Engine, Server, process};
 use std::process::Command;
 use std::time::Duration;
 
-pub fn describe(report: &mut Report, command: &str) {
+pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
     let output = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
@@ -14,10 +15,12 @@ pub fn describe(report: &mut Report, command: &str) {
     let commit = output("git", &["-C", root, "-c", "safe.directory=*", "describe", "--always", "--dirty"]);
     let postgres = output(&format!("{}/postgres", process::setting("PG_BIN")), &["--version"]);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    report.line("# Benchmarks");
+    let command = format!("{}{}", if quick { "QUICK=1 " } else { "" }, plan.command);
+    let engines: Vec<String> = plan.engines.iter().map(|engine| version(&engine())).collect();
+    report.line(&format!("# {}", plan.title));
     report.line("");
-    report.line("Written by `make bench`; do not edit. The ratios are what to look at: each figure and the one it is");
-    report.line("compared with were measured in turns on the same machine.");
+    report.line(&format!("Written by `{}`; do not edit. {}", plan.command, plan.introduction[0]));
+    report.line(plan.introduction[1]);
     report.line("");
     report.line(&format!("- {}, commit {commit}, `{command}`", output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])));
     report.line(&format!(
@@ -28,10 +31,9 @@ pub fn describe(report: &mut Report, command: &str) {
         std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or_default(),
     ));
     report.line(&format!(
-        "- {}; {}; {}. Postgres, engine, worker and client share the cores.",
+        "- {}; {}. Postgres, engine, worker and client share the cores.",
         postgres.trim_start_matches("postgres ").replace("(PostgreSQL)", "PostgreSQL"),
-        version(&Engine::elasticsearch()),
-        version(&Engine::opensearch()),
+        engines.join("; "),
     ));
     report.line("");
 }
@@ -87,7 +89,7 @@ fn stat_seconds(pid: u32, fields: usize) -> f64 {
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-/// The same in nanoseconds' resolution, for a process of one thread: a backend.
+/// The same in nanoseconds' resolution, for a process' main thread: a backend has no other.
 pub fn backend_seconds(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
     text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or_default() / 1e9

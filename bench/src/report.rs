@@ -1,4 +1,4 @@
-//! The text of docs/benchmarks.md, printed while it grows; the figures that have a target; and medians.
+//! The text of a report, printed while it grows; the figures that have a target; and medians.
 
 use crate::chart;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ pub struct Report {
     figures: Vec<Figure>,
 }
 
-/// A ratio that has a target.
+/// A ratio, or another number, that has a target.
 pub struct Figure {
     pub section: &'static str,
     pub name: String,
@@ -70,7 +70,7 @@ impl Report {
 
     /// Every figure that has a target, as a table.
     pub fn summary(&self) -> String {
-        let mut rows = vec![row(["", "", "ratio", "target", "reached"])];
+        let mut rows = vec![row(["", "", "measured", "target", "reached"])];
         let mut last = "";
         for figure in &self.figures {
             let section = if figure.section == last { "" } else { figure.section };
@@ -93,13 +93,18 @@ impl Report {
         self.line(&layout(rows));
     }
 
-    /// Writes benchmarks.md and the chart that it shows.
-    pub fn write(&self, folder: &Path) {
+    /// Writes the report, and the chart that it shows if it has one. `file` has no ending.
+    pub fn write(&self, file: &Path, has_chart: bool) {
         let (head, sections) = self.text.split_at(self.summary_place);
-        let chart = "![Each figure beside its target](benchmarks.svg)";
-        let text = format!("{head}{}\n{chart}\n\n{}\n", self.summary(), sections.trim_end());
-        std::fs::write(folder.join("benchmarks.md"), text).expect("could not write the report");
-        std::fs::write(folder.join("benchmarks.svg"), chart::svg(&self.figures)).expect("could not write the chart");
+        let mut summary = self.summary();
+        if has_chart {
+            let chart = file.with_extension("svg");
+            let name = chart.file_name().unwrap_or_default().to_string_lossy();
+            let _ = write!(summary, "\n![Each figure beside its target]({name})\n");
+            std::fs::write(&chart, chart::svg(&self.figures)).expect("could not write the chart");
+        }
+        let text = format!("{head}{summary}\n{}\n", sections.trim_end());
+        std::fs::write(file.with_extension("md"), text).expect("could not write the report");
     }
 }
 

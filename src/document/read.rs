@@ -24,7 +24,9 @@ const MAX_FETCH: i64 = 2_000;
 
 impl Reader {
     pub fn new(shape: Shape) -> Self {
-        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 16 }
+        // One row tells how large documents are, and the fetch then grows fourfold. A first fetch of more would hold as
+        // many documents, of 5 MB for instance.
+        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 1 }
     }
 
     pub fn shape(&self) -> &Shape {

@@ -206,6 +206,11 @@ impl Server {
             .collect()
     }
 
+    /// Its port, for programs that need one; TCP only where listen_addresses says so.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// For psql and other programs by hand.
     pub fn url(&self, database: &str) -> String {
         format!("postgresql://postgres@/{database}?host={}&port={}", self.folder.path().display(), self.port)
