@@ -40,6 +40,8 @@ create table es_sync.attachment (
     document regclass,
     filter text,
     exclude text[] not null default '{}',
+    -- What the view reads and nobody hears of: "name: why".
+    not_followed text[] not null default '{}',
     options jsonb not null default '{}',
     -- The concrete index behind the alias; null until the first load is done.
     live_index text,
@@ -52,6 +54,36 @@ create table es_sync.attachment (
     -- Number of the last concrete index that was begun.
     builds integer not null default 0,
     attached_at timestamptz not null default pg_catalog.now()
+);
+
+-- Tables whose rows are shown in documents, and how a row of theirs leads to those documents. One row for each place
+-- where a view reads the table. The columns are also read below SQL, see src/attachment/catalog.rs.
+create table es_sync.way (
+    attachment integer not null references es_sync.attachment (id) on delete cascade,
+    -- The attached table.
+    root regclass not null,
+    related regclass not null,
+    -- The link: the source under which the queue holds values of "columns". Null where those are keys of the attached
+    -- table already.
+    source integer check (source between 1 and 16383),
+    columns text[] not null,
+    -- Columns of the related table whose change matters; null: every UPDATE does.
+    used text[],
+    -- A null among the values may lead somewhere, too.
+    nulls boolean not null default false,
+    -- From values, one text[] per column, to keys of the attached table.
+    query text,
+    check ((source is null) = (query is null))
+);
+
+create index way_attachment on es_sync.way (attachment);
+
+-- What users have declared with es_sync.relate().
+create table es_sync.declaration (
+    root regclass not null,
+    related regclass not null,
+    via text not null,
+    primary key (root, related)
 );
 
 create table es_sync.job (
@@ -107,6 +139,8 @@ create unlogged table es_sync.queue (
     keys text[]
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000, toast_tuple_target = 8160);
 
+-- The source is an attached table, or a link (es_sync.way.source), whose "keys" are values of related rows that lead to
+-- keys of an attached table; see src/attachment/link.rs. No table of a user's has an OID as low as a link's number.
 -- Where keys is null the row is about its whole table: with count 0 it is to be built anew (TRUNCATE), with count 1 to be
 -- compared and mended (changes that were not captured one by one).
 
@@ -128,6 +162,9 @@ create table es_sync.prepared_queue (
 alter table es_sync.prepared_queue alter column keys set storage external;
 alter table es_sync.prepared_queue replica identity full;
 
+-- Ids of rows that the worker itself writes to the queue: below those of all writers, which start from the clock.
+create sequence es_sync.spooled as bigint maxvalue 281474976710655 cycle;
+
 -- One row, written by the first attach and by each repair. A crash or a promotion empties every unlogged table: where
 -- the row is missing, or of another timeline, changes were lost and every index is compared with its table and mended.
 -- Both tables become logged with es_sync.queue_durability = logged.
@@ -146,6 +183,8 @@ revoke all on all sequences in schema es_sync from public;
 select pg_catalog.pg_extension_config_dump('es_sync.installation', '');
 select pg_catalog.pg_extension_config_dump('es_sync.attachment', '');
 select pg_catalog.pg_extension_config_dump('es_sync.attachment_id_seq', '');
+select pg_catalog.pg_extension_config_dump('es_sync.way', '');
+select pg_catalog.pg_extension_config_dump('es_sync.declaration', '');
 select pg_catalog.pg_extension_config_dump('es_sync.job', 'where state in (''queued'', ''running'')');
 select pg_catalog.pg_extension_config_dump('es_sync.job_id_seq', '');
 select pg_catalog.pg_extension_config_dump('es_sync.dead_letter', '');

@@ -202,8 +202,8 @@ impl Build {
                     return Ok(Step::Wait(Some(*due)));
                 }
                 let mark = *mark;
-                let source = context.attachment.relation.to_u32();
-                if transaction::run(|| claim::is_clear(mark, source))? {
+                let sources = context.delivery.sources_of(context.attachment.relation.to_u32());
+                if transaction::run(|| claim::is_clear(mark, &sources))? {
                     self.phase = Phase::Swap;
                     return Ok(Step::Again);
                 }

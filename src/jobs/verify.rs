@@ -179,8 +179,8 @@ impl Verify {
                 }));
             }
             Phase::Await { mark, then, .. } => {
-                let source = context.attachment.relation.to_u32();
-                if transaction::run(|| claim::is_clear(mark, source))? {
+                let sources = context.delivery.sources_of(context.attachment.relation.to_u32());
+                if transaction::run(|| claim::is_clear(mark, &sources))? {
                     self.phase = *then;
                 } else {
                     // Looking reads the queue; with a large backlog never more than a tenth of the time.
@@ -240,8 +240,10 @@ impl Verify {
         let read = transaction::run(|| {
             context.reader.page(after.as_deref(), limit, |text, document| {
                 rows += 1;
-                bytes += document.len();
-                page.push((text.to_owned(), document.to_vec()));
+                if let Some(document) = document {
+                    bytes += document.len();
+                    page.push((text.to_owned(), document.to_vec()));
+                }
                 last = Some(text.to_owned());
                 bytes < PAGE_BYTES
             })

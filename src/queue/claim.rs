@@ -222,13 +222,13 @@ pub fn backlog() -> Vec<Backlog> {
         .collect()
 }
 
-/// True if no row with an id below `mark` is left for a table (0: for any).
-pub fn is_clear(mark: i64, source: u32) -> bool {
-    // The source as a bigint: pgrx makes a null of the OID 0.
+/// True if no row with an id below `mark` is left of the given sources (none: of any).
+pub fn is_clear(mark: i64, sources: &[u32]) -> bool {
+    let sources: Vec<pg_sys::Oid> = sources.iter().map(|source| pg_sys::Oid::from(*source)).collect();
     let rows = spi::run(
-        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))
-             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))",
-        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::INT8OID, spi::value(i64::from(source)))],
+        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))
+             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))",
+        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::OIDARRAYOID, spi::value(sources))],
     );
     rows.get::<bool>(0, 1) == Some(false)
 }

@@ -12,7 +12,7 @@ use super::delivery::Delivery;
 use super::process::RELATIONS_CHANGED;
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::{partitions, switched};
+use crate::attachment::{follow, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -36,6 +36,7 @@ impl Worker {
         if RELATIONS_CHANGED.replace(false) {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
+            self.finders.clear();
             self.partitions_changed = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
@@ -46,7 +47,7 @@ impl Worker {
         }
         let first = !self.catalog_was_read;
         let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
-        let (attachments, jobs, parked) = transaction::run(|| {
+        let (attachments, links, jobs, parked) = transaction::run(|| {
             forget_dropped_tables();
             self.note = succession::note();
             if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
@@ -56,7 +57,7 @@ impl Worker {
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
             self.owner = if rows.is_empty() { String::new() } else { rows.get(0, 1).unwrap_or_default() };
             let parked = if first { dead_letter::all() } else { Vec::new() };
-            (catalog::all(), record::open_jobs(), parked)
+            (catalog::all(), follow::links(), record::open_jobs(), parked)
         })
         .inspect_err(|_| {
             if lost {
@@ -70,6 +71,7 @@ impl Worker {
         self.seen_changes = changes;
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
+        self.take_links(links);
         self.take_jobs(jobs)?;
         self.inherit_intake()?;
         self.watch_partitions()

@@ -49,9 +49,9 @@ impl Worker {
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
-                let unknown = rows
-                    .iter()
-                    .any(|row| !self.attachments.iter().any(|attachment| attachment.relation.to_u32() == row.source));
+                let unknown = rows.iter().any(|row| {
+                    !self.attachments.iter().any(|known| Some(known.relation.to_u32()) == delivery.root_of(row.source))
+                });
                 self.delivery.accept_later(rows);
                 if unknown {
                     self.catalog_due = now;

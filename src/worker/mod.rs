@@ -11,13 +11,15 @@
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding and what becomes of it,
-//! `lane` the documents of one index on their way, `hold` what is not claimed for now.
+//! `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes of related
+//! rows become.
 
 mod catalog;
 mod changes;
 pub mod database;
 pub mod delivery;
 pub mod engine;
+mod fan;
 mod hold;
 pub mod lane;
 pub mod launcher;
