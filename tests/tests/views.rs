@@ -56,6 +56,20 @@ impl Shop {
         }
     }
 
+    /// Connects again to a server that has restarted, once it has another worker than the one that was killed.
+    fn reconnect(&mut self, killed: Option<i32>) {
+        self.client = wait::until("a worker runs again", wait::LONG, || {
+            let mut client = self.server.try_connect("postgres", "shop").map_err(|error| error.to_string())?;
+            let row = client
+                .query_one("select max(worker_pid) from es_sync.status", &[])
+                .map_err(|error| error.to_string())?;
+            match row.get::<_, Option<i32>>(0) {
+                Some(pid) if Some(pid) != killed => Ok(client),
+                other => Err(format!("worker {other:?}")),
+            }
+        });
+    }
+
     fn text(&mut self, query: &str) -> String {
         self.client.query_one(query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default()
     }
@@ -219,7 +233,10 @@ fn tables_behind_a_view_within_the_view_are_followed() {
             select r.id, r.title, s.name as host from root r left join shown s on s.number = r.host_id;"
     ));
     shop.attach();
-    shop.each(&["update host set name = 'uno' where id = 1", "delete from host where id = 2"]);
+    shop.each(&[
+        "update host set name = 'uno' where id = 1",
+        "update root set host_id = null; delete from host where id = 2",
+    ]);
 }
 
 #[test]
@@ -516,9 +533,8 @@ fn a_related_row_that_many_documents_show_does_not_hold_back_other_changes() {
     shop.run("insert into small values (1, 'first'); update host set name = 'deux' where id = 2");
     let waited: bool = shop.client.query_one("select es_sync.wait('small', timeout => '20 s')", &[]).unwrap().get(0);
     assert!(waited);
-    let pending = shop.count("select pending from es_sync.status where relation = 'root'::regclass");
     let left = shop.count("select count(*) from es_sync.queue");
-    assert!(left > 0 && pending > 0, "the fan-out is under way: {left} rows, {pending} pending");
+    assert!(left > 0, "the fan-out is still under way");
     assert!(writer.as_millis() < 1_000, "the writer took {writer:?}");
     shop.settle();
 }
@@ -538,17 +554,12 @@ fn a_fan_out_survives_the_death_of_its_worker_and_of_the_server() {
         shop.run(&format!("update host set name = 'round {round}'"));
         wait::until("the fan-out is under way", wait::SHORT, || shop.count("select count(*) from es_sync.queue") > 10);
         if round < 2 {
-            shop.server.kill_worker("shop");
+            let killed = shop.server.kill_worker("shop") as i32;
+            shop.reconnect(Some(killed));
         } else {
             shop.server.restart(Mode::Fast);
+            shop.reconnect(None);
         }
-        wait::until("the server is back", wait::LONG, || match shop.server.try_connect("postgres", "shop") {
-            Ok(client) => {
-                shop.client = client;
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        });
         shop.settle();
     }
 }
@@ -614,7 +625,7 @@ fn a_filter_on_a_related_column_takes_documents_out_and_back() {
         "update parent set private = false",
         "update root set deleted_at = now() where id < 10",
         "update root set deleted_at = null where id < 5",
-        "update root set parent_id = 2 where id = 7 or id = 20",
+        "update root set parent_id = 2 where id = 1",
     ]);
     let (message, ..) = shop
         .refused("select es_sync.attach('root', index => 'x', document => 'everything', filter => 'parent_id = 1')");
@@ -664,7 +675,7 @@ fn partitions_of_a_related_table_are_followed() {
         "create table item_2 (name text, root_id int, id int);
          alter table item attach partition item_2 for values from (100) to (200);
          insert into item values (100, 3, 'in the new one')",
-        "update item set id = id + 100 where id = 7",
+        "update item set id = id + 100, name = 'moved' where id = 7",
         "update item_1 set name = 'through the leaf' where id = 5",
         "delete from item_2",
     ]);
