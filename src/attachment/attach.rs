@@ -182,9 +182,16 @@ pub fn relate(relation: pg_sys::Oid, related: pg_sys::Oid, via: Option<&str>) ->
 pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report> {
     require_engine()?;
     owned(relation)?;
+    // SAFETY: reads a variable of this process.
+    let caller = unsafe { pg_sys::GetUserId() };
     as_extension(|| {
         let mut job = 0;
         for attachment in attached(relation, index)? {
+            if attachment.document.is_some() {
+                // The view may have been replaced: then it is made of other tables.
+                let table = Table { key_columns: attachment.key_columns.clone(), ..named(relation) };
+                follow::renew(&table, &attachment, caller)?;
+            }
             job = create_build(attachment.id, "reindex");
         }
         capture::announce_catalog_change();

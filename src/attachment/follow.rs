@@ -8,7 +8,7 @@ use std::fmt::Write;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::attach::{self, Table};
-use super::catalog::{self, Column};
+use super::catalog::{self, Attachment, Column};
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use crate::capture;
@@ -16,6 +16,7 @@ use crate::document::shape::type_name;
 use crate::jobs::record;
 use crate::postgres::error::{Report, relation_name};
 use crate::postgres::spi::{self, quoted};
+use crate::postgres::transaction;
 
 /// What an attachment's documents are made of.
 #[derive(Debug, Default)]
@@ -404,12 +405,20 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
     for table in &tables {
         attach::lock(table, "share row exclusive")?;
     }
-    spi::run("delete from es_sync.way w where w.attachment = $1", &[(pg_sys::INT4OID, spi::value(attachment))]);
+    // Those that were there before go last: a link that stays keeps its number, under which the queue has rows.
+    let before = spi::run(
+        "select coalesce(pg_catalog.array_agg(w.ctid::text), '{}'), (
+             select c.relowner from pg_catalog.pg_class c where c.oid = $2)
+         from es_sync.way w where w.attachment = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(root))],
+    );
+    let (before, owner) = (before.get::<Vec<String>>(0, 1), before.get::<pg_sys::Oid>(0, 2));
     for way in &followed.ways {
-        if let Some(query) = &way.query {
-            // What is wrong with it must be known now, not by the worker.
-            let types = vec![pg_sys::TEXTARRAYOID; way.columns.len()];
-            drop(spi::Plan::prepare(query, &types));
+        if let (Some(query), Some(owner)) = (&way.query, owner) {
+            // What is wrong with it must be known now, not by the worker: a right that is missing, a query that fails.
+            let none: Vec<_> =
+                way.columns.iter().map(|_| (pg_sys::TEXTARRAYOID, spi::value(Vec::<String>::new()))).collect();
+            transaction::as_owner(owner, || spi::run(query, &none).len());
         }
         spi::run(
             "insert into es_sync.way (attachment, root, related, source, columns, used, nulls, query)
@@ -434,6 +443,10 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
             ],
         );
     }
+    spi::run(
+        "delete from es_sync.way w where w.ctid = any ($1::pg_catalog.tid[])",
+        &[(pg_sys::TEXTARRAYOID, before.and_then(spi::value))],
+    );
     spi::run(
         "update es_sync.attachment a set not_followed = $2 where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTARRAYOID, spi::value(followed.unfollowed.clone()))],
@@ -503,11 +516,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
         find(table, &Shown { view: None, exclude: &[], filtered: false })?;
     }
     for attachment in attachments {
-        let shown =
-            Shown { view: attachment.document, exclude: &attachment.exclude, filtered: attachment.filter.is_some() };
-        let followed = find(table, &shown)?;
-        store(attachment.id, table.oid, &followed, caller)?;
-        record::restart(Some(attachment.id));
+        renew(table, &attachment, caller)?;
         attach::create_repair(
             attachment.id,
             &format!("changes of {} were followed otherwise until now", attach::qualified(related)),
@@ -515,6 +524,20 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
     }
     catalog::invalidate_captures();
     capture::announce_catalog_change();
+    Ok(())
+}
+
+/// Finds an attachment's ways anew. What reads its table under way begins again.
+///
+/// # Errors
+/// As `find` and `store`.
+pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<(), Report> {
+    let shown =
+        Shown { view: attachment.document, exclude: &attachment.exclude, filtered: attachment.filter.is_some() };
+    let followed = find(table, &shown)?;
+    store(attachment.id, table.oid, &followed, caller)?;
+    record::restart(Some(attachment.id));
+    catalog::invalidate_captures();
     Ok(())
 }
 

@@ -233,4 +233,10 @@ fn forget_dropped_tables() {
          where not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
         &[],
     );
+    spi::run(
+        "delete from es_sync.declaration d
+         where not exists (select from pg_catalog.pg_class c where c.oid = d.root)
+            or not exists (select from pg_catalog.pg_class c where c.oid = d.related)",
+        &[],
+    );
 }

@@ -114,7 +114,11 @@ impl Worker {
             match found.and_then(|attachment| reader_of(&mut self.readers, &attachment)) {
                 Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
                 None => {
-                    // The table or its key is gone or locked: look again soon.
+                    // The table or its key is gone or locked, or its view is: look again soon.
+                    self.delivery.set_cause(
+                        attachment,
+                        "could not read documents: the table or its view is gone, locked, or has another owner",
+                    );
                     if let Some(lane) = self.delivery.lane(lane) {
                         lane.failures += 1;
                         // Counted from now on: it may have taken long to find out.

@@ -718,6 +718,21 @@ fn detaching_lets_related_tables_go() {
 }
 
 #[test]
+fn a_reindex_follows_a_view_that_was_replaced() {
+    let mut shop = Shop::new(&format!("{HOSTS} create table city (id int primary key, name text)"));
+    shop.attach();
+    shop.run(
+        "create or replace view document as
+             select r.id, r.title, h.name as host, c.name as city
+             from root r left join host h on h.id = r.host_id left join city c on c.id = r.host_id;
+         insert into city values (1, 'Berlin');
+         select es_sync.reindex('root')",
+    );
+    shop.settle();
+    shop.each(&["update city set name = 'Bonn'", "insert into city values (2, 'Rom')", "update host set name = 'x'"]);
+}
+
+#[test]
 fn a_view_that_does_not_fit_is_refused() {
     let mut shop = Shop::new(HOSTS);
     shop.run("create role other; create view no_key as select title from root; create view text_key as select id::text from root;
