@@ -757,3 +757,43 @@ fn a_view_that_does_not_fit_is_refused() {
     assert_eq!(message, "permission denied to follow table public.host");
     assert!(hint.contains("GRANT TRIGGER"), "{hint}");
 }
+
+/// docs/documents.md, statement by statement; its index names are made unique. What it says of errors is true.
+#[test]
+fn the_examples_of_the_documentation_run() {
+    let mut shop = Shop::new("");
+    let (collectives, expenses) = (unique("collectives"), unique("expenses"));
+    let text = include_str!("../../docs/documents.md")
+        .replace("collectives", &collectives)
+        .replace("expenses", &expenses)
+        .replace("seasonal", &unique("seasonal"));
+    let blocks: Vec<&str> = text.split("```sql").skip(1).filter_map(|part| part.split("```").next()).collect();
+    let statements: Vec<&str> = blocks.iter().flat_map(|block| block.split(';')).collect();
+    assert!(statements.len() > 10, "{statements:?}");
+    for (place, statement) in statements.iter().enumerate() {
+        let next = statements.get(place + 1).map(|next| next.trim()).unwrap_or_default();
+        match next.strip_prefix("-- ERROR:") {
+            Some(line) => {
+                let (message, ..) = shop.refused(statement);
+                assert_eq!(message, line.lines().next().unwrap_or_default().trim());
+            }
+            None => shop.run(statement),
+        }
+    }
+    shop.run(&format!(
+        "insert into {collectives} values (1, 'one', null, false), (2, 'two', 1, false), (3, 'three', 1, true);
+         insert into {expenses} select i, i % 3 + 1, 'expense ' || i from generate_series(1, 30) i;
+         insert into items select i, i % 30 + 1, 'item ' || i, i, 'note' from generate_series(1, 60) i;
+         insert into seasons values (1, 1, 2, 'spring')"
+    ));
+    for change in [
+        format!("update {collectives} set name = upper(name)"),
+        format!("update {collectives} set private = not private where id > 1"),
+        "update items set amount = 5 where id = 7; update items set note = 'x'".to_owned(),
+    ] {
+        shop.run(&change);
+        expect::settled(&mut shop.client);
+        let query = "select id, row_to_json(d) from expense_documents d where private is not true";
+        expect::documents_equal(&mut shop.client, query, &shop.engine, &expenses);
+    }
+}
