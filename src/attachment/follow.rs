@@ -407,12 +407,12 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
     }
     // Those that were there before go last: a link that stays keeps its number, under which the queue has rows.
     let before = spi::run(
-        "select coalesce(pg_catalog.array_agg(w.ctid::text), '{}'), (
+        "select coalesce(pg_catalog.array_agg(w.id), '{}'), (
              select c.relowner from pg_catalog.pg_class c where c.oid = $2)
          from es_sync.way w where w.attachment = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(root))],
     );
-    let (before, owner) = (before.get::<Vec<String>>(0, 1), before.get::<pg_sys::Oid>(0, 2));
+    let (before, owner) = (before.get::<Vec<i64>>(0, 1), before.get::<pg_sys::Oid>(0, 2));
     for way in &followed.ways {
         if let (Some(query), Some(owner)) = (&way.query, owner) {
             // What is wrong with it must be known now, not by the worker: a right that is missing, a query that fails.
@@ -443,10 +443,7 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
             ],
         );
     }
-    spi::run(
-        "delete from es_sync.way w where w.ctid = any ($1::pg_catalog.tid[])",
-        &[(pg_sys::TEXTARRAYOID, before.and_then(spi::value))],
-    );
+    spi::run("delete from es_sync.way w where w.id = any ($1)", &[(pg_sys::INT8ARRAYOID, before.and_then(spi::value))]);
     spi::run(
         "update es_sync.attachment a set not_followed = $2 where a.id = $1",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTARRAYOID, spi::value(followed.unfollowed.clone()))],
