@@ -37,7 +37,7 @@ lint: ## rustfmt, shellcheck, clippy
 fmt: ## format the Rust code
 	@cargo fmt --all
 
-bench: ## measure the first load, latency and what writers pay
+bench: ## measure what writers pay, delivery and latency; QUICK=1, ONLY=writers,transactions,delivery,latency,faults
 	@scripts/test.sh bench
 
 clean: ## remove what was built; downloads stay in the cache

@@ -7,7 +7,8 @@
 #   scripts/test.sh pgrx               the tests inside the server (cargo pgrx test)
 #   scripts/test.sh regress [NAME]     tests/regress/sql/*.sql through psql against expected/*.out; ACCEPT=1 writes these
 #   scripts/test.sh e2e [ARGS]         the end-to-end tests; ARGS go to cargo test, e.g.  e2e --test smoke -- --nocapture
-#   scripts/test.sh bench              measures, and writes docs/benchmarks.md; QUICK=1 only prints, after a third
+#   scripts/test.sh bench              measures, and writes docs/benchmarks.md with its chart; QUICK=1 measures less and
+#                                      ONLY=writers,latency some sections, and both only print
 #   scripts/test.sh shell              a shell with the environment of the end-to-end tests, for cargo test by hand
 #
 # What is built, in one target folder: the extension once in release mode (what users get, and what the regress and
@@ -150,22 +151,13 @@ stage_e2e() {
     cargo test -p pg_es_sync_tests "$@"
 }
 stage_bench() {
-    local port
     extension
     say "building the bench"
     # cargo pgrx package's flags, so that what the bench shares with the extension is built once.
     RUSTFLAGS='-C link-arg=-Wl,--no-gc-sections' \
         cargo build --release -p pg_es_sync_bench -p empty_trigger --no-default-features --features "pg$PG"
     cp "$TARGET/release/libempty_trigger.so" "$PREFIX/lib/postgresql/$PG/lib/"
-    # One engine only: a second would take memory and now and then a core.
-    if [ -z "${ES_URL:-}" ]; then
-        say "starting Elasticsearch"
-        port=$(free_port)
-        engine_start elasticsearch "$RUN/elasticsearch" "$port"
-        started+=("$ENGINE_PID")
-        engine_ready elasticsearch "$port" "$ENGINE_PID"
-        export ES_URL=http://127.0.0.1:$port
-    fi
+    engines
     harness_environment
     say "measuring"
     "$TARGET/release/pg_es_sync_bench"

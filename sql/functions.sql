@@ -192,7 +192,9 @@ create function es_sync.index_statistics(
     out retried bigint,
     out batches bigint,
     out latency_p50_ms double precision,
+    out latency_p95_ms double precision,
     out latency_p99_ms double precision,
+    out latency_p999_ms double precision,
     out cause text,
     out since timestamptz
 )

@@ -1,11 +1,11 @@
 //! The machine and the versions that the figures come from, and processor time of others.
 
 use crate::report::Report;
-use pg_es_sync_tests::{Engine, process};
+use pg_es_sync_tests::{Engine, Server, process};
 use std::process::Command;
 use std::time::Duration;
 
-pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
+pub fn describe(report: &mut Report, command: &str) {
     let output = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
@@ -14,10 +14,6 @@ pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
     let commit = output("git", &["-C", root, "-c", "safe.directory=*", "describe", "--always", "--dirty"]);
     let postgres = output(&format!("{}/postgres", process::setting("PG_BIN")), &["--version"]);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let nodes = engine.get("/_nodes?filter_path=nodes.*.version");
-    let version = nodes["nodes"].as_object().and_then(|nodes| nodes.values().next()?["version"].as_str());
-    let heap = engine.get("/_nodes/stats/jvm");
-    let heap = find(&heap, "heap_max_in_bytes");
     report.line("# Benchmarks");
     report.line("");
     report.line("Written by `make bench`; do not edit. The ratios are what to look at: each figure and the one it is");
@@ -32,12 +28,20 @@ pub fn describe(report: &mut Report, engine: &Engine, command: &str) {
         std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or_default(),
     ));
     report.line(&format!(
-        "- {}; Elasticsearch {} with a heap of {:.1} GB. Postgres, engine, worker and client share the cores.",
+        "- {}; {}; {}. Postgres, engine, worker and client share the cores.",
         postgres.trim_start_matches("postgres ").replace("(PostgreSQL)", "PostgreSQL"),
-        version.unwrap_or("of unknown version"),
-        heap / 1e9,
+        version(&Engine::elasticsearch()),
+        version(&Engine::opensearch()),
     ));
     report.line("");
+}
+
+fn version(engine: &Engine) -> String {
+    let nodes = engine.get("/_nodes?filter_path=nodes.*.version");
+    let version = nodes["nodes"].as_object().and_then(|nodes| nodes.values().next()?["version"].as_str());
+    let heap = find(&engine.get("/_nodes/stats/jvm"), "heap_max_in_bytes");
+    let version = version.unwrap_or("of unknown version");
+    format!("{:?} {version} with a heap of {:.1} GB", engine.product(), heap / 1e9)
 }
 
 /// The first line of a file of "name : value" lines that has this name.
@@ -58,25 +62,59 @@ fn find(answer: &serde_json::Value, name: &str) -> f64 {
     }
 }
 
-/// Seconds of processor time that the engine has used.
+/// Seconds of processor time that the engine has used. Not what it says itself, which is up to a second old.
 pub fn engine_seconds(engine: &Engine) -> f64 {
-    find(&engine.get("/_nodes/stats/process")["nodes"], "total_in_millis") / 1e3
+    process_seconds(engine_process(engine))
+}
+
+fn engine_process(engine: &Engine) -> u32 {
+    let nodes = engine.get("/_nodes/process?filter_path=nodes.*.process.id");
+    let pid = find(&nodes, "id") as u32;
+    assert!(process_seconds(pid) > 0.0, "the engine has to run on this machine: {nodes}");
+    pid
 }
 
 /// The same for a process, with all of its threads.
 pub fn process_seconds(pid: u32) -> f64 {
+    stat_seconds(pid, 2)
+}
+
+fn stat_seconds(pid: u32, fields: usize) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name, in parentheses, may hold blanks; user and system time are fields 14 and 15, in hundredths.
-    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    // The name, in parentheses, may hold blanks; user and system time are fields 14 and 15, those of children that have
+    // ended 16 and 17, in hundredths.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(fields);
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-/// Waits until the engine has done what it does after its start or a large load.
+/// The same in nanoseconds' resolution, for a process of one thread: a backend.
+pub fn backend_seconds(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or_default() / 1e9
+}
+
+/// The same for a server with all of its processes, those that have ended included.
+pub fn postgres_seconds(server: &Server) -> f64 {
+    let file = std::fs::read_to_string(server.data().join("postmaster.pid")).expect("the server runs");
+    let postmaster: u32 = file.lines().next().and_then(|pid| pid.parse().ok()).expect("the file begins with the pid");
+    let is_child = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = text.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        parent.and_then(|pid| pid.parse().ok()) == Some(postmaster)
+    };
+    let processes = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let running: f64 = processes.filter(is_child).map(process_seconds).sum();
+    running + stat_seconds(postmaster, 4)
+}
+
+/// Waits until the engine has done what it does after its start or a large load: merges above all.
 pub fn quiet(engine: &Engine) {
-    for _ in 0..30 {
-        let before = engine_seconds(engine);
-        std::thread::sleep(Duration::from_secs(1));
-        if engine_seconds(engine) - before < 0.1 {
+    let pid = engine_process(engine);
+    for _ in 0..60 {
+        let before = process_seconds(pid);
+        std::thread::sleep(Duration::from_millis(500));
+        if process_seconds(pid) - before < 0.05 {
             return;
         }
     }

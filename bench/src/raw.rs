@@ -4,11 +4,14 @@ use es::{Body, Client, Config, Method};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// Connections that a client keeps open.
+const MOST_CONNECTIONS: usize = 8;
+
 /// A document's id and its JSON.
 pub type Document = (String, String);
 
 /// How the bodies are sent.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     pub connections: usize,
     pub megabytes: usize,
@@ -33,20 +36,20 @@ pub fn client(url: &str) -> Client {
         headers_file: None,
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(60),
-        connections: 4,
+        connections: MOST_CONNECTIONS,
     };
     Client::new(config).expect("a client")
 }
 
 /// Bulk bodies of about `megabytes`, with external versions as ours have them.
-pub fn bodies(documents: &[Document], megabytes: usize) -> Vec<Body> {
+pub fn bodies(documents: &[Document], megabytes: usize, version: i64) -> Vec<Body> {
     let mut bodies = vec![Body::new()];
     for (id, document) in documents {
         if bodies.last().is_some_and(|body| body.len() >= megabytes << 20) {
             bodies.push(Body::new());
         }
         if let Some(body) = bodies.last_mut() {
-            body.index(id, 256, document.as_bytes());
+            body.index(id, version, document.as_bytes());
         }
     }
     bodies

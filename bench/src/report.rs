@@ -1,44 +1,123 @@
-//! The text of docs/benchmarks.md, printed while it grows; and medians.
+//! The text of docs/benchmarks.md, printed while it grows; the figures that have a target; and medians.
 
+use crate::chart;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-pub struct Report(String);
+#[derive(Default)]
+pub struct Report {
+    text: String,
+    /// Where in the text the summary is put in the end.
+    summary_place: usize,
+    figures: Vec<Figure>,
+}
+
+/// A ratio that has a target.
+pub struct Figure {
+    pub section: &'static str,
+    pub name: String,
+    pub value: f64,
+    pub target: Target,
+}
+
+#[derive(Clone, Copy)]
+pub enum Target {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Figure {
+    pub fn is_reached(&self) -> bool {
+        match self.target {
+            Target::AtLeast(bound) => self.value >= bound,
+            Target::AtMost(bound) => self.value <= bound,
+        }
+    }
+}
+
+impl Target {
+    pub fn bound(self) -> f64 {
+        match self {
+            Target::AtLeast(bound) | Target::AtMost(bound) => bound,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::AtLeast(bound) => write!(f, "at least {bound:.2}"),
+            Target::AtMost(bound) => write!(f, "at most {bound:.2}"),
+        }
+    }
+}
 
 impl Report {
     pub fn new() -> Report {
-        Report(String::new())
+        Report::default()
+    }
+
+    /// The summary of all figures will stand at this place of the text.
+    pub fn summary_goes_here(&mut self) {
+        self.summary_place = self.text.len();
+    }
+
+    /// Adds a figure to the summary and the chart.
+    pub fn figure(&mut self, section: &'static str, name: impl Into<String>, value: f64, target: Target) {
+        self.figures.push(Figure { section, name: name.into(), value, target });
+    }
+
+    /// Every figure that has a target, as a table.
+    pub fn summary(&self) -> String {
+        let mut rows = vec![row(["", "", "ratio", "target", "reached"])];
+        let mut last = "";
+        for figure in &self.figures {
+            let section = if figure.section == last { "" } else { figure.section };
+            last = figure.section;
+            let reached = if figure.is_reached() { "yes" } else { "no" };
+            let value = format!("{:.2}", figure.value);
+            rows.push(row([section, &figure.name, &value, &figure.target.to_string(), reached]));
+        }
+        format!("## Summary\n\n{}", layout(&rows))
     }
 
     /// Adds a line, and prints it.
     pub fn line(&mut self, text: &str) {
         println!("{text}");
-        let _ = writeln!(self.0, "{text}");
+        let _ = writeln!(self.text, "{text}");
     }
 
-    /// Adds a table, its columns padded so that it reads well as plain text too. The first row is its head.
+    /// Adds a table. The first row is its head.
     pub fn table(&mut self, rows: &[Vec<String>]) {
-        let columns = rows.first().map_or(0, Vec::len);
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for (number, row) in rows.iter().enumerate() {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            self.line(&format!("| {} |", cells.join(" | ")));
-            if number == 0 {
-                let rules: Vec<String> = widths.iter().map(|width| "-".repeat((*width).max(3))).collect();
-                self.line(&format!("| {} |", rules.join(" | ")));
-            }
-        }
-        self.line("");
+        self.line(&layout(rows));
     }
 
-    pub fn write(&self, path: &Path) {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).expect("could not make the folder of the report");
-        }
-        std::fs::write(path, format!("{}\n", self.0.trim_end())).expect("could not write the report");
+    /// Writes benchmarks.md and the chart that it shows.
+    pub fn write(&self, folder: &Path) {
+        let (head, sections) = self.text.split_at(self.summary_place);
+        let chart = "![Each figure beside its target](benchmarks.svg)";
+        let text = format!("{head}{}\n{chart}\n\n{}\n", self.summary(), sections.trim_end());
+        std::fs::write(folder.join("benchmarks.md"), text).expect("could not write the report");
+        std::fs::write(folder.join("benchmarks.svg"), chart::svg(&self.figures)).expect("could not write the chart");
     }
+}
+
+/// A table, its columns padded so that it reads well as plain text too.
+fn layout(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+        if number == 0 {
+            let rules: Vec<String> = widths.iter().map(|width| "-".repeat((*width).max(3))).collect();
+            let _ = writeln!(text, "| {} |", rules.join(" | "));
+        }
+    }
+    text
 }
 
 /// One row of a table.
@@ -81,6 +160,11 @@ impl Samples {
     /// Lowest and highest.
     pub fn range(&self, decimals: usize) -> String {
         format!("{:.decimals$} to {:.decimals$}", self.quantile(0.0), self.quantile(1.0))
+    }
+
+    /// Between which half of them lie.
+    pub fn middle_half(&self, decimals: usize) -> String {
+        format!("{:.decimals$} to {:.decimals$}", self.quantile(0.25), self.quantile(0.75))
     }
 
     /// Each sample turned into something else.

@@ -183,6 +183,11 @@ pub fn document_id(key: &str) -> Cow<'_, str> {
     }
 }
 
+/// True if the engine refuses the key's document id.
+pub fn is_too_long(key: &str) -> bool {
+    document_id(key).len() > MAX_ID_BYTES
+}
+
 /// The key whose document has this id.
 pub fn of_document_id(id: &str) -> String {
     id.strip_prefix('\\').unwrap_or(id).to_owned()

@@ -6,10 +6,11 @@
 
 use rustc_hash::FxHashSet;
 
-/// Keys of one table. Integers, the usual case, are kept as such: 16 bytes each instead of 60.
+/// Keys of one table. Integers, the usual case, are only appended: looking each up would cost a bulk statement more than
+/// sorting them once. So a key may be there several times, until `sort` or `Pending::compact`.
 #[derive(Debug, Default, PartialEq)]
 pub struct Changes {
-    pub integers: FxHashSet<i64>,
+    pub integers: Vec<i64>,
     pub texts: FxHashSet<Box<str>>,
     /// The whole table changed (TRUNCATE).
     pub whole_table: bool,
@@ -18,15 +19,21 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Puts the integers in order, each once.
+    pub fn sort(&mut self) {
+        self.integers.sort_unstable();
+        self.integers.dedup();
+    }
+
     fn absorb(&mut self, mut other: Changes) {
         // Small into large: a loop of savepoints must not copy a growing parent again and again.
         if other.integers.len() > self.integers.len() {
             std::mem::swap(&mut self.integers, &mut other.integers);
         }
+        self.integers.append(&mut other.integers);
         if other.texts.len() > self.texts.len() {
             std::mem::swap(&mut self.texts, &mut other.texts);
         }
-        self.integers.extend(other.integers);
         self.texts.extend(other.texts);
         self.whole_table |= other.whole_table;
         self.unnoted |= other.unnoted;
@@ -64,17 +71,31 @@ pub struct Pending {
     levels: Vec<Level>,
 }
 
-const INTEGER_BYTES: usize = 16;
+const INTEGER_BYTES: usize = size_of::<i64>();
 const TEXT_OVERHEAD: usize = 48;
 
 impl Pending {
     /// Notes an integer key; returns the bytes that the innermost level holds now.
     pub fn note_integer(&mut self, subtransaction: u32, source: u32, key: i64) -> usize {
         let level = self.level(subtransaction);
-        if level.table(source).integers.insert(key) {
+        let integers = &mut level.table(source).integers;
+        if integers.last() != Some(&key) {
+            integers.push(key);
             level.bytes += INTEGER_BYTES;
         }
         level.bytes
+    }
+
+    /// Drops what was noted more than once; returns the bytes that the innermost level holds now.
+    pub fn compact(&mut self) -> usize {
+        for level in &mut self.levels {
+            for (_, changes) in &mut level.tables {
+                let before = changes.integers.len();
+                changes.sort();
+                level.bytes -= (before - changes.integers.len()) * INTEGER_BYTES;
+            }
+        }
+        self.levels.last().map_or(0, |level| level.bytes)
     }
 
     /// Notes a key of any other type; returns the bytes that the innermost level holds now.
@@ -133,6 +154,16 @@ impl Pending {
     /// Bytes held by all levels.
     pub fn bytes(&self) -> usize {
         self.levels.iter().map(|level| level.bytes).sum()
+    }
+
+    /// True if all levels hold more than `limit` bytes, not counting what was noted more than once.
+    pub fn is_beyond(&mut self, limit: usize) -> bool {
+        if self.bytes() <= limit {
+            return false;
+        }
+        self.compact();
+        // Compacting pays only where it makes room for a good while.
+        self.bytes() > limit / 2
     }
 
     /// Takes what `subtransaction` itself noted, to be written under its id.
@@ -201,9 +232,15 @@ mod tests {
         pending.note_integer(1, T, 7);
         pending.note_text(1, T, "a");
         pending.note_text(1, T, "a");
-        let (tables, _) = pending.take();
+        pending.note_integer(1, T, 8);
+        pending.note_integer(1, T, 7);
+        let bytes = pending.bytes();
+        assert_eq!(pending.compact(), bytes - INTEGER_BYTES);
+        pending.note_integer(1, T, 7);
+        let (mut tables, _) = pending.take();
         assert_eq!(tables.len(), 1);
-        assert_eq!((tables[0].1.integers.len(), tables[0].1.texts.len()), (1, 1));
+        tables[0].1.sort();
+        assert_eq!((tables[0].1.integers.len(), tables[0].1.texts.len()), (2, 1));
         assert!(pending.is_empty());
     }
 

@@ -50,7 +50,9 @@ pub fn note_integer(source: u32, key: i64) {
     let level = subtransaction();
     let full = STATE.with_borrow_mut(|state| {
         state.register();
-        state.pending.note_integer(level, source, key) > SPILL_BYTES || state.flushed.is_some()
+        let bytes = state.pending.note_integer(level, source, key);
+        // Compacting pays only where it makes room for a good while.
+        (bytes > SPILL_BYTES && state.pending.compact() > SPILL_BYTES / 2) || state.flushed.is_some()
     });
     if full {
         spill(level);
@@ -62,7 +64,8 @@ pub fn note_key(source: u32, key: &str) {
     let level = subtransaction();
     let full = STATE.with_borrow_mut(|state| {
         state.register();
-        state.pending.note_text(level, source, key) > SPILL_BYTES || state.flushed.is_some()
+        let bytes = state.pending.note_text(level, source, key);
+        bytes > SPILL_BYTES || state.flushed.is_some()
     });
     if full {
         spill(level);
@@ -202,8 +205,10 @@ fn committed() {
                 if state.catalog_changed {
                     database.catalog_changes.fetch_add(1, Ordering::AcqRel);
                 }
-                if state.wrote || state.catalog_changed || lost {
+                if state.catalog_changed || lost {
                     database.wake_worker();
+                } else if state.wrote {
+                    database.announce_commit();
                 }
             }
             if state.extension_changed || (state.catalog_changed && database.is_none()) {
@@ -224,7 +229,7 @@ unsafe extern "C-unwind" fn on_subtransaction(
     match event {
         // A loop of savepoints cannot spill its parent's keys: from here on each writes its own.
         pg_sys::SubXactEvent::SUBXACT_EVENT_PRE_COMMIT_SUB
-            if STATE.with_borrow(|state| state.pending.bytes() > RELEASE_SPILL_BYTES) =>
+            if STATE.with_borrow_mut(|state| state.pending.is_beyond(RELEASE_SPILL_BYTES)) =>
         {
             spill(subtransaction);
         }

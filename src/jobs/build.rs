@@ -4,31 +4,25 @@
 //! page's snapshot is taken, and whatever was claimed earlier was committed earlier, so the pages have it.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use es::{Client, Failure, FailureKind};
 use serde_json::{Value, json};
 
 use super::record;
+use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::Attachment;
-use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
-use crate::queue::claim;
-use crate::shared::{self, Shared};
+use crate::shared;
 use crate::worker::delivery::Delivery;
-use crate::worker::engine::Engine;
 use crate::worker::lane::Page;
 
 /// Pages under way at once beyond what the connections carry.
 const PAGES_AHEAD: usize = 1;
 /// A page with a row that cannot be read is searched from this size down.
 const MAX_FAILING_PAGE: usize = 1_024;
-/// How often progress is written down.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-/// How often the drain is looked at.
-const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
 /// A build under way.
 pub struct Build {
@@ -84,31 +78,6 @@ enum Phase {
     Over,
 }
 
-/// What a job needs from the worker.
-pub struct Context<'a> {
-    pub engine: &'a mut Engine,
-    pub delivery: &'a mut Delivery,
-    pub reader: &'a mut Reader,
-    pub attachment: &'a Attachment,
-    pub shared: &'static Shared,
-    /// The installation's token: the mark of ownership.
-    pub owner: &'a str,
-    pub generation: i64,
-    /// The engine takes no bulk requests for the moment.
-    pub held: bool,
-}
-
-/// What came of a step.
-#[derive(Debug, PartialEq)]
-pub enum Step {
-    /// There may be more to do at once.
-    Again,
-    /// Nothing to do before this, or before an event.
-    Wait(Option<Instant>),
-    /// The job is over and its row says how; attachments are to be read again.
-    Over,
-}
-
 /// The way to an attachment's concrete index.
 pub fn target(attachment: &Attachment, index: &str, generation: i64) -> es::Target {
     es::Target { alias: es::write_alias(index, generation), pipeline: attachment.options.pipeline.clone() }
@@ -144,17 +113,6 @@ impl Build {
         matches!(self.phase, Phase::Swapping(_))
     }
 
-    /// True once there is nothing left to do.
-    pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over)
-    }
-
-    /// Numbers of pages are unique over all builds: the job's id comes first.
-    fn page_number(&mut self) -> Page {
-        self.next_page += 1;
-        (self.job as u64) << 32 | self.next_page
-    }
-
     /// Opens the lane of a build that a former worker began, before anything is claimed.
     pub fn open_lane(&mut self, delivery: &mut Delivery, attachment: &Attachment, generation: i64) {
         if let (None, Some(index)) = (self.lane, self.target.clone()) {
@@ -166,9 +124,18 @@ impl Build {
             self.lane = Some(delivery.open_lane(self.attachment, source, index, true, target));
         }
     }
+}
 
-    /// Goes as far as it can without waiting.
-    pub fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
+impl UnderWay for Build {
+    fn attachment(&self) -> i32 {
+        self.attachment
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
         match &self.phase {
             Phase::Pause { until, .. } if *until > now => Ok(Step::Wait(Some(*until))),
             Phase::Pause { .. } => {
@@ -197,19 +164,13 @@ impl Build {
                 self.note_progress("settle")?;
                 Ok(Step::Wait(None))
             }
-            Phase::Drain { mark, due } => {
-                if *due > now {
-                    return Ok(Step::Wait(Some(*due)));
-                }
+            Phase::Drain { due, .. } if *due > now => Ok(Step::Wait(Some(*due))),
+            Phase::Drain { mark, .. } => {
                 let mark = *mark;
-                let sources = context.delivery.sources_of(context.attachment.relation.to_u32());
-                if transaction::run(|| claim::is_clear(mark, &sources))? {
+                let Some(due) = context.look(mark, now)? else {
                     self.phase = Phase::Swap;
                     return Ok(Step::Again);
-                }
-                // Looking reads the queue; with a large backlog never more than a tenth of the time.
-                let ended = Instant::now();
-                let due = ended + DRAIN_EVERY.max((ended - now) * 10);
+                };
                 self.phase = Phase::Drain { mark, due };
                 Ok(Step::Wait(Some(due)))
             }
@@ -227,6 +188,46 @@ impl Build {
             Phase::Creating(_) | Phase::Looking(_) | Phase::Settling(_) | Phase::Swapping(_) => Ok(Step::Wait(None)),
             Phase::Over => Ok(Step::Over),
         }
+    }
+
+    fn answered(
+        &mut self,
+        token: u64,
+        result: &Result<Value, Failure>,
+        context: &mut Context,
+    ) -> Result<bool, SqlError> {
+        let (again, failed): (_, fn() -> Phase) = match &self.phase {
+            Phase::Creating(own) if *own == token => (Phase::Create, || Phase::Create),
+            Phase::Looking(own) if *own == token => (Phase::Look, || Phase::Look),
+            Phase::Settling(own) if *own == token => (Phase::Settle, || Phase::Settle),
+            Phase::Swapping(own) if *own == token => (Phase::Swap, || Phase::Swap),
+            _ => return Ok(false),
+        };
+        // Where the result cannot be written down, the engine is asked once more.
+        self.phase = failed();
+        match result {
+            Ok(value) => {
+                self.failures = 0;
+                self.succeeded(again, value, context)?;
+            }
+            Err(failure) => self.failed(again, failure, context)?,
+        }
+        Ok(true)
+    }
+
+    fn index_missing(&mut self, lane: u32, context: &mut Context) {
+        if self.lane == Some(lane) {
+            self.close_lane(context);
+            self.phase = Phase::Create;
+        }
+    }
+}
+
+impl Build {
+    /// Numbers of pages are unique over all builds: the job's id comes first.
+    fn page_number(&mut self) -> Page {
+        self.next_page += 1;
+        (self.job as u64) << 32 | self.next_page
     }
 
     fn names(&self, context: &Context) -> (String, String) {
@@ -333,11 +334,9 @@ impl Build {
             }
             return Ok(Step::Again);
         }
-        self.failures += 1;
-        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
-        let (job, message) = (self.job, error.message);
-        transaction::run(|| record::trouble(job, Some(&format!("could not read a page: {message}"))))?;
-        self.phase = Phase::Pause { until: now + delay, then: Box::new(Phase::Load) };
+        let why = format!("could not read a page: {}", error.message);
+        let until = context.pause(self.job, &mut self.failures, &why, now)?;
+        self.phase = Phase::Pause { until, then: Box::new(Phase::Load) };
         Ok(Step::Again)
     }
 
@@ -360,35 +359,6 @@ impl Build {
         })?;
         self.written_down = Instant::now();
         Ok(())
-    }
-
-    /// Takes the answer to one of its calls; false if it is not its own.
-    ///
-    /// # Errors
-    /// What Postgres said while the result was written down.
-    pub fn answered(
-        &mut self,
-        token: u64,
-        result: &Result<Value, Failure>,
-        context: &mut Context,
-    ) -> Result<bool, SqlError> {
-        let (again, failed): (_, fn() -> Phase) = match &self.phase {
-            Phase::Creating(own) if *own == token => (Phase::Create, || Phase::Create),
-            Phase::Looking(own) if *own == token => (Phase::Look, || Phase::Look),
-            Phase::Settling(own) if *own == token => (Phase::Settle, || Phase::Settle),
-            Phase::Swapping(own) if *own == token => (Phase::Swap, || Phase::Swap),
-            _ => return Ok(false),
-        };
-        // Where the result cannot be written down, the engine is asked once more.
-        self.phase = failed();
-        match result {
-            Ok(value) => {
-                self.failures = 0;
-                self.succeeded(again, value, context)?;
-            }
-            Err(failure) => self.failed(again, failure, context)?,
-        }
-        Ok(true)
     }
 
     fn succeeded(&mut self, phase: Phase, value: &Value, context: &mut Context) -> Result<(), SqlError> {
@@ -455,23 +425,11 @@ impl Build {
             shared::note_failure(self.attachment, &es::request_failure(&message));
             return Ok(());
         }
-        transaction::run(|| record::trouble(job, Some(&message)))?;
-        self.failures += 1;
-        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
+        let until = context.pause(job, &mut self.failures, &message, Instant::now())?;
         // An index that vanished while it was built is created anew.
         let then = if failure.kind == FailureKind::NotFound { Phase::Look } else { phase };
-        self.phase = Phase::Pause { until: Instant::now() + delay, then: Box::new(then) };
+        self.phase = Phase::Pause { until, then: Box::new(then) };
         Ok(())
-    }
-
-    /// The lane's index has vanished from the engine: begin anew.
-    pub fn index_missing(&mut self, lane: u32, context: &mut Context) -> bool {
-        if self.lane != Some(lane) {
-            return false;
-        }
-        self.close_lane(context);
-        self.phase = Phase::Create;
-        true
     }
 
     /// Begins anew, with another index: the table was truncated meanwhile.

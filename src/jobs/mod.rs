@@ -6,4 +6,5 @@
 
 pub mod build;
 pub mod record;
+pub mod step;
 pub mod verify;

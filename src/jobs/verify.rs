@@ -5,19 +5,18 @@
 //! all changes that were committed before have been delivered: only then it counts. A repair enqueues the keys that
 //! differ, and they take every change's way.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use es::{Compared, Failure, FailureKind};
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
-use super::build::{Context, Step};
 use super::record::{self, Counts};
-use crate::attachment::key;
+use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
+use crate::attachment::key::{self, is_too_long};
 use crate::capture::Changes;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
-use crate::queue::claim;
 use crate::queue::insert::{self, Queue};
 
 /// Rows and bytes of documents compared at once.
@@ -27,8 +26,6 @@ const PAGE_BYTES: usize = 2 * 1024 * 1024;
 const PAGE_IDS: usize = 2_000;
 /// Suspects gathered before they are looked at again.
 const MAX_SUSPECTS: usize = 2_000;
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
 /// A comparison under way.
 pub struct Verify {
@@ -109,10 +106,6 @@ impl Verify {
         }
     }
 
-    pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over)
-    }
-
     /// Takes in that somebody asked for more: a repair, or a new beginning.
     pub fn take(&mut self, job: &record::Job) {
         self.repair |= job.repair;
@@ -120,12 +113,18 @@ impl Verify {
             *self = Self::new(job, self.attachment);
         }
     }
+}
 
-    /// Goes as far as it can without waiting.
-    ///
-    /// # Errors
-    /// What Postgres said; the step is taken again.
-    pub fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
+impl UnderWay for Verify {
+    fn attachment(&self) -> i32 {
+        self.attachment
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
         let Some(live) = context.attachment.live.clone() else {
             // It is being built: then it will be as the table is.
             return self.finish(context, "the index is being built anew").map(|()| Step::Over);
@@ -179,16 +178,11 @@ impl Verify {
                 }));
             }
             Phase::Await { mark, then, .. } => {
-                let sources = context.delivery.sources_of(context.attachment.relation.to_u32());
-                if transaction::run(|| claim::is_clear(mark, &sources))? {
-                    self.phase = *then;
-                } else {
-                    // Looking reads the queue; with a large backlog never more than a tenth of the time.
-                    let ended = Instant::now();
-                    let due = ended + DRAIN_EVERY.max((ended - now) * 10);
+                if let Some(due) = context.look(mark, now)? {
                     self.phase = Phase::Await { mark, due, then };
                     return Ok(Step::Wait(Some(due)));
                 }
+                self.phase = *then;
             }
             Phase::Again(then) => self.look_again(context, *then)?,
             Phase::Drain => {
@@ -206,138 +200,7 @@ impl Verify {
         Ok(if self.is_over() { Step::Over } else { Step::Again })
     }
 
-    fn begin(&mut self, context: &Context) -> Result<(), SqlError> {
-        let (job, index) = (self.job, self.index.clone().unwrap_or_default());
-        let estimate = context.reader.shape().estimated_rows;
-        let (position, done) = self.settled.clone();
-        transaction::run(|| {
-            record::begin(job, &index, (estimate >= 0.0).then_some(estimate as i64));
-            record::progress(job, "rows", position.as_deref(), done);
-        })
-    }
-
-    fn is_sampled(&self, key: &str) -> bool {
-        use std::hash::BuildHasher;
-        self.sample >= 1.0
-            || (rustc_hash::FxBuildHasher.hash_one(key) >> 40) as f32 / (1u64 << 24) as f32 <= self.sample
-    }
-
-    /// What is on its way to the index differs for a moment, and is nobody's fault.
-    fn is_under_way(context: &Context, index: &str, key: &str) -> bool {
-        context.delivery.lanes.iter().any(|lane| lane.index == index && lane.contains(key))
-    }
-
-    fn rows(&mut self, context: &mut Context, now: Instant) -> Result<(), SqlError> {
-        if self.suspects.len() >= MAX_SUSPECTS {
-            self.await_then_again(context, now, Phase::Rows);
-            return Ok(());
-        }
-        self.settle_position();
-        let limit = self.rows_at_once;
-        let mut page: Vec<(String, Vec<u8>)> = Vec::new();
-        let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
-        let after = self.position.clone();
-        let read = transaction::run(|| {
-            context.reader.page(after.as_deref(), limit, |text, document| {
-                rows += 1;
-                if let Some(document) = document {
-                    bytes += document.len();
-                    page.push((text.to_owned(), document.to_vec()));
-                }
-                last = Some(text.to_owned());
-                bytes < PAGE_BYTES
-            })
-        });
-        let uninterrupted = match read {
-            Ok(uninterrupted) => uninterrupted,
-            Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
-            Err(error) => return Err(error),
-        };
-        self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
-        let ended = uninterrupted && rows < limit;
-        if let Some(last) = last {
-            self.position = Some(last);
-        }
-        self.done += rows;
-        let index = self.index.clone().unwrap_or_default();
-        page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
-        let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
-        let contents = context.attachment.contents_comparable();
-        let call = context.engine.call(move |client| {
-            let documents: Vec<_> =
-                page.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
-            Ok(codes(&client.compare(&index, &documents, contents)?))
-        });
-        self.phase = Phase::Comparing { call, keys, last: ended };
-        Ok(())
-    }
-
-    /// A row that cannot be read has no document, or a dead letter: its page is read by ever smaller pages.
-    fn skip_unreadable(&mut self, context: &mut Context) -> Result<(), SqlError> {
-        self.phase = Phase::Rows;
-        if self.rows_at_once > 1 {
-            self.rows_at_once /= 2;
-            return Ok(());
-        }
-        let after = self.position.clone();
-        match transaction::run(|| context.reader.next_key(after.as_deref()))? {
-            None => self.phase = self.after_rows(),
-            Some(key) => self.position = Some(key),
-        }
-        Ok(())
-    }
-
-    /// Called where no answer is awaited.
-    fn settle_position(&mut self) {
-        if self.suspects.is_empty() {
-            self.settled = (self.position.clone(), self.done);
-        }
-    }
-
-    fn after_rows(&self) -> Phase {
-        if self.suspects.is_empty() { Phase::Refresh } else { Phase::Again(Box::new(Phase::Refresh)) }
-    }
-
-    fn await_then_again(&mut self, context: &Context, now: Instant, then: Phase) {
-        let again = Box::new(Phase::Again(Box::new(then)));
-        self.phase = Phase::Await { mark: context.shared.queue_mark(), due: now, then: again };
-    }
-
-    /// Reads the suspects' rows anew and has them compared; what does not fit into one request stays a suspect.
-    fn look_again(&mut self, context: &mut Context, then: Phase) -> Result<(), SqlError> {
-        if self.suspects.is_empty() {
-            self.phase = then;
-            return Ok(());
-        }
-        let index = self.index.clone().unwrap_or_default();
-        let mut suspects: Vec<String> = std::mem::take(&mut self.suspects);
-        suspects.truncate(MAX_SUSPECTS * 2);
-        suspects.retain(|key| !Self::is_under_way(context, &index, key));
-        let read = read_keys(context, suspects)?;
-        self.suspects = read.unread;
-        let documents: Vec<(String, Vec<u8>)> = read.present;
-        let present: Vec<String> = documents.iter().map(|(key, _)| key.clone()).collect();
-        let absent = read.absent.clone();
-        let contents = context.attachment.contents_comparable();
-        let call = context.engine.call(move |client| {
-            let documents: Vec<_> =
-                documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect();
-            let absent: Vec<_> =
-                read.absent.iter().map(|key| (key::document_id(key).into_owned(), Vec::new())).collect();
-            Ok(json!({
-                "present": codes(&client.compare(&index, &documents, contents)?),
-                "absent": codes(&client.compare(&index, &absent, false)?),
-            }))
-        });
-        self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
-        Ok(())
-    }
-
-    /// Takes the answer to one of its calls; false if it is not its own.
-    ///
-    /// # Errors
-    /// What Postgres said while the result was written down.
-    pub fn answered(
+    fn answered(
         &mut self,
         token: u64,
         result: &Result<Value, Failure>,
@@ -406,6 +269,126 @@ impl Verify {
         }
         Ok(true)
     }
+}
+
+impl Verify {
+    fn begin(&mut self, context: &Context) -> Result<(), SqlError> {
+        let (job, index) = (self.job, self.index.clone().unwrap_or_default());
+        let estimate = context.reader.shape().estimated_rows;
+        let (position, done) = self.settled.clone();
+        transaction::run(|| {
+            record::begin(job, &index, (estimate >= 0.0).then_some(estimate as i64));
+            record::progress(job, "rows", position.as_deref(), done);
+        })
+    }
+
+    fn is_sampled(&self, key: &str) -> bool {
+        use std::hash::BuildHasher;
+        self.sample >= 1.0
+            || (rustc_hash::FxBuildHasher.hash_one(key) >> 40) as f32 / (1u64 << 24) as f32 <= self.sample
+    }
+
+    /// What is on its way to the index differs for a moment, and is nobody's fault.
+    fn is_under_way(context: &Context, index: &str, key: &str) -> bool {
+        context.delivery.lanes.iter().any(|lane| lane.index == index && lane.contains(key))
+    }
+
+    fn rows(&mut self, context: &mut Context, now: Instant) -> Result<(), SqlError> {
+        if self.suspects.len() >= MAX_SUSPECTS {
+            self.await_then_again(context, now, Phase::Rows);
+            return Ok(());
+        }
+        self.settle_position();
+        let limit = self.rows_at_once;
+        let mut page: Vec<(String, Vec<u8>)> = Vec::new();
+        let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
+        let after = self.position.clone();
+        let read = transaction::run(|| {
+            context.reader.page(after.as_deref(), limit, |text, document| {
+                rows += 1;
+                if let Some(document) = document {
+                    bytes += document.len();
+                    page.push((text.to_owned(), document.to_vec()));
+                }
+                last = Some(text.to_owned());
+                bytes < PAGE_BYTES
+            })
+        });
+        let uninterrupted = match read {
+            Ok(uninterrupted) => uninterrupted,
+            Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
+            Err(error) => return Err(error),
+        };
+        self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
+        let ended = uninterrupted && rows < limit;
+        if let Some(last) = last {
+            self.position = Some(last);
+        }
+        self.done += rows;
+        let index = self.index.clone().unwrap_or_default();
+        page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
+        let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
+        let contents = context.attachment.contents_comparable();
+        let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &by_id(page), contents)?)));
+        self.phase = Phase::Comparing { call, keys, last: ended };
+        Ok(())
+    }
+
+    /// A row that cannot be read has no document, or a dead letter: its page is read by ever smaller pages.
+    fn skip_unreadable(&mut self, context: &mut Context) -> Result<(), SqlError> {
+        self.phase = Phase::Rows;
+        if self.rows_at_once > 1 {
+            self.rows_at_once /= 2;
+            return Ok(());
+        }
+        let after = self.position.clone();
+        match transaction::run(|| context.reader.next_key(after.as_deref()))? {
+            None => self.phase = self.after_rows(),
+            Some(key) => self.position = Some(key),
+        }
+        Ok(())
+    }
+
+    /// Called where no answer is awaited.
+    fn settle_position(&mut self) {
+        if self.suspects.is_empty() {
+            self.settled = (self.position.clone(), self.done);
+        }
+    }
+
+    fn after_rows(&self) -> Phase {
+        if self.suspects.is_empty() { Phase::Refresh } else { Phase::Again(Box::new(Phase::Refresh)) }
+    }
+
+    fn await_then_again(&mut self, context: &Context, now: Instant, then: Phase) {
+        let again = Box::new(Phase::Again(Box::new(then)));
+        self.phase = Phase::Await { mark: context.shared.queue_mark(), due: now, then: again };
+    }
+
+    /// Reads the suspects' rows anew and has them compared; what does not fit into one request stays a suspect.
+    fn look_again(&mut self, context: &mut Context, then: Phase) -> Result<(), SqlError> {
+        if self.suspects.is_empty() {
+            self.phase = then;
+            return Ok(());
+        }
+        let index = self.index.clone().unwrap_or_default();
+        let mut suspects = std::mem::take(&mut self.suspects);
+        suspects.retain(|key| !Self::is_under_way(context, &index, key));
+        let read = read_keys(context, suspects)?;
+        self.suspects = read.unread;
+        let present: Vec<String> = read.present.iter().map(|(key, _)| key.clone()).collect();
+        let absent = read.absent.clone();
+        let contents = context.attachment.contents_comparable();
+        let call = context.engine.call(move |client| {
+            let absent = read.absent.into_iter().map(|key| (key, Vec::new())).collect();
+            Ok(json!({
+                "present": codes(&client.compare(&index, &by_id(read.present), contents)?),
+                "absent": codes(&client.compare(&index, &by_id(absent), false)?),
+            }))
+        });
+        self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
+        Ok(())
+    }
 
     fn listed(&mut self, value: &Value, context: &mut Context, now: Instant) -> Result<(), SqlError> {
         let ids = value["ids"].as_array().map_or(&[][..], Vec::as_slice);
@@ -469,10 +452,8 @@ impl Verify {
                 return Ok(());
             }
         };
-        transaction::run(|| record::trouble(job, Some(&message)))?;
-        self.failures += 1;
-        let delay = context.engine.backoff.delay(self.failures.min(10), &mut context.engine.random);
-        self.phase = Phase::Pause { until: now + delay, then: Box::new(then) };
+        let until = context.pause(job, &mut self.failures, &message, now)?;
+        self.phase = Phase::Pause { until, then: Box::new(then) };
         Ok(())
     }
 
@@ -541,6 +522,11 @@ const EQUAL: u8 = b'e';
 const MISSING: u8 = b'm';
 const DIFFERENT: u8 = b'd';
 
+/// Documents under their ids instead of their keys.
+fn by_id(documents: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect()
+}
+
 fn codes(compared: &[Compared]) -> Value {
     let code = |compared: &Compared| match compared {
         Compared::Equal => EQUAL as char,
@@ -550,10 +536,7 @@ fn codes(compared: &[Compared]) -> Value {
     Value::String(compared.iter().map(code).collect())
 }
 
-fn is_too_long(key: &str) -> bool {
-    key::document_id(key).len() > key::MAX_ID_BYTES
-}
-
+#[derive(Default)]
 struct Read {
     present: Vec<(String, Vec<u8>)>,
     absent: Vec<String>,
@@ -575,20 +558,18 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
     });
     match read {
         Ok(complete) => {
-            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
             let wanted: FxHashSet<&str> = keys.iter().map(String::as_str).collect();
-            let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
-            let strange: Vec<bool> = present.iter().map(|(key, _)| !wanted.contains(key.as_str())).collect();
-            let mut strange = strange.into_iter();
             // A row under another text (1.00 for 1.0) is not the one that was asked for.
-            present.retain(|_| !strange.next().unwrap_or(false));
+            present.retain(|(key, _)| wanted.contains(key.as_str()));
+            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
+            let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
             let (absent, unread) = if complete { (others, Vec::new()) } else { (Vec::new(), others) };
             Ok(Read { present, absent, unread })
         }
         Err(error) if !error.is_in_the_data() => Err(error),
         Err(_) if keys.len() == 1 => {
             let absent = !context.reader.is_key(&keys[0])?;
-            Ok(Read { present: Vec::new(), absent: if absent { keys } else { Vec::new() }, unread: Vec::new() })
+            Ok(Read { absent: if absent { keys } else { Vec::new() }, ..Read::default() })
         }
         Err(_) => {
             let mut keys = keys;

@@ -60,28 +60,11 @@ pub struct WaitSet {
 
 impl WaitSet {
     pub fn new(socket: Option<RawFd>) -> Self {
-        Self::make(true, socket)
-    }
-
-    /// On the socket only: the latch, once set, stays set, so that whoever sets it again needs no system call.
-    pub fn without_latch(socket: RawFd) -> Self {
-        Self::make(false, Some(socket))
-    }
-
-    fn make(latch: bool, socket: Option<RawFd>) -> Self {
         // SAFETY: allocated for the life of the process or until drop; latch and socket outlive it.
         unsafe {
             let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
             let (no_latch, no_data) = (std::ptr::null_mut(), std::ptr::null_mut());
-            if latch {
-                pg_sys::AddWaitEventToSet(
-                    set,
-                    pg_sys::WL_LATCH_SET,
-                    pg_sys::PGINVALID_SOCKET,
-                    pg_sys::MyLatch,
-                    no_data,
-                );
-            }
+            pg_sys::AddWaitEventToSet(set, pg_sys::WL_LATCH_SET, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, no_data);
             pg_sys::AddWaitEventToSet(set, pg_sys::WL_EXIT_ON_PM_DEATH, pg_sys::PGINVALID_SOCKET, no_latch, no_data);
             if let Some(socket) = socket {
                 pg_sys::AddWaitEventToSet(set, pg_sys::WL_SOCKET_READABLE, socket, no_latch, no_data);

@@ -250,6 +250,13 @@ pub fn is_clear(mark: i64, sources: &[u32]) -> bool {
     rows.get::<bool>(0, 1) == Some(false)
 }
 
+/// When to ask `is_clear` again: it reads the queue, and with a large backlog that may take no more than a tenth of the
+/// time.
+pub fn next_look(started: Instant, every: Duration) -> Instant {
+    let ended = Instant::now();
+    ended + every.max((ended - started) * 10)
+}
+
 /// True if the queue holds every change since the marker was written: a crash or a promotion empties an unlogged
 /// queue and its marker with it; a promotion or a recovery to some point leaves a logged one behind the time.
 pub fn has_marker() -> bool {

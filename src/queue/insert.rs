@@ -1,5 +1,8 @@
 //! Writing to the queue, below SQL: no planner, no executor, no privileges of the writer's role needed.
 
+use std::cell::Cell;
+use std::ffi::CStr;
+
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::capture::Changes;
@@ -16,6 +19,14 @@ pub enum Queue {
 
 impl Queue {
     pub const ALL: [Queue; 2] = [Queue::Changes, Queue::Prepared];
+
+    /// As `table`, for Postgres' own functions.
+    fn name(self) -> &'static CStr {
+        match self {
+            Queue::Changes => c"queue",
+            Queue::Prepared => c"prepared_queue",
+        }
+    }
 
     /// The table's name in schema es_sync.
     pub fn table(self) -> &'static str {
@@ -41,20 +52,17 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
         return false;
     }
     let Some(mut writer) = Writer::open(queue) else { return false };
-    for (source, changes) in tables {
+    for (source, mut changes) in tables {
         if changes.whole_table {
             writer.insert(source, Err(REBUILD));
         } else if changes.unnoted && !repair.contains(&source) {
             writer.insert(source, Err(REPAIR));
         }
-        let mut integers: Vec<i64> = changes.integers.into_iter().collect();
         // In order, because the worker then reads neighbours together.
-        integers.sort_unstable();
-        let mut text = String::with_capacity(20);
-        for key in integers {
-            text.clear();
-            let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{key}"));
-            writer.push(source, &text);
+        changes.sort();
+        let mut text = itoa::Buffer::new();
+        for key in changes.integers {
+            writer.push(source, text.format(key));
         }
         for key in changes.texts {
             writer.push(source, &key);
@@ -68,6 +76,33 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
     true
 }
 
+thread_local! {
+    /// The queues' tables as last found, to be spared the look-up at each commit.
+    static KNOWN: Cell<[pg_sys::Oid; 2]> = const { Cell::new([pg_sys::InvalidOid; 2]) };
+}
+
+/// Opens the table if it still is this queue; a dropped table's OID may be another's by now.
+fn open(oid: pg_sys::Oid, queue: Queue) -> Option<pg_sys::Relation> {
+    if oid == pg_sys::InvalidOid {
+        return None;
+    }
+    // SAFETY: an open in a live transaction; null for a table that is gone.
+    unsafe {
+        let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
+        if relation.is_null() {
+            return None;
+        }
+        // Another version's table has other columns; its own library is not loaded in this process.
+        if (*(*relation).rd_att).natts as usize == COLUMNS
+            && CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) == queue.name()
+        {
+            return Some(relation);
+        }
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        None
+    }
+}
+
 struct Writer {
     relation: pg_sys::Relation,
     array: TextArray,
@@ -76,29 +111,22 @@ struct Writer {
 
 impl Writer {
     fn open(queue: Queue) -> Option<Self> {
-        let name = match queue {
-            Queue::Changes => c"queue",
-            Queue::Prepared => c"prepared_queue",
-        };
-        // SAFETY: syscache lookups and an open in a live transaction. try_table_open returns null for a table that
-        // was dropped after the lookup.
-        unsafe {
-            let schema = pg_sys::get_namespace_oid(c"es_sync".as_ptr(), true);
-            let oid = pg_sys::get_relname_relid(name.as_ptr(), schema);
-            if schema == pg_sys::InvalidOid || oid == pg_sys::InvalidOid {
-                return None;
-            }
-            let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
-            if relation.is_null() {
-                return None;
-            }
-            if (*(*relation).rd_att).natts as usize != COLUMNS {
-                // Another version's table under the same name; its own library is not loaded in this process.
-                pg_sys::table_close(relation, pg_sys::NoLock as i32);
-                return None;
-            }
-            Some(Self { relation, array: TextArray::new(), now: pg_sys::GetCurrentTimestamp() })
-        }
+        let relation = open(KNOWN.get()[queue as usize], queue).or_else(|| {
+            // SAFETY: syscache lookups in a live transaction.
+            let oid = unsafe {
+                let schema = pg_sys::get_namespace_oid(c"es_sync".as_ptr(), true);
+                if schema == pg_sys::InvalidOid {
+                    return None;
+                }
+                pg_sys::get_relname_relid(queue.name().as_ptr(), schema)
+            };
+            let mut known = KNOWN.get();
+            known[queue as usize] = oid;
+            KNOWN.set(known);
+            open(oid, queue)
+        })?;
+        // SAFETY: reads the clock.
+        Some(Self { relation, array: TextArray::new(), now: unsafe { pg_sys::GetCurrentTimestamp() } })
     }
 
     fn push(&mut self, source: u32, key: &str) {
@@ -178,7 +206,9 @@ impl TextArray {
     fn push(&mut self, key: &str) {
         let end = self.length_with(key);
         if self.words.len() * 8 < end {
-            self.words.resize((end.max(MAX_ARRAY_BYTES)).div_ceil(8), 0);
+            // Twice as much each time, up to a page: most transactions change a row or two.
+            let most = end.max(MAX_ARRAY_BYTES);
+            self.words.resize((end * 2).clamp(256, most.max(256)).div_ceil(8), 0);
         }
         let (start, count) = (self.length, self.count + 1);
         let bytes = self.bytes();

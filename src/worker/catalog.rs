@@ -17,6 +17,7 @@ use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
 use crate::jobs::record;
+use crate::jobs::step::UnderWay;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi;
@@ -37,7 +38,7 @@ impl Worker {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
             self.finders.clear();
-            self.partitions_changed = true;
+            self.triggers_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
@@ -72,9 +73,9 @@ impl Worker {
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
         self.take_links(links);
-        self.take_jobs(jobs)?;
+        self.take_jobs(jobs);
         self.inherit_intake()?;
-        self.watch_partitions()
+        self.mend_triggers()
     }
 
     /// True if attachments and jobs were read since everything was forgotten.
@@ -82,10 +83,10 @@ impl Worker {
         self.seen_changes != NOT_READ
     }
 
-    /// Gives the partitions that came since they were last looked at their TRUNCATE triggers, and lets triggers that were
+    /// Gives partitions that came since they were last looked at their TRUNCATE triggers, and lets triggers that were
     /// switched off fire again.
-    pub(super) fn watch_partitions(&mut self) -> Result<(), SqlError> {
-        if !std::mem::take(&mut self.partitions_changed) {
+    fn mend_triggers(&mut self) -> Result<(), SqlError> {
+        if !std::mem::take(&mut self.triggers_in_doubt) {
             return Ok(());
         }
         for partition in transaction::run(partitions::unwatched)? {
@@ -98,7 +99,7 @@ impl Worker {
                 Err(error) => {
                     // Somebody writes to it, or it is gone: looked at again when the catalog is.
                     pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
-                    self.partitions_changed = true;
+                    self.triggers_in_doubt = true;
                 }
             }
         }
@@ -114,14 +115,14 @@ impl Worker {
                 Err(error) => {
                     // Likewise.
                     pgrx::debug1!("could not switch a trigger of {} on yet: {error}", trigger.table_name);
-                    self.partitions_changed = true;
+                    self.triggers_in_doubt = true;
                 }
             }
         }
         Ok(())
     }
 
-    pub(super) fn take_attachments(&mut self, attachments: Vec<Attachment>) {
+    fn take_attachments(&mut self, attachments: Vec<Attachment>) {
         // While what they need is still known: a half-built index must not stay behind.
         let mut builds = std::mem::take(&mut self.builds);
         for build in builds.iter_mut().filter(|build| !attachments.iter().any(|new| new.id == build.attachment)) {
@@ -164,7 +165,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn take_jobs(&mut self, jobs: Vec<record::Job>) -> Result<(), SqlError> {
+    fn take_jobs(&mut self, jobs: Vec<record::Job>) {
         let mut builds = std::mem::take(&mut self.builds);
         for build in builds.iter_mut().filter(|build| !build.is_over()) {
             match jobs.iter().find(|job| job.id == build.job) {
@@ -208,7 +209,6 @@ impl Worker {
                 _ => {}
             }
         }
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use es::Permit;
 use pgrx::pg_sys;
 
+use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
 use super::delivery::MAX_OUTSTANDING;
@@ -38,6 +39,7 @@ impl Worker {
             return Ok(());
         }
         self.more = false;
+        self.seen_commits = self.database.commits();
         for claims in &mut self.claims {
             let room = self.delivery.room();
             if room == 0 {
@@ -115,7 +117,7 @@ impl Worker {
                 Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
                 None => {
                     // The table or its key is gone or locked, or its view is: look again soon.
-                    self.delivery.set_cause(
+                    set_cause(
                         attachment,
                         "could not read documents: the table or its view is gone, locked, or has another owner",
                     );

@@ -61,16 +61,17 @@ pub struct Worker {
     pub(super) catalog_was_read: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
-    /// There may be partitions without a TRUNCATE trigger.
-    pub(super) partitions_changed: bool,
+    /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
+    pub(super) triggers_in_doubt: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
+    /// Commits that were announced before the last claim.
+    pub(super) seen_commits: u64,
     pub(super) last_claim: Instant,
     pub(super) poll_due: Instant,
     pub(super) count_due: Instant,
     pub(super) upkeep: Upkeep,
     pub(super) socket: Option<WaitSet>,
-    pub(super) quiet_socket: Option<WaitSet>,
     pub(super) reported: Option<String>,
     pub(super) reported_error: Option<String>,
 }
@@ -103,14 +104,14 @@ impl Worker {
             catalog_was_read: false,
             seen_changes: NOT_READ,
             catalog_due: now,
-            partitions_changed: true,
+            triggers_in_doubt: true,
             more: true,
+            seen_commits: 0,
             last_claim: now,
             poll_due: now,
             count_due: now,
             upkeep: Upkeep::new(now),
             socket: None,
-            quiet_socket: None,
             reported: None,
             reported_error: None,
         }
@@ -125,7 +126,10 @@ impl Worker {
                     pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
                 }
             }
-            match self.turn() {
+            let turn = self.turn();
+            // Whatever came of it: what it met may be why it could not go on.
+            self.publish_engine();
+            match turn {
                 Ok(timeout) => {
                     if self.reported_error.take().is_some() {
                         self.database.set_state(self.reported.as_deref().unwrap_or_default());
@@ -155,7 +159,6 @@ impl Worker {
     /// Everything that can be done without waiting; how long there is nothing to do then.
     fn turn(&mut self) -> Result<Duration, SqlError> {
         let connected = self.connect();
-        self.publish_engine();
         self.read_catalog()?;
         if !connected {
             self.look_after_queue()?;
@@ -178,7 +181,7 @@ impl Worker {
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
-        self.publish_engine();
+        // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(
@@ -207,20 +210,26 @@ impl Worker {
     fn wait(&mut self, timeout: Duration) {
         if timeout.is_zero() {
             // There is more to do at once, and maybe always is: who has committed meanwhile must not wait for its end.
-            self.more |= latch::take_my_latch();
+            self.more |= latch::take_my_latch() | self.has_news();
             pgrx::check_for_interrupts!();
             return;
         }
-        // While changes gather, the latch stays set: writers then find it so and need no system call.
-        let gathering = self.more && self.may_claim() && self.last_claim.elapsed() < settings::linger();
-        let set = if gathering { &self.quiet_socket } else { &self.socket };
-        let latched = match set {
-            Some(set) => set.wait(timeout),
-            None => WaitSet::new(None).wait(timeout),
-        };
-        if latched {
-            self.more = true;
+        // A commit need not wake a worker that comes back by itself in a moment, or that would leave what was written
+        // where it is.
+        let interested = !self.more && self.may_claim() && !self.delivery.holds_all();
+        let rest = settings::linger().saturating_sub(self.last_claim.elapsed());
+        let timeout = if interested && !rest.is_zero() { timeout.min(rest) } else { timeout };
+        let listens = interested && rest.is_zero();
+        self.database.listen(listens);
+        if !(listens && self.has_news()) {
+            let latched = match &self.socket {
+                Some(set) => set.wait(timeout),
+                None => WaitSet::new(None).wait(timeout),
+            };
+            self.more |= latched;
         }
+        self.database.listen(false);
+        self.more |= self.has_news();
         let now = Instant::now();
         if now >= self.poll_due {
             self.poll_due = now + settings::poll_interval();
@@ -231,6 +240,11 @@ impl Worker {
         pgrx::check_for_interrupts!();
     }
 
+    /// True if somebody has committed changes since the last claim.
+    fn has_news(&self) -> bool {
+        self.database.commits() != self.seen_commits
+    }
+
     /// Connects to the engine, or again when settings changed; false while that is not possible.
     fn connect(&mut self) -> bool {
         if self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
@@ -238,7 +252,6 @@ impl Worker {
                 engine.stop();
             }
             self.socket = None;
-            self.quiet_socket = None;
             // What was in flight is still in the queue, and jobs in their rows.
             self.forget();
             self.keeper = None;
@@ -250,7 +263,6 @@ impl Worker {
                 Ok(engine) => {
                     CLIENT.set(Some(engine.senders.client().clone()));
                     self.socket = Some(WaitSet::new(Some(engine.senders.wake_fd())));
-                    self.quiet_socket = Some(WaitSet::without_latch(engine.senders.wake_fd()));
                     self.engine = Some(engine);
                     self.reported = None;
                     self.database.set_state("connecting to the engine");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
+use super::answers::set_cause;
 use super::database::{REST, Worker};
 use super::delivery::Delivery;
 use super::lane::{Key, Ticket};
@@ -241,7 +242,7 @@ impl Worker {
                     let attachments = self.attachments.iter().filter(|known| known.relation.to_u32() == fan.root);
                     for attachment in attachments {
                         let cause = format!("could not follow changes of related rows: {error}");
-                        self.delivery.set_cause(attachment.id, &cause);
+                        set_cause(attachment.id, &cause);
                     }
                     self.fans_rest_until = Some(Instant::now() + REST);
                     due.extend(self.fans_rest_until);

@@ -27,6 +27,11 @@ impl Hold {
 }
 
 impl Delivery {
+    /// True if nothing would be claimed, whatever is committed.
+    pub fn holds_all(&self) -> bool {
+        self.lanes.iter().all(|lane| self.hold.last.binary_search(&lane.source).is_ok())
+    }
+
     /// True for an index that is paused while others of its table go on: it has no lane, and misses what changes.
     pub fn is_left_out(&self, attachment: &Attachment) -> bool {
         attachment.paused && !self.hold.is_paused(attachment.relation.to_u32())

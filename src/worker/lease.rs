@@ -156,11 +156,8 @@ impl Keeper {
     /// Documents of a later generation were met: somebody else has written.
     pub fn met_generation(&mut self, generation: i64, now: Instant) {
         self.met = self.met.max(generation);
-        if let State::Held(held) = &mut self.state {
+        if matches!(self.state, State::Held(_)) {
             // Asks at once, and is not trusted until the answer is there.
-            held.valid_until = now;
-            held.due = now;
-            held.renewing = None;
             self.state = State::Unknown { due: now };
         }
     }
@@ -219,15 +216,15 @@ impl Keeper {
         note: &Note,
         now: Instant,
     ) -> Option<Option<Verdict>> {
-        let state = match &self.state {
-            State::Asking { call, .. } | State::Taking { call, .. } if *call == token => {
-                std::mem::replace(&mut self.state, State::Off)
-            }
-            State::Held(held) if held.renewing.is_some_and(|(call, _)| call == token) => {
-                std::mem::replace(&mut self.state, State::Off)
-            }
-            _ => return None,
+        let own = match &self.state {
+            State::Asking { call, .. } | State::Taking { call, .. } => *call == token,
+            State::Held(held) => held.renewing.is_some_and(|(call, _)| call == token),
+            _ => false,
         };
+        if !own {
+            return None;
+        }
+        let state = std::mem::replace(&mut self.state, State::Off);
         if result.is_ok() {
             self.failures = 0;
         }
@@ -245,7 +242,7 @@ impl Keeper {
                 self.ask(engine, None, Some(held));
                 None
             }
-            (State::Held(held), Err(_)) => {
+            (State::Held(held) | State::Asking { known: Some(held), .. }, Err(_)) => {
                 let due = self.later(now);
                 self.state = State::Held(Held { renewing: None, due, ..held });
                 None
@@ -263,24 +260,11 @@ impl Keeper {
                 self.state = State::Watching { due: self.later(now), watch };
                 None
             }
-            (State::Asking { known: Some(held), .. }, Err(_)) => {
-                let due = self.later(now);
-                self.state = State::Held(Held { renewing: None, due, ..held });
-                None
-            }
             (State::Taking { lease, gap, .. }, Ok(value)) => {
                 let generation = lease.generation;
-                let mark = serde_json::from_value(value["mark"].clone());
-                match mark {
+                match serde_json::from_value(value["mark"].clone()) {
                     Ok(mark) => {
-                        let held = Held {
-                            lease,
-                            mark,
-                            valid_until: now + self.trusted(),
-                            renewing: None,
-                            due: now + self.beat(),
-                        };
-                        self.state = State::Held(held);
+                        self.state = self.held(lease, mark, now);
                         Some(Verdict::Taken { generation, gap })
                     }
                     Err(_) => {
@@ -299,14 +283,8 @@ impl Keeper {
     fn renewed(&mut self, held: Held, value: &Value, now: Instant) {
         let Some((_, started)) = held.renewing else { return };
         self.state = match serde_json::from_value::<Found>(value.clone()) {
-            Ok(found) => State::Held(Held {
-                lease: found.lease,
-                mark: found.mark,
-                // From the start of the request: the engine's clock ran from somewhere behind that.
-                valid_until: started + self.trusted(),
-                renewing: None,
-                due: started + self.beat(),
-            }),
+            // From the start of the request: the engine's clock ran from somewhere behind that.
+            Ok(found) => self.held(found.lease, found.mark, started),
             Err(_) => State::Held(Held { renewing: None, due: self.later(now), ..held }),
         };
     }
@@ -437,6 +415,11 @@ impl Keeper {
             Ok(json!({ "mark": mark }))
         });
         self.state = State::Taking { call, lease, gap };
+    }
+
+    fn held(&self, lease: Document, mark: Mark, since: Instant) -> State {
+        let (valid_until, due) = (since + self.trusted(), since + self.beat());
+        State::Held(Held { lease, mark, valid_until, renewing: None, due })
     }
 
     fn beat(&self) -> Duration {

@@ -10,10 +10,11 @@
 //! acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep` looks after the queue as a
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
-//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding and what becomes of it,
-//! `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes of related
-//! rows become.
+//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
+//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes
+//! of related rows become.
 
+mod answers;
 mod catalog;
 mod changes;
 pub mod database;

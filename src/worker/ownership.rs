@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use es::{Failure, FailureKind};
 use serde_json::{Value, json};
 
+use super::answers::set_cause;
 use super::database::Worker;
 use super::delivery::LAST_VERSION;
 use super::lease::{Keeper, Verdict};
@@ -267,7 +268,7 @@ impl Worker {
             if one["missing"] == true {
                 self.rebuild(attachment, index)?;
             } else if let Some(reason) = one["refused"].as_str() {
-                self.delivery.set_cause(attachment, reason);
+                set_cause(attachment, reason);
                 if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
                     lane.blocked_until = Some(now + 2 * WIRE_AGAIN);
                 }

@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use super::catalog::reader_of;
 use super::database::Worker;
-use crate::jobs::build::{self, Context, Step};
+use crate::jobs::build::{self, Build};
 use crate::jobs::record;
+use crate::jobs::step::{Context, Step, UnderWay};
+use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 
@@ -44,17 +46,17 @@ impl Worker {
             }
         }
         let missing = std::mem::take(&mut self.delivery.missing);
-        let mut builds = std::mem::take(&mut self.builds);
+        let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
         let mut result = Ok(());
-        for build in &mut builds {
-            if self.attachments.iter().any(|known| known.id == build.attachment && known.paused) {
+        for job in all(&mut builds, &mut verifies) {
+            if self.attachments.iter().any(|known| known.id == job.attachment() && known.paused) {
                 continue;
             }
-            let step = self.with_context(build.attachment, held, |context| {
+            let step = self.with_context(job.attachment(), held, |context| {
                 for lane in &missing {
-                    build.index_missing(*lane, context);
+                    job.index_missing(*lane, context);
                 }
-                build.step(context, now)
+                job.step(context, now)
             });
             match step {
                 Some(Ok(Step::Again)) => again = true,
@@ -65,22 +67,8 @@ impl Worker {
             }
         }
         builds.retain(|build| !build.is_over());
-        self.builds = builds;
-        let mut verifies = std::mem::take(&mut self.verifies);
-        for verify in &mut verifies {
-            if self.attachments.iter().any(|known| known.id == verify.attachment && known.paused) {
-                continue;
-            }
-            match self.with_context(verify.attachment, held, |context| verify.step(context, now)) {
-                Some(Ok(Step::Again)) => again = true,
-                Some(Ok(Step::Wait(until))) => due.extend(until),
-                Some(Ok(Step::Over)) => self.catalog_due = now,
-                Some(Err(error)) => result = Err(error),
-                None => {}
-            }
-        }
         verifies.retain(|verify| !verify.is_over());
-        self.verifies = verifies;
+        (self.builds, self.verifies) = (builds, verifies);
         self.more |= std::mem::take(&mut self.delivery.enqueued);
         if missing.iter().any(|lane| self.delivery.lane(*lane).is_some_and(|lane| !lane.building)) {
             // Gone, or only its write alias is: the engine is asked.
@@ -106,27 +94,22 @@ impl Worker {
             return transaction::run(|| record::finish(job, state, 0, error.as_deref()));
         }
         // Put back whatever happens: a job that is forgotten here is begun a second time.
+        let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
         let mut result_of_all = Ok(());
-        let mut builds = std::mem::take(&mut self.builds);
-        for build in &mut builds {
-            let taken = self.with_context(build.attachment, false, |context| build.answered(token, result, context));
+        for job in all(&mut builds, &mut verifies) {
+            let taken = self.with_context(job.attachment(), false, |context| job.answered(token, result, context));
             match taken.transpose() {
                 Ok(Some(true)) => break,
                 Ok(_) => {}
                 Err(error) => result_of_all = Err(error),
             }
         }
-        self.builds = builds;
-        let mut verifies = std::mem::take(&mut self.verifies);
-        for verify in &mut verifies {
-            let taken = self.with_context(verify.attachment, false, |context| verify.answered(token, result, context));
-            match taken.transpose() {
-                Ok(Some(true)) => break,
-                Ok(_) => {}
-                Err(error) => result_of_all = Err(error),
-            }
-        }
-        self.verifies = verifies;
+        (self.builds, self.verifies) = (builds, verifies);
         result_of_all
     }
+}
+
+fn all<'a>(builds: &'a mut [Build], verifies: &'a mut [Verify]) -> impl Iterator<Item = &'a mut dyn UnderWay> {
+    let builds = builds.iter_mut().map(|build| build as &mut dyn UnderWay);
+    builds.chain(verifies.iter_mut().map(|verify| verify as &mut dyn UnderWay))
 }

@@ -94,14 +94,13 @@ impl Worker {
             return Ok(());
         }
         self.upkeep.due = now + EVERY;
-        if let Intake::Reopening { barrier, why } = &self.upkeep.intake {
-            let (barrier, why) = (*barrier, why.clone());
-            if transaction::run(|| storage::have_ended(barrier))? {
-                transaction::run(|| succession::repair_everything(&why))?;
-                self.upkeep.intake = Intake::Open;
-                self.database.set_queue_state(QueueState::Open);
-                self.catalog_due = now;
-            }
+        if let Intake::Reopening { barrier, why } = &self.upkeep.intake
+            && transaction::run(|| storage::have_ended(*barrier))?
+        {
+            transaction::run(|| succession::repair_everything(why))?;
+            self.upkeep.intake = Intake::Open;
+            self.database.set_queue_state(QueueState::Open);
+            self.catalog_due = now;
         }
         if let Some(why) = self.note.standing_off.clone() {
             self.close_queue(&why)?;
@@ -113,7 +112,8 @@ impl Worker {
             self.truncate(storage::truncate_if_empty);
         }
         let limit = settings::queue_limit();
-        let size = transaction::run(storage::size)?;
+        let (size, logged) = transaction::run(|| (storage::size(), storage::is_logged()))?;
+        self.upkeep.logged = logged;
         match self.upkeep.intake {
             Intake::Open if limit > 0 && size > limit => {
                 pgrx::warning!(
@@ -127,7 +127,8 @@ impl Worker {
             Intake::Closed(_) if self.may_write(now) => self.truncate(storage::discard_all),
             _ => {}
         }
-        self.settle_durability()
+        self.settle_durability();
+        Ok(())
     }
 
     fn truncate(&mut self, how: fn() -> bool) {
@@ -138,14 +139,10 @@ impl Worker {
     }
 
     /// Makes the queue logged or unlogged, as es_sync.queue_durability says.
-    fn settle_durability(&mut self) -> Result<(), SqlError> {
-        self.upkeep.logged = transaction::run(storage::is_logged)?;
+    fn settle_durability(&mut self) {
         let wanted = settings::queue_is_logged();
-        if self.upkeep.logged == wanted {
-            return Ok(());
-        }
         // Where somebody is writing just now: goes on, and tries again in a second.
-        if transaction::run(|| storage::set_logged(wanted)).is_ok() {
+        if self.upkeep.logged != wanted && transaction::run(|| storage::set_logged(wanted)).is_ok() {
             pgrx::log!("the queue of es_sync is {} now", if wanted { "logged" } else { "unlogged" });
             self.upkeep.logged = wanted;
             // What is claimed lies elsewhere now: it is claimed anew, in whatever trouble its index is.
@@ -153,6 +150,5 @@ impl Worker {
             self.rewind_claims();
             self.more = true;
         }
-        Ok(())
     }
 }

@@ -91,9 +91,7 @@ impl Waiters {
             });
             self.refreshing.push(Refreshing { token, waiter, serial });
         }
-        // Looking reads the queue; with a large backlog never more than a tenth of the time.
-        let ended = Instant::now();
-        self.next_look = Some(ended + LOOK_EVERY.max((ended - now) * 10));
+        self.next_look = Some(claim::next_look(now, LOOK_EVERY));
         Ok(self.next_look)
     }
 

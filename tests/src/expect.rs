@@ -23,6 +23,15 @@ pub fn settled(client: &mut Client) {
     });
 }
 
+/// Waits until the queue is logged: the worker makes it so when es_sync.queue_durability says it.
+#[track_caller]
+pub fn logged_queue(client: &mut Client) {
+    let logged = "select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass";
+    crate::wait::until("the queue is logged", crate::wait::SHORT, || -> bool {
+        client.query_one(logged, &[]).expect("queue").get(0)
+    });
+}
+
 /// `settled`, then `documents_equal` for a table whose documents are its rows as they are.
 #[track_caller]
 pub fn table_equal(client: &mut Client, table: &str, key: &str, engine: &Engine, index: &str) {

@@ -278,6 +278,15 @@ impl Server {
         Server::on_new_folder(|data| copy_folder(&self.data(), data)).started()
     }
 
+    /// Waits until this standby has all that was committed there.
+    pub fn catch_up_with(&self, primary: &mut Client) {
+        let lsn: String = primary.query_one("select pg_current_wal_lsn()::text", &[]).expect("lsn").get(0);
+        let query = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
+        crate::wait::until("the standby has it", crate::wait::SHORT, || -> bool {
+            self.connect("app").query_one(&query, &[]).expect("lsn").get(0)
+        });
+    }
+
     /// Promotes a standby and waits until it takes writes.
     pub fn promote(&self) {
         self.connect("postgres").execute("select pg_promote(true, 60)", &[]).expect("could not promote");

@@ -329,10 +329,7 @@ fn the_queue_changes_its_durability_although_an_index_takes_nothing() {
     });
     server.conf("es_sync.queue_durability", "logged");
     server.reload();
-    wait::until("the queue is logged", wait::SHORT, || -> bool {
-        let logged = "select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass";
-        client.query_one(logged, &[]).expect("queue").get(0)
-    });
+    expect::logged_queue(&mut client);
     client.batch_execute(&format!("update {whole} set title = 'flows'")).expect("write");
     let flows: bool = client.query_one(&format!("select es_sync.wait('{whole}', '20 s')"), &[]).expect("wait").get(0);
     assert!(flows);

@@ -18,6 +18,7 @@ fn table(client: &mut Client, rows: usize) -> String {
              select es_sync.attach('{name}')"
         ))
         .expect("set up");
+    expect::settled(client);
     name
 }
 
@@ -29,7 +30,6 @@ fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing(
     let mut primary = server(proxy.url());
     let mut client = primary.create_database("app");
     let name = table(&mut client, 100);
-    expect::settled(&mut client);
     let standby = primary.copy(true);
     standby.conf("es_sync.url", engine.url());
     standby.reload();
@@ -37,11 +37,7 @@ fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing(
     proxy.forget_seen();
     client.batch_execute(&format!("insert into {name} values (777, 'of the old primary')")).expect("write");
     wait::until("the insert is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
-    let lsn: String = client.query_one("select pg_current_wal_lsn()::text", &[]).expect("lsn").get(0);
-    wait::until("the standby has it", wait::SHORT, || -> bool {
-        let query = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        standby.connect("app").query_one(&query, &[]).expect("lsn").get(0)
-    });
+    standby.catch_up_with(&mut client);
     primary.stop(Mode::Kill);
     let before = proxy.carried_out();
     standby.promote();
@@ -61,7 +57,6 @@ fn a_swap_whose_answer_is_lost_is_found_out_and_not_done_twice() {
         let server = server(proxy.url());
         let mut client = server.create_database("app");
         let name = table(&mut client, 100);
-        expect::settled(&mut client);
         // The write alias of the new index goes the same way first.
         proxy.set_for("/_aliases", fault);
         proxy.forget_seen();
@@ -84,7 +79,6 @@ fn a_table_locked_by_ddl_keeps_no_other_table_waiting() {
     let server = server(engine.url());
     let mut client = server.create_database("app");
     let (locked, other) = (table(&mut client, 100), table(&mut client, 100));
-    expect::settled(&mut client);
     let mut ddl = server.connect("app");
     client.batch_execute(&format!("update {locked} set title = 'before'")).expect("write");
     ddl.batch_execute(&format!("begin; alter table {locked} add column extra text")).expect("lock");
@@ -103,7 +97,6 @@ fn a_restored_dump_beside_its_original_stays_off_until_it_takes_over() {
     let server = server(engine.url());
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    expect::settled(&mut client);
     let dump = process::server_folder("dump");
     let file = dump.path().join("dump.sql");
     let status = server.command("pg_dump").args(["-d", "app", "-f"]).arg(&file).status().expect("pg_dump");
@@ -139,7 +132,6 @@ fn a_serializable_writer_beside_readers_of_the_views_is_not_aborted() {
     let server = server(engine.url());
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    expect::settled(&mut client);
     let mut reader = server.connect("app");
     for round in 0..20 {
         client.batch_execute("begin isolation level serializable").expect("begin");
@@ -163,12 +155,7 @@ fn a_publication_for_all_tables_and_a_logged_queue_get_along() {
     let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.queue_durability", "logged").start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    wait::until("the queue is logged", wait::SHORT, || -> bool {
-        client
-            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
-            .expect("persistence")
-            .get(0)
-    });
+    expect::logged_queue(&mut client);
     client.batch_execute("create publication everything for all tables").expect("publication");
     client
         .batch_execute(&format!("update {name} set title = 'new' where id < 50; delete from {name} where id > 90"))
@@ -191,7 +178,6 @@ fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_re
         .start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    expect::settled(&mut client);
     proxy.set(Fault::Refuse);
     client
         .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 220000) i"))

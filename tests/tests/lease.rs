@@ -31,6 +31,11 @@ fn says(client: &mut Client, words: &str) {
     });
 }
 
+fn repaired(client: &mut Client) {
+    let ended = "select exists (select from es_sync.job where kind = 'verify' and state = 'done')";
+    wait::until("a repair has ended", wait::LONG, || -> bool { client.query_one(ended, &[]).expect("jobs").get(0) });
+}
+
 #[test]
 fn a_physical_copy_stays_off_while_the_original_lives_and_says_so() {
     let engine = Engine::elasticsearch();
@@ -92,11 +97,7 @@ fn a_promoted_standby_takes_over_and_the_old_primary_is_fenced_off() {
     let standby = primary.copy(true);
     client.batch_execute(&format!("update {name} set title = 'late' where id < 20")).expect("write");
     expect::settled(&mut client);
-    let lsn: String = client.query_one("select pg_current_wal_lsn()::text", &[]).expect("lsn").get(0);
-    wait::until("the standby has it", wait::SHORT, || -> bool {
-        let query = format!("select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        standby.connect("app").query_one(&query, &[]).expect("lsn").get(0)
-    });
+    standby.catch_up_with(&mut client);
     primary.stop(Mode::Kill);
     // What the standby never got: its repair must take it back out of the index.
     engine.put(&format!("/{}/_doc/777777", engine.indexes_of(&name)[0]), json!({"id": 777777}));
@@ -152,12 +153,7 @@ fn an_engine_that_was_set_back_is_noticed_and_repaired() {
     engine.put(&format!("/{index}/_doc/5000"), json!({"id": 5000}));
     engine.delete(&path);
     proxy.set(Fault::Pass);
-    wait::until("a repair has ended", wait::LONG, || -> bool {
-        client
-            .query_one("select exists (select from es_sync.job where kind = 'verify' and state = 'done')", &[])
-            .expect("jobs")
-            .get(0)
-    });
+    repaired(&mut client);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
     let row = client
         .query_one("select missing, different, orphaned from es_sync.job where kind = 'verify'", &[])
@@ -187,12 +183,7 @@ fn an_index_replaced_by_hand_is_noticed_and_repaired() {
     );
     engine.put(&format!("/{index}/_doc/9999"), json!({"id": 9999}));
     proxy.set(Fault::Pass);
-    wait::until("a repair has ended", wait::LONG, || -> bool {
-        client
-            .query_one("select exists (select from es_sync.job where kind = 'verify' and state = 'done')", &[])
-            .expect("jobs")
-            .get(0)
-    });
+    repaired(&mut client);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
 

@@ -152,10 +152,12 @@ fn after_a_killed_worker_the_repair_mends_what_the_queue_lost() {
 
 #[test]
 fn after_a_killed_writer_the_repair_mends_what_the_queue_lost() {
-    let mended = after(|_, mut client| {
+    let mended = after(|server, mut client| {
+        // The victim's connection is gone before the server has noticed anything.
+        let bystander = server.connect("app");
         let pid: i32 = client.query_one("select pg_backend_pid()", &[]).expect("pid").get(0);
         process::signal(pid as u32, "KILL");
-        crashed(client);
+        crashed(bystander);
     });
     assert_eq!(mended, 300);
 }
@@ -184,12 +186,7 @@ fn a_logged_queue_survives_a_crash_and_needs_no_repair_of_what_it_holds() {
         .start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 2000);
-    wait::until("the queue is logged", wait::SHORT, || -> bool {
-        client
-            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
-            .expect("persistence")
-            .get(0)
-    });
+    expect::logged_queue(&mut client);
     changes_in_flight(&mut client, &proxy, &name);
     server.restart(Mode::Immediate);
     let mut client = server.connect("app");
@@ -224,12 +221,7 @@ fn with_a_logged_queue_nothing_is_sent_that_a_crash_takes_back() {
         .start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    wait::until("the queue is logged", wait::SHORT, || -> bool {
-        client
-            .query_one("select relpersistence = 'p' from pg_class where oid = 'es_sync.queue'::regclass", &[])
-            .expect("persistence")
-            .get(0)
-    });
+    expect::logged_queue(&mut client);
     client.batch_execute("set synchronous_commit = off").expect("set");
     for id in 5001..5006 {
         client.batch_execute(&format!("insert into {name} values ({id}, 'not waited for')")).expect("write");
@@ -245,10 +237,8 @@ fn with_a_logged_queue_nothing_is_sent_that_a_crash_takes_back() {
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
 
-#[test]
-fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
+/// A table of which so many rows were written while the engine was away that the queue takes nothing more.
+fn closed_queue(proxy: &Proxy, last: u32) -> (Server, Client, String) {
     let server = Server::builder()
         .conf("es_sync.url", proxy.url())
         .conf("es_sync.lease_timeout", "2s")
@@ -258,11 +248,19 @@ fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() 
     let name = table(&mut client, 1000);
     proxy.set(Fault::Refuse);
     client
-        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 230000) i"))
+        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, {last}) i"))
         .expect("a writer sees no error");
     wait::until("the index is marked as stale", wait::SHORT, || -> bool {
         client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
     });
+    (server, client, name)
+}
+
+#[test]
+fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = closed_queue(&proxy, 230000);
     let size = |client: &mut Client| -> i64 {
         client.query_one("select pg_relation_size('es_sync.queue')", &[]).expect("size").get(0)
     };
@@ -340,20 +338,7 @@ fn a_repair_that_is_interrupted_forgets_nothing_that_it_has_seen() {
 fn a_repair_waits_for_a_transaction_that_found_the_queue_closed() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let server = Server::builder()
-        .conf("es_sync.url", proxy.url())
-        .conf("es_sync.lease_timeout", "2s")
-        .conf("es_sync.queue_limit", "1MB")
-        .start();
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 1000);
-    proxy.set(Fault::Refuse);
-    client
-        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 300000) i"))
-        .expect("write");
-    wait::until("the queue is closed", wait::SHORT, || -> bool {
-        client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
-    });
+    let (server, mut client, name) = closed_queue(&proxy, 300000);
     let mut writer = server.connect("app");
     // Enough keys to be written before the commit.
     writer.batch_execute(&format!("begin; update {name} set title = 'long'")).expect("write");

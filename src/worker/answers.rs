@@ -1,0 +1,261 @@
+//! Answers: what the engine said of a request becomes what is to be written down of its documents, or sent once more.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use es::{Body, Failure, FailureKind, Outcome};
+use pgrx::pg_sys;
+
+use super::delivery::{Delivery, Flight};
+use super::engine::Engine;
+use super::lane::{Key, MAX_OPERATIONS, TRIAL_OPERATIONS};
+use super::succession::GENERATION_SHIFT;
+use crate::queue::dead_letter::DeadLetter;
+use crate::settings;
+use crate::shared::{self, Index};
+
+/// Versions that we issue are multiples of this; an edit by hand adds one.
+const VERSION_STEP: i64 = 256;
+/// From here on too few generations are left to go beyond: a version like that is nobody's but an edit's by hand.
+const HIGHEST_VERSION: i64 = ((1 << (63 - GENERATION_SHIFT)) - (1 << 16)) << GENERATION_SHIFT;
+
+impl Delivery {
+    /// Takes a request's answer.
+    pub fn delivered(
+        &mut self,
+        token: u64,
+        body: Body,
+        result: Result<Vec<Outcome>, Failure>,
+        took: Duration,
+        engine: &mut Engine,
+    ) {
+        let bytes = body.len();
+        self.recycle(body);
+        let Some(flight) = self.flights.remove(&token) else { return };
+        match result {
+            Ok(outcomes) => {
+                engine.breaker.success();
+                self.trouble = None;
+                engine.sizing.on_success(bytes, took);
+                self.answered(flight, outcomes, engine);
+            }
+            Err(failure) => self.request_failed(flight, &failure, bytes, engine),
+        }
+    }
+
+    fn answered(&mut self, flight: Flight, outcomes: Vec<Outcome>, engine: &mut Engine) {
+        let lane_id = flight.lane;
+        let Some(lane) = self.lane(lane_id) else { return };
+        let attachment = lane.attachment;
+        lane.max_operations = (lane.max_operations * 2).min(MAX_OPERATIONS);
+        let counters = counters(attachment);
+        let now_micros = now_micros();
+        let (mut indexed, mut deleted, mut retried) = (0, 0, 0_u64);
+        let mut taken = false;
+        let mut missing = None;
+        let mut retries = Vec::new();
+        for (operation, outcome) in flight.operations.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Done => {
+                    taken = true;
+                    if operation.delete {
+                        deleted += 1;
+                    } else {
+                        indexed += 1;
+                    }
+                    self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
+                }
+                Outcome::Newer { version } if version >= HIGHEST_VERSION => {
+                    let reason = format!("the document has version {version}, and none of ours can be higher");
+                    self.park(lane_id, &operation.key, None, "version_too_high", reason);
+                }
+                Outcome::Newer { version } if version >> GENERATION_SHIFT > flight.version >> GENERATION_SHIFT => {
+                    // Somebody with a later generation has written this index: the lease says whether that goes on.
+                    self.met_generation = self.met_generation.max(Some(version >> GENERATION_SHIFT));
+                    retries.push((operation.key, "a later generation writes this index".to_owned()));
+                }
+                Outcome::Newer { version } if version % VERSION_STEP == 0 => {
+                    taken = true;
+                    self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
+                }
+                // An edit by hand raised the version by one: a later version of ours goes over it.
+                Outcome::Newer { .. } => retries.push((operation.key, "the document was changed by hand".to_owned())),
+                Outcome::Retry { status, reason } => {
+                    if status == 429 {
+                        engine.sizing.on_too_many();
+                    }
+                    retries.push((operation.key, reason));
+                }
+                Outcome::Refused { status, kind, reason } => {
+                    self.park(lane_id, &operation.key, Some(i32::from(status)), &kind, reason);
+                }
+                Outcome::IndexMissing { reason } => {
+                    missing.get_or_insert(reason);
+                    retries.push((operation.key, String::new()));
+                }
+            }
+        }
+        if let Some(reason) = missing {
+            set_cause(attachment, &reason);
+            if !self.missing.contains(&lane_id) {
+                self.missing.push(lane_id);
+            }
+            let delay = engine.backoff.delay(5, &mut engine.random);
+            if let Some(lane) = self.lane(lane_id) {
+                lane.blocked_until = Some(Instant::now() + delay);
+                lane.put_back(retries.into_iter().map(|(key, _)| key));
+            }
+            return;
+        }
+        retried += retries.len() as u64;
+        if taken {
+            if let Some(lane) = self.lane(lane_id) {
+                lane.failures = 0;
+            }
+            for (key, reason) in retries {
+                self.retry(lane_id, attachment, &key, reason, engine);
+            }
+        } else if let Some((_, reason)) = retries.first() {
+            // Nothing was taken: the index is read-only, or the engine has no room. That is no document's own failure,
+            // so it does not count as an attempt.
+            set_cause(attachment, reason);
+            self.rest(lane_id, retries.into_iter().map(|(key, _)| key), engine);
+        }
+        if let Some(counters) = counters {
+            counters.indexed.fetch_add(indexed, Relaxed);
+            counters.deleted.fetch_add(deleted, Relaxed);
+            counters.retried.fetch_add(retried, Relaxed);
+            counters.batches.fetch_add(1, Relaxed);
+            if taken {
+                counters.set_cause("");
+            }
+        }
+    }
+
+    /// Puts documents back and lets their lane rest for a while that grows with each failure in a row.
+    pub(super) fn rest(&mut self, lane: u32, keys: impl DoubleEndedIterator<Item = Key>, engine: &mut Engine) {
+        let Some(lane) = self.lane(lane) else { return };
+        lane.failures += 1;
+        // A few documents show as well as many whether the index takes any again.
+        lane.max_operations = lane.max_operations.min(TRIAL_OPERATIONS);
+        let delay = engine.backoff.delay(lane.failures.min(10), &mut engine.random);
+        lane.blocked_until = Some(Instant::now() + delay);
+        lane.put_back(keys);
+    }
+
+    fn retry(&mut self, lane: u32, attachment: i32, key: &Key, reason: String, engine: &mut Engine) {
+        let Some(state) = self.lane(lane) else { return };
+        if state.attempts(key) + 1 >= settings::max_attempts() {
+            self.park(lane, key, None, "max_attempts", reason);
+            return;
+        }
+        let (backoff, random) = (&engine.backoff, &mut engine.random);
+        state.retry(key, |attempts| Instant::now() + backoff.delay(attempts, random));
+        set_cause(attachment, &reason);
+    }
+
+    fn request_failed(&mut self, flight: Flight, failure: &Failure, bytes: usize, engine: &mut Engine) {
+        // The breaker is told in any case, for this may have been its probe. Who finds fault with a request is there.
+        match failure.kind {
+            FailureKind::TooLarge | FailureKind::BadRequest | FailureKind::NotFound => {
+                engine.breaker.success();
+                self.trouble = None;
+            }
+            FailureKind::TooManyRequests => engine.breaker.failure(Instant::now()),
+            _ => {
+                engine.breaker.failure(Instant::now());
+                self.trouble = Some(failure.to_string());
+            }
+        }
+        let Some(lane) = self.lane(flight.lane) else { return };
+        let attachment = lane.attachment;
+        let count = flight.operations.len();
+        match failure.kind {
+            FailureKind::TooLarge | FailureKind::BadRequest if count == 1 => {
+                let status = failure.status.map(i32::from);
+                let kind = if failure.kind == FailureKind::TooLarge { "too_large" } else { "bad_request" };
+                let key = flight.operations[0].key.clone();
+                self.park(flight.lane, &key, status, kind, failure.reason.clone());
+                return;
+            }
+            FailureKind::TooLarge => {
+                engine.sizing.on_too_large(bytes);
+                lane.max_operations = count.div_ceil(2);
+            }
+            // One operation spoils the request for all: halve until it stands alone.
+            FailureKind::BadRequest => lane.max_operations = count.div_ceil(2),
+            FailureKind::NotFound => {
+                lane.blocked_until = Some(Instant::now() + Duration::from_secs(1));
+                let id = lane.id;
+                self.missing.push(id);
+            }
+            FailureKind::TooManyRequests => engine.sizing.on_too_many(),
+            _ => {}
+        }
+        if failure.kind.outcome_unknown() {
+            // It may still arrive: after a delete that overtook it, once the engine has forgotten that delete.
+            let again = Instant::now() + 2 * settings::request_timeout();
+            let indexed = flight.operations.iter().filter(|operation| !operation.delete);
+            self.doubtful.extend(indexed.map(|operation| (again, flight.lane, operation.key.clone())));
+        }
+        let told = match failure.kind {
+            // It may quote any of the documents.
+            FailureKind::BadRequest => es::document_failure("the engine refused a request", &failure.reason),
+            _ => failure.to_string(),
+        };
+        set_cause(attachment, &told);
+        if let Some(lane) = self.lane(flight.lane) {
+            lane.put_back(flight.operations.into_iter().map(|operation| operation.key));
+        }
+    }
+
+    fn succeed(&mut self, lane: u32, attachment: i32, key: &Key, now_micros: i64, counters: Option<&Index>) {
+        if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
+            self.outbox.cleared.push((attachment, key.clone()));
+        }
+        let oldest = self.finish(lane, key);
+        if let (Some(counters), Some(enqueued_at)) = (counters, oldest) {
+            counters.latency.record((now_micros - enqueued_at).max(0) as u64, 1);
+        }
+    }
+
+    pub(super) fn park(&mut self, lane: u32, key: &Key, status: Option<i32>, kind: &str, reason: String) {
+        let Some(state) = self.lane(lane) else { return };
+        let (attachment, attempts) = (state.attachment, state.attempts(key) as i32 + 1);
+        if let Some(counters) = counters(attachment) {
+            counters.refused.fetch_add(1, Relaxed);
+        }
+        shared::note_failure(attachment, &format!("document refused: {}", es::document_failure(kind, &reason)));
+        // One that was taken in this very turn, and then refused in a newer state, is refused.
+        self.outbox.cleared.retain(|(cleared, taken)| (*cleared, taken) != (attachment, key));
+        self.outbox.letters.push(DeadLetter {
+            attachment,
+            key: key.to_string(),
+            status,
+            kind: kind.to_owned(),
+            // Postgres' text knows no NUL.
+            reason: reason.replace('\0', "\u{fffd}"),
+            attempts,
+        });
+        self.parked.insert((attachment, key.clone()));
+        self.finish(lane, key);
+    }
+}
+
+fn counters(attachment: i32) -> Option<&'static Index> {
+    // SAFETY: reads a variable of this process.
+    shared::shared()?.index(unsafe { pg_sys::MyDatabaseId }, attachment)
+}
+
+/// Says why an index does not go on. What is shown here is shown to whoever may watch: no document is quoted.
+pub(super) fn set_cause(attachment: i32, cause: &str) {
+    let cause = es::request_failure(cause);
+    if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) {
+        shared::note_failure(attachment, &cause);
+    }
+}
+
+fn now_micros() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
