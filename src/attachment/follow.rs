@@ -77,7 +77,10 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     if let Some(view) = shown.view {
         read_view(&root, view, shown, &mut declared, &mut followed)?;
     }
-    followed.ways.extend(declared);
+    // A row's own columns show no other table.
+    if shown.view.is_some() || shown.filtered {
+        followed.ways.extend(declared);
+    }
     Ok(followed)
 }
 

@@ -181,8 +181,15 @@ impl Shape {
     /// (RFC 7396), our mark of ownership, and settings for loading.
     pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, owner: &str) -> Value {
         let mut properties = Map::new();
+        let own_type = |name: &str| {
+            let own = attachment.options.mappings.as_ref()?.get("properties")?.get(name)?;
+            own.get("type").cloned().or_else(|| own.get("properties").map(|_| json!("object")))
+        };
         for (name, field) in &self.fields {
-            properties.insert(name.clone(), field.mapping(dialect));
+            let derived = field.mapping(dialect);
+            // Parameters of one type are none of another's.
+            let kept = own_type(name).is_none_or(|own| own == derived["type"]);
+            properties.insert(name.clone(), if kept { derived } else { json!({}) });
         }
         let mut mappings = json!({"dynamic": false, "properties": properties});
         if let Some(own) = &attachment.options.mappings {
