@@ -252,7 +252,7 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
         }
     };
     let mut joined = values(&first, "t0");
-    for place in 1..way.tables.len() {
+    for (place, (table, _)) in tables.iter().enumerate().skip(1) {
         let conditions: Vec<String> = way
             .conditions
             .iter()
@@ -260,7 +260,7 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
             .map(|known| condition(known.left, known.how, known.right))
             .collect();
         let on = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") };
-        let _ = write!(joined, "\njoin {} {} on {on}", attach::qualified(tables[place].0), alias(place));
+        let _ = write!(joined, "\njoin {} {} on {on}", attach::qualified(*table), alias(place));
     }
     if !ends_at_root {
         let on: Vec<String> = way

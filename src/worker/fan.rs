@@ -6,6 +6,7 @@
 //! is replaced, page by page, by the keys that were found and a note of how far it has come.
 
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
@@ -259,17 +260,17 @@ impl Worker {
     /// Finds keys for the next values of a fan.
     fn find(&mut self, fan: &mut Fan) -> Result<Found, SqlError> {
         let Some(link) = self.links.iter().find(|link| link.source == fan.link) else { return Ok(Found::Keys) };
-        if !self.finders.contains_key(&fan.link) {
-            match transaction::run(|| Finder::of(link))? {
-                Some(finder) => drop(self.finders.insert(fan.link, finder)),
+        let finder = match self.finders.entry(fan.link) {
+            Entry::Occupied(finder) => finder.into_mut(),
+            Entry::Vacant(place) => match transaction::run(|| Finder::of(link))? {
+                Some(finder) => place.insert(finder),
                 None => {
                     // The table is gone, and soon its attachment.
                     fan.values.clear();
                     return Ok(Found::Keys);
                 }
-            }
-        }
-        let Some(finder) = self.finders.get_mut(&fan.link) else { return Ok(Found::Keys) };
+            },
+        };
         let count = if fan.spools { 1 } else { fan.at_once.min(fan.values.len()) };
         let values: Vec<String> = fan.values.iter().take(count).cloned().collect();
         if !fan.spools {

@@ -493,8 +493,8 @@ impl Reader {
                         "it is compared in the condition of an outer join, which its rows need not meet".to_owned()
                     });
                 }
-                // SAFETY: the caller's.
                 None => {
+                    // SAFETY: the caller's.
                     if let Some(what) = unsafe { other_source(node, levels) } {
                         obstacle.get_or_insert_with(|| format!("it is compared with the result of {what}"));
                     }
