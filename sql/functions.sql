@@ -35,6 +35,18 @@ as 'MODULE_PATHNAME', 'detach_wrapper';
 comment on function es_sync.detach(regclass, text, boolean) is
     'API: public. Detaches a table from one index or all, and drops the index where asked to.';
 
+create function es_sync.relate(
+    relation regclass,
+    related regclass,
+    via text
+)
+returns void
+language c volatile
+as 'MODULE_PATHNAME', 'relate_wrapper';
+
+comment on function es_sync.relate(regclass, regclass, text) is
+    'API: public. Declares which documents of a table show a row of another one, where its view does not say so; null takes that back.';
+
 create function es_sync.reindex(
     relation regclass,
     index text default null
@@ -77,6 +89,17 @@ as 'MODULE_PATHNAME', 'sync_wrapper';
 
 comment on function es_sync.sync(regclass, anycompatiblearray) is
     'API: public. Indexes the rows of these keys that are there and deletes the documents of those that are not.';
+
+create function es_sync.sync_full(
+    relation regclass,
+    variadic keys anycompatiblearray
+)
+returns bigint
+language c volatile strict
+as 'MODULE_PATHNAME', 'sync_full_wrapper';
+
+comment on function es_sync.sync_full(regclass, anycompatiblearray) is
+    'API: public. As es_sync.sync(), and every document elsewhere that shows these rows is indexed again, too.';
 
 create function es_sync.sync_where(
     relation regclass,

@@ -38,6 +38,10 @@ select
     a.key_columns,
     a.exclude,
     a.filter,
+    a.document,
+    (select pg_catalog.array_agg(distinct w.related order by w.related)
+     from es_sync.way w where w.attachment = a.id and w.related <> a.relation) as followed,
+    a.not_followed,
     a.options,
     a.attached_at,
     w.pid as worker_pid

@@ -5,6 +5,7 @@
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
 use super::catalog;
+use super::follow::{self, Followed, Shown};
 use super::options::Options;
 use super::pause;
 use crate::capture;
@@ -17,17 +18,19 @@ use crate::settings;
 pub struct Request {
     pub relation: pg_sys::Oid,
     pub index: Option<String>,
+    /// The view that documents are read from; None for the table's rows.
+    pub document: Option<pg_sys::Oid>,
     pub filter: Option<String>,
     pub exclude: Vec<String>,
     pub options: Options,
 }
 
 /// A table that can be attached, and what was found out about it.
-struct Table {
-    oid: pg_sys::Oid,
+pub struct Table {
+    pub oid: pg_sys::Oid,
     /// Schema-qualified and quoted.
-    name: String,
-    key_columns: Vec<String>,
+    pub name: String,
+    pub key_columns: Vec<String>,
     estimated_rows: f64,
 }
 
@@ -59,12 +62,20 @@ pub fn attach(request: Request) -> Result<i64, Report> {
     require_engine()?;
     let table = check_table(request.relation)?;
     let index = check_index(&table, request.index.as_deref())?;
-    check_columns(&table, &request.exclude)?;
-    if let Some(filter) = &request.filter {
-        check_filter(&table, filter);
+    if let Some(view) = request.document {
+        check_view(&table, view)?;
     }
+    let document = request.document.unwrap_or(table.oid);
+    check_columns(&table, document, &request.exclude)?;
+    if let Some(filter) = &request.filter {
+        check_filter(&qualified(document), filter);
+    }
+    // SAFETY: reads a variable of this process.
+    let caller = unsafe { pg_sys::GetUserId() };
 
     as_extension(|| {
+        let shown = Shown { view: request.document, exclude: &request.exclude, filtered: request.filter.is_some() };
+        let followed = follow::find(&table, &shown)?;
         lock(&table, "share row exclusive")?;
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
@@ -81,8 +92,8 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         }
         let options = serde_json::to_value(&request.options).unwrap_or_default();
         let rows = spi::run(
-            "insert into es_sync.attachment (relation, index_name, key_columns, filter, exclude, options)
-             values ($1::oid, $2, $3, $4, $5, $6) returning id",
+            "insert into es_sync.attachment (relation, index_name, key_columns, filter, exclude, options, document)
+             values ($1::oid, $2, $3, $4, $5, $6, $7::oid) returning id",
             &[
                 (pg_sys::OIDOID, spi::value(table.oid)),
                 (pg_sys::TEXTOID, spi::value(index.as_str())),
@@ -90,6 +101,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
                 (pg_sys::TEXTOID, request.filter.clone().and_then(spi::value)),
                 (pg_sys::TEXTARRAYOID, spi::value(request.exclude.clone())),
                 (pg_sys::JSONBOID, spi::value(JsonB(options))),
+                (pg_sys::OIDOID, request.document.and_then(spi::value)),
             ],
         );
         let attachment: i32 = rows.get(0, 1).unwrap_or_default();
@@ -99,10 +111,11 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             &[],
         );
         create_triggers(&table);
+        follow::store(attachment, table.oid, &followed, caller)?;
         let job = create_build(attachment, "load");
         catalog::invalidate_captures();
         capture::announce_catalog_change();
-        announce(&table, &index, &request);
+        announce(&table, &index, &request, &followed);
         Ok(job)
     })
 }
@@ -115,9 +128,15 @@ pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> R
     let table = owned(relation)?;
     as_extension(|| {
         let attachments = attached(relation, index)?;
-        let last = attachments.len() == catalog::of_relation(relation, None).len();
-        // Dropping a trigger needs the table for itself.
-        lock(&table, if last { "access exclusive" } else { "share row exclusive" })?;
+        let ids: Vec<i32> = attachments.iter().map(|attachment| attachment.id).collect();
+        let let_go = follow::only_followed_by(&ids);
+        for followed in follow::tables_of(&ids) {
+            // Dropping a trigger needs the table for itself.
+            let mode = if let_go.contains(&followed) { "access exclusive" } else { "share row exclusive" };
+            if followed == table.oid || let_go.contains(&followed) {
+                lock(&named(followed), mode)?;
+            }
+        }
         for attachment in &attachments {
             if drop_index {
                 spi::run(
@@ -132,12 +151,26 @@ pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> R
                 &[(pg_sys::INT4OID, spi::value(attachment.id))],
             );
         }
-        if catalog::of_relation(relation, None).is_empty() {
-            drop_triggers(&table);
+        for followed in let_go {
+            drop_triggers(&named(followed));
         }
         catalog::invalidate_captures();
         capture::announce_catalog_change();
         Ok(())
+    })
+}
+
+/// Declares which documents of a table show a row of another one; None takes that back.
+///
+/// # Errors
+/// The caller does not own the table, the declaration does not fit, or one that is needed is taken back.
+pub fn relate(relation: pg_sys::Oid, related: pg_sys::Oid, via: Option<&str>) -> Result<(), Report> {
+    let table = check_table(relation)?;
+    // SAFETY: reads a variable of this process.
+    let caller = unsafe { pg_sys::GetUserId() };
+    as_extension(|| {
+        related_table(related, caller)?;
+        follow::relate(&table, related, via, caller)
     })
 }
 
@@ -149,9 +182,16 @@ pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> R
 pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report> {
     require_engine()?;
     owned(relation)?;
+    // SAFETY: reads a variable of this process.
+    let caller = unsafe { pg_sys::GetUserId() };
     as_extension(|| {
         let mut job = 0;
         for attachment in attached(relation, index)? {
+            if attachment.document.is_some() {
+                // The view may have been replaced: then it is made of other tables.
+                let table = Table { key_columns: attachment.key_columns.clone(), ..named(relation) };
+                follow::renew(&table, &attachment, caller)?;
+            }
             job = create_build(attachment.id, "reindex");
         }
         capture::announce_catalog_change();
@@ -312,7 +352,7 @@ pub fn is_owner(relation: pg_sys::Oid) -> bool {
 /// He does not, or there is none.
 pub fn require_condition(relation: pg_sys::Oid, condition: &str) -> Result<String, Report> {
     let table = owned(relation)?;
-    check_filter(&table, condition);
+    check_filter(&table.name, condition);
     Ok(table.name)
 }
 
@@ -416,6 +456,136 @@ fn check_table(relation: pg_sys::Oid) -> Result<Table, Report> {
     Ok(table)
 }
 
+/// A table whose rows documents show.
+///
+/// # Errors
+/// It is none, `caller` may not create triggers on it, or a table of the same partition tree is followed already.
+pub fn related_table(relation: pg_sys::Oid, caller: pg_sys::Oid) -> Result<Table, Report> {
+    let rows = spi::run(
+        "select pg_catalog.has_table_privilege($2, c.oid, 'TRIGGER'),
+                c.relkind in ('r', 'p') and c.relpersistence <> 't' and c.oid >= 16384,
+                (select pg_catalog.min(x.relation::text)
+                 from (select relation from es_sync.attachment union select related from es_sync.way) x
+                 where x.relation <> c.oid
+                   and (x.relation in (select relid from pg_catalog.pg_partition_ancestors(c.oid))
+                        or x.relation in (select relid from pg_catalog.pg_partition_tree(c.oid))))
+         from pg_catalog.pg_class c where c.oid = $1",
+        &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::OIDOID, spi::value(caller))],
+    );
+    if rows.is_empty() {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            format!("relation {} does not exist", relation.to_u32()),
+        ));
+    }
+    let table = named(relation);
+    if rows.get::<bool>(0, 2) != Some(true) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("cannot follow relation {}", table.name),
+        )
+        .detail("Only changes of ordinary and partitioned tables can be followed."));
+    }
+    if rows.get::<bool>(0, 1) != Some(true) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied to follow table {}", table.name),
+        )
+        .detail("Documents show its rows, so it gets a trigger.")
+        .hint("Ask its owner for GRANT TRIGGER."));
+    }
+    if let Some(relative) = rows.get::<String>(0, 3) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot follow table {} beside table {relative} of the same partition tree", table.name),
+        )
+        .hint("Let all views read either the partitioned table or single partitions."));
+    }
+    Ok(table)
+}
+
+/// A table by its OID, without any check.
+fn named(relation: pg_sys::Oid) -> Table {
+    Table { oid: relation, name: qualified(relation), key_columns: Vec::new(), estimated_rows: -1.0 }
+}
+
+/// A relation's name, schema-qualified and quoted.
+pub fn qualified(relation: pg_sys::Oid) -> String {
+    // SAFETY: syscache lookups in a live transaction; the palloc'd results are copied.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let name = pg_sys::get_rel_name(relation);
+        if schema.is_null() || name.is_null() {
+            return relation.to_u32().to_string();
+        }
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        std::ffi::CStr::from_ptr(quoted).to_string_lossy().into_owned()
+    }
+}
+
+/// A view that documents can be read from.
+fn check_view(table: &Table, view: pg_sys::Oid) -> Result<(), Report> {
+    let facts = as_extension(|| {
+        let rows = spi::run(
+            "select c.relkind::text, c.relowner = t.relowner, c.relpersistence = 't', t.relowner
+             from pg_catalog.pg_class c, pg_catalog.pg_class t where c.oid = $1 and t.oid = $2",
+            &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(table.oid))],
+        );
+        (!rows.is_empty()).then(|| {
+            (
+                rows.get::<String>(0, 1).unwrap_or_default(),
+                rows.get::<bool>(0, 2) == Some(true),
+                rows.get::<bool>(0, 3) == Some(true),
+                rows.get::<pg_sys::Oid>(0, 4).unwrap_or(pg_sys::InvalidOid),
+            )
+        })
+    });
+    let Some((kind, same_owner, temporary, owner)) = facts else {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            format!("relation {} does not exist", view.to_u32()),
+        ));
+    };
+    let name = qualified(view);
+    if kind != "v" || temporary {
+        return Err(Report::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("{name} is not a view"))
+            .detail("Documents are read from the table itself, or from a view that is not temporary.")
+            .hint("Create a view that has the key columns of the table."));
+    }
+    if !same_owner {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("view {name} has another owner than table {}", table.name),
+        )
+        .detail("The worker reads with the rights of the table's owner, and lends them to nobody.")
+        .hint("Use ALTER VIEW ... OWNER TO."));
+    }
+    let columns = catalog::columns(view);
+    for key in catalog::columns(table.oid).iter().filter(|column| table.key_columns.contains(&column.name)) {
+        match columns.iter().find(|column| column.name == key.name) {
+            Some(column) if column.type_oid == key.type_oid => {}
+            Some(_) => {
+                return Err(Report::new(
+                    PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                    format!("column \"{}\" of view {name} has another type than in table {}", key.name, table.name),
+                )
+                .detail("Documents are identified by their row's key."));
+            }
+            None => {
+                return Err(Report::new(
+                    PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                    format!("view {name} has no column \"{}\"", key.name),
+                )
+                .detail("Documents are identified by their row's key.")
+                .hint("Let the view return the key columns of the table under their own names."));
+            }
+        }
+    }
+    // As the worker will read it: what the owner may not read, or policies would filter, is refused here.
+    with_spi(|| transaction::as_owner(owner, || spi::run(&format!("select from {name} limit 0"), &[]).len()));
+    Ok(())
+}
+
 fn check_index(table: &Table, index: Option<&str>) -> Result<String, Report> {
     let index = match index {
         Some(index) => index.to_owned(),
@@ -430,8 +600,9 @@ fn check_index(table: &Table, index: Option<&str>) -> Result<String, Report> {
     Ok(index)
 }
 
-fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
-    let columns = catalog::columns(table.oid);
+fn check_columns(table: &Table, document: pg_sys::Oid, exclude: &[String]) -> Result<(), Report> {
+    let columns = catalog::columns(document);
+    let what = if document == table.oid { "table" } else { "view" };
     for excluded in exclude {
         if table.key_columns.contains(excluded) {
             return Err(Report::new(
@@ -443,7 +614,7 @@ fn check_columns(table: &Table, exclude: &[String]) -> Result<(), Report> {
         if !columns.iter().any(|column| &column.name == excluded) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                format!("column \"{excluded}\" of table {} does not exist", table.name),
+                format!("column \"{excluded}\" of {what} {} does not exist", qualified(document)),
             ));
         }
     }
@@ -481,15 +652,12 @@ fn unfit_field(name: &str, fields: &[&str]) -> Option<String> {
 }
 
 /// Raises what Postgres says of the filter: a syntax error, an unknown column, a value that is not boolean.
-fn check_filter(table: &Table, filter: &str) {
+fn check_filter(relation: &str, filter: &str) {
     // The worker reads under this search path, so names that need another fail here, not later.
     with_pinned_path(|| {
         // By itself first: closed and opened parentheses must not make two expressions look like one.
-        spi::run(&format!("select\n{filter}\nfrom {} limit 0", table.name), &[]);
-        spi::run(
-            &format!("select from (select * from {} where (\n{filter}\n) is true limit 0) checked", table.name),
-            &[],
-        );
+        spi::run(&format!("select\n{filter}\nfrom {relation} limit 0"), &[]);
+        spi::run(&format!("select from (select * from {relation} where (\n{filter}\n) is true limit 0) checked"), &[]);
     });
 }
 
@@ -512,7 +680,7 @@ fn with_spi<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Takes the lock that changing triggers needs, or says who stands in the way.
-fn lock(table: &Table, mode: &str) -> Result<(), Report> {
+pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
     let holders = spi::run(
         "select pg_catalog.string_agg(distinct l.pid::text, ', ')
          from pg_catalog.pg_locks l
@@ -565,7 +733,7 @@ fn tree(table: &Table) -> Vec<(String, bool)> {
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
 }
 
-fn create_triggers(table: &Table) {
+pub fn create_triggers(table: &Table) {
     for (place, (name, has_triggers)) in tree(table).into_iter().enumerate() {
         if has_triggers {
             continue;
@@ -660,8 +828,8 @@ pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
     if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
 }
 
-fn announce(table: &Table, index: &str, request: &Request) {
-    let left_out: Vec<String> = catalog::columns(table.oid)
+fn announce(table: &Table, index: &str, request: &Request, followed: &Followed) {
+    let left_out: Vec<String> = catalog::columns(request.document.unwrap_or(table.oid))
         .into_iter()
         .filter(|column| request.exclude.contains(&column.name) || !catalog::is_synced(column.type_oid))
         .map(|column| format!("\"{}\"", column.name))
@@ -677,4 +845,14 @@ fn announce(table: &Table, index: &str, request: &Request) {
         table.name,
         table.key_columns.join(", ")
     );
+    let tables: Vec<String> = followed.tables(table.oid).into_iter().map(qualified).collect();
+    if !tables.is_empty() {
+        pgrx::notice!("its documents follow changes of {}", tables.join(", "));
+    }
+    if !followed.unfollowed.is_empty() {
+        pgrx::notice!(
+            "its documents do not follow changes of {}; the view es_sync.status lists this",
+            followed.unfollowed.join("; ")
+        );
+    }
 }

@@ -15,6 +15,8 @@ pub struct Attachment {
     /// The alias under which people search.
     pub index: String,
     pub key_columns: Vec<String>,
+    /// The view that documents are read from; None where they are the table's rows.
+    pub document: Option<pg_sys::Oid>,
     pub filter: Option<String>,
     pub exclude: Vec<String>,
     pub options: Options,
@@ -48,7 +50,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index, a.live_uuid, a.stale is not null, a.paused";
+                       a.live_index, a.live_uuid, a.stale is not null, a.paused, a.document::oid";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -86,6 +88,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         uuid: rows.get(row, 9),
         stale: rows.get(row, 10)?,
         paused: rows.get(row, 11)?,
+        document: rows.get(row, 12),
     })
 }
 
@@ -103,13 +106,32 @@ pub fn is_synced(type_oid: pg_sys::Oid) -> bool {
     !matches!(type_oid, pg_sys::BYTEAOID | pg_sys::TSVECTOROID | pg_sys::BYTEAARRAYOID)
 }
 
-/// What capture needs to know of an attachment.
+/// What capture notes of a table's rows, and under which source.
 pub struct Capture {
-    pub relation: pg_sys::Oid,
-    pub key_columns: Vec<String>,
-    pub exclude: Vec<String>,
-    /// No UPDATE may be skipped, because which columns matter is not known.
-    pub every_update: bool,
+    /// As the queue has it: an attached table, or the number of a link.
+    pub source: u32,
+    /// The columns whose values are noted.
+    pub columns: Vec<String>,
+    pub used: Used,
+    pub part: Part,
+}
+
+/// Which columns' changes matter.
+pub enum Used {
+    /// No UPDATE may be skipped, because it is not known.
+    Every,
+    /// Those that a document of the row as it is holds.
+    AllBut(Vec<String>),
+    Only(Vec<String>),
+}
+
+/// What a row of the table has to do with the documents of the source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Part {
+    /// It is the document's own row.
+    Root,
+    /// The document shows it; `nulls` where a value that is null leads somewhere too.
+    Related { nulls: bool },
 }
 
 thread_local! {
@@ -131,30 +153,89 @@ pub fn invalidate_captures() {
 }
 
 fn attachment_table() -> pg_sys::Oid {
+    table_of_ours(c"attachment")
+}
+
+fn table_of_ours(name: &std::ffi::CStr) -> pg_sys::Oid {
     // SAFETY: syscache lookups in a live transaction.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"es_sync".as_ptr(), true);
-        pg_sys::get_relname_relid(c"attachment".as_ptr(), schema)
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
     }
 }
 
-/// Attachments of any of `relations`, read below SQL: a writer has no right on schema es_sync.
+/// Attachments whose documents hold rows of a table, or of a partitioned table that it belongs to.
+pub fn concerned(table: pg_sys::Oid) -> Vec<i32> {
+    let rows = spi::run(
+        "select x.attachment
+         from (select a.id, a.relation::oid from es_sync.attachment a
+               union
+               select w.attachment, w.related::oid from es_sync.way w) x (attachment, relation)
+         where x.relation = $1 or x.relation in (select p.relid from pg_catalog.pg_partition_ancestors($1) p)
+         group by 1 order by 1",
+        &[(pg_sys::OIDOID, spi::value(table))],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
+}
+
+/// What is noted of rows of any of `relations`, read below SQL: a writer has no right on schema es_sync.
 pub fn captures(relations: &[pg_sys::Oid]) -> Vec<Capture> {
     let oid = attachment_table();
     ATTACHMENT_TABLE.set(oid);
     let mut found = Vec::new();
+    scan(oid, [c"relation", c"key_columns", c"exclude", c"filter", c"document"], |row| {
+        let [relation, key_columns, exclude, filter, document] = row;
+        let Some(relation) = relation.and_then(oid_of).filter(|relation| relations.contains(relation)) else { return };
+        if document.is_some() {
+            // Its ways say what is used of the table itself, too.
+            return;
+        }
+        found.push(Capture {
+            source: relation.to_u32(),
+            columns: texts(key_columns),
+            used: if filter.is_some() { Used::Every } else { Used::AllBut(texts(exclude)) },
+            part: Part::Root,
+        });
+    });
+    scan(table_of_ours(c"way"), [c"related", c"source", c"columns", c"used", c"nulls", c"root"], |row| {
+        let [related, source, columns, used, nulls, root] = row;
+        let Some(related) = related.and_then(oid_of).filter(|related| relations.contains(related)) else { return };
+        let Some(root) = root.and_then(oid_of) else { return };
+        // SAFETY: the columns are integer and boolean.
+        let (link, nulls) = unsafe {
+            (
+                source.and_then(|source| i32::from_datum(source, false)),
+                nulls.and_then(|nulls| bool::from_datum(nulls, false)) == Some(true),
+            )
+        };
+        let part = if link.is_none() && related == root { Part::Root } else { Part::Related { nulls } };
+        found.push(Capture {
+            source: link.map_or(root.to_u32(), |link| link as u32),
+            columns: texts(columns),
+            used: if used.is_some() { Used::Only(texts(used)) } else { Used::Every },
+            part,
+        });
+    });
+    found
+}
+
+/// Hands over the named columns of each row of a table of ours, read below SQL; None for null.
+fn scan<const N: usize>(
+    oid: pg_sys::Oid,
+    names: [&std::ffi::CStr; N],
+    mut visit: impl FnMut([Option<pg_sys::Datum>; N]),
+) {
     if oid == pg_sys::InvalidOid {
-        return found;
+        return;
     }
     // SAFETY: the scan is ended and the table closed before return; an ERROR in between releases both with the
     // transaction. Columns are looked up by name and read as the types that sql/tables.sql gives them.
     unsafe {
         let table = pg_sys::try_table_open(oid, pg_sys::AccessShareLock as i32);
         if table.is_null() {
-            return found;
+            return;
         }
-        let number = |name: &std::ffi::CStr| pg_sys::get_attnum(oid, name.as_ptr());
-        let columns = [c"relation", c"key_columns", c"exclude", c"filter", c"document"].map(number);
+        let columns = names.map(|name| pg_sys::get_attnum(oid, name.as_ptr()) as usize - 1);
         let descriptor = (*table).rd_att;
         let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
         let natts = (*descriptor).natts as usize;
@@ -165,27 +246,22 @@ pub fn captures(relations: &[pg_sys::Oid]) -> Vec<Capture> {
                 break;
             }
             pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            let [relation, key_columns, exclude, filter, document] = columns.map(|column| column as usize - 1);
-            let Some(relation) = pg_sys::Oid::from_datum(values[relation], nulls[relation]) else { continue };
-            if !relations.contains(&relation) {
-                continue;
-            }
-            found.push(Capture {
-                relation,
-                key_columns: texts(values[key_columns]),
-                exclude: texts(values[exclude]),
-                every_update: !nulls[filter] || !nulls[document],
-            });
+            visit(columns.map(|column| (!nulls[column]).then_some(values[column])));
         }
         pg_sys::table_endscan(scan);
         pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
     }
-    found
 }
 
-unsafe fn texts(datum: pg_sys::Datum) -> Vec<String> {
-    // SAFETY: the caller passes a non-null text[].
-    unsafe { Array::<String>::from_datum(datum, false) }
+fn oid_of(datum: pg_sys::Datum) -> Option<pg_sys::Oid> {
+    // SAFETY: the column is a regclass, which is an OID.
+    unsafe { pg_sys::Oid::from_datum(datum, false) }
+}
+
+fn texts(datum: Option<pg_sys::Datum>) -> Vec<String> {
+    // SAFETY: the column is a text[].
+    datum
+        .and_then(|datum| unsafe { Array::<String>::from_datum(datum, false) })
         .map(|array| array.iter().flatten().collect())
         .unwrap_or_default()
 }
@@ -217,11 +293,27 @@ pub unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
     }
 }
 
+/// The columns of a table's primary key; none if it has none. SPI must be connected.
+pub fn primary_key(relation: pg_sys::Oid) -> Vec<String> {
+    let rows = spi::run(
+        "select a.attname::text
+         from pg_catalog.pg_index i,
+              lateral pg_catalog.unnest(i.indkey) with ordinality k (number, place)
+              join pg_catalog.pg_attribute a on a.attnum = k.number
+         where i.indrelid = $1 and i.indisprimary and a.attrelid = $1 and k.place <= i.indnkeyatts
+         order by k.place",
+        &[(pg_sys::OIDOID, spi::value(relation))],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
+}
+
 /// A column of a relation.
 #[derive(Debug, Clone)]
 pub struct Column {
+    pub number: i16,
     pub name: String,
     pub type_oid: pg_sys::Oid,
+    pub collation: pg_sys::Oid,
 }
 
 /// The relation's columns, in order, dropped ones left out.
@@ -232,6 +324,11 @@ pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
         .tuple_desc()
         .iter()
         .filter(|attribute| !attribute.attisdropped)
-        .map(|attribute| Column { name: attribute.name().to_owned(), type_oid: attribute.atttypid })
+        .map(|attribute| Column {
+            number: attribute.attnum,
+            name: attribute.name().to_owned(),
+            type_oid: attribute.atttypid,
+            collation: attribute.attcollation,
+        })
         .collect()
 }

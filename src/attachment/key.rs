@@ -57,6 +57,11 @@ impl Column {
         Self { kind }
     }
 
+    /// True for integers, whose equal values have equal texts whatever their size.
+    pub fn is_integer(self) -> bool {
+        matches!(self.kind, Kind::Int2 | Kind::Int4 | Kind::Int8)
+    }
+
     /// The value as an integer, where the type is one: the writers' short cut.
     pub fn integer(self, datum: pg_sys::Datum) -> Option<i64> {
         match self.kind {
@@ -128,7 +133,7 @@ fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
 }
 
 /// Stands between the parts of a key of several columns.
-const SEPARATOR: char = '|';
+pub const SEPARATOR: char = '|';
 
 /// Appends one part of a key of several columns, so that no two different keys can share a text.
 pub fn push_part(key: &mut String, first: bool, part: &str) {

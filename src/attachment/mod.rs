@@ -4,8 +4,11 @@
 
 pub mod attach;
 pub mod catalog;
+pub mod follow;
 pub mod key;
+pub mod link;
 pub mod options;
 pub mod partitions;
 pub mod pause;
 pub mod switched;
+mod view;

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::attach;
+use super::{attach, catalog};
 use crate::jobs::record;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -19,7 +19,7 @@ pub struct Partition {
 pub fn unwatched() -> Vec<Partition> {
     let rows = spi::run(
         "select distinct c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
-         from es_sync.attachment a
+         from (select relation from es_sync.attachment union select related from es_sync.way) a
          join pg_catalog.pg_class r on r.oid = a.relation and r.relkind = 'p'
          cross join lateral pg_catalog.pg_partition_tree(a.relation) p
          join pg_catalog.pg_class c on c.oid = p.relid and c.relkind in ('r', 'p')
@@ -41,16 +41,17 @@ pub fn watch(partition: &Partition) -> bool {
     attach::create_truncate_trigger(&partition.name);
     // TRUNCATE gives a table a new file, whose number then differs from the table's own. So does a rewrite, which costs
     // a repair too many.
-    let suspects = spi::run(
-        "select a.id from es_sync.attachment a
-         join pg_catalog.pg_class c on c.oid = $1
-         where a.relation in (select p.relid from pg_catalog.pg_partition_ancestors($1) p)
-           and c.relkind = 'r' and pg_catalog.pg_relation_filenode(c.oid) <> c.oid",
+    let suspect = spi::run(
+        "select from pg_catalog.pg_class c
+         where c.oid = $1 and c.relkind = 'r' and pg_catalog.pg_relation_filenode(c.oid) <> c.oid",
         &[(pg_sys::OIDOID, spi::value(partition.oid))],
     );
-    for attachment in (0..suspects.len()).filter_map(|row| suspects.get::<i32>(row, 1)) {
+    if suspect.is_empty() {
+        return false;
+    }
+    for attachment in catalog::concerned(partition.oid) {
         record::restart(Some(attachment));
         attach::create_repair(attachment, &format!("partition {} may have been truncated", partition.name));
     }
-    !suspects.is_empty()
+    true
 }

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::attach;
+use super::{attach, catalog};
 use crate::jobs::record;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -20,7 +20,7 @@ pub struct Trigger {
 pub fn off() -> Vec<Trigger> {
     let rows = spi::run(
         "select distinct c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), t.tgname::text
-         from es_sync.attachment a
+         from (select relation from es_sync.attachment union select related from es_sync.way) a
          cross join lateral (
              select a.relation::oid as oid
              union select p.relid::oid from pg_catalog.pg_partition_tree(a.relation) p) x
@@ -42,13 +42,7 @@ pub fn off() -> Vec<Trigger> {
 pub fn mend(trigger: &Trigger) {
     transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     spi::run(&format!("alter table {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
-    let concerned = spi::run(
-        "select a.id from es_sync.attachment a
-         where a.relation = $1
-            or a.relation in (select p.relid from pg_catalog.pg_partition_ancestors($1) p)",
-        &[(pg_sys::OIDOID, spi::value(trigger.table))],
-    );
-    for attachment in (0..concerned.len()).filter_map(|row| concerned.get::<i32>(row, 1)) {
+    for attachment in catalog::concerned(trigger.table) {
         record::restart(Some(attachment));
         attach::create_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
 
-use crate::attachment::catalog;
+use crate::attachment::catalog::{self, Part, Used};
 use crate::attachment::key;
 
 /// What to note for one relation. Without sources the trigger is a silent no-op (restored from a dump, or detached).
@@ -21,11 +21,13 @@ pub struct Plan {
     pub key_attributes: i32,
 }
 
-/// One attached table that the relation is, or is a partition of.
+/// One source that the relation's rows feed: an attached table that it is or is a partition of, or that shows its rows.
 #[derive(Debug)]
 pub struct Source {
+    /// As the queue has it: the attached table, or the number of a link.
     pub oid: u32,
-    /// Key columns: place in the tuple (from 0) and the way to their text.
+    pub part: Part,
+    /// The columns that are noted: place in the tuple (from 0) and the way to their text.
     pub key: Vec<(usize, key::Column)>,
     /// Columns whose change matters; None where every UPDATE does.
     pub used: Option<Vec<Attribute>>,
@@ -87,22 +89,28 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             let columns = columns_of((*relation).rd_att);
             let place = |name: &str| columns.iter().find(|column| column.name == name);
             // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.
-            let Some(key) = capture.key_columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
+            let Some(key) = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
                 continue;
             };
-            let used = (!capture.every_update).then(|| {
+            let matters = |column: &Named| match &capture.used {
+                Used::Every => true,
+                Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
+                Used::Only(used) => used.contains(&column.name),
+            };
+            let used = (!matches!(capture.used, Used::Every)).then(|| {
                 columns
                     .iter()
-                    .filter(|column| {
-                        capture.key_columns.contains(&column.name)
-                            || (catalog::is_synced(column.kind) && !capture.exclude.contains(&column.name))
-                    })
+                    .filter(|column| capture.columns.contains(&column.name) || matters(column))
                     .map(|column| column.attribute)
                     .collect::<Vec<_>>()
             });
             let key: Vec<_> =
                 key.iter().map(|column| (column.attribute.place, key::Column::new(column.kind))).collect();
-            match plan.sources.iter_mut().find(|source| source.oid == capture.relation.to_u32()) {
+            let places =
+                |source: &Source| source.key.iter().map(|(place, _)| *place).eq(key.iter().map(|(place, _)| *place));
+            let same =
+                |source: &&mut Source| source.oid == capture.source && source.part == capture.part && places(source);
+            match plan.sources.iter_mut().find(same) {
                 // A second index on the same table: what either uses matters.
                 Some(source) => match (&mut source.used, used) {
                     (Some(mine), Some(its)) => {
@@ -114,7 +122,7 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
                     }
                     (mine, _) => *mine = None,
                 },
-                None => plan.sources.push(Source { oid: capture.relation.to_u32(), key, used }),
+                None => plan.sources.push(Source { oid: capture.source, part: capture.part, key, used }),
             }
         }
         let key_places = || plan.sources.iter().flat_map(|source| &source.key).map(|(place, _)| *place);

@@ -4,6 +4,8 @@ use pgrx::pg_sys;
 
 use super::plan::{self, Attribute, Plan, Source};
 use super::transaction;
+use crate::attachment::catalog::Part;
+use crate::attachment::link;
 use crate::postgres::error::Report;
 use crate::settings;
 
@@ -47,7 +49,11 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
         match trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_TRUNCATE => {
                 for source in &plan.sources {
-                    transaction::note_whole_table(source.oid);
+                    match source.part {
+                        Part::Root => transaction::note_whole_table(source.oid),
+                        // The documents are still there, and look different.
+                        Part::Related { .. } => transaction::note_unnoted(source.oid),
+                    }
                 }
             }
             _ if !settings::capture() => {
@@ -82,7 +88,9 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
         }
         note_row(source, new);
         let key_stays = source.key.iter().all(|(place, column)| match column.integer(new.value(*place)) {
-            Some(integer) => column.integer(old.value(*place)) == Some(integer),
+            Some(integer) => {
+                column.integer(old.value(*place)) == Some(integer) && old.is_null(*place) == new.is_null(*place)
+            }
             None => false,
         });
         if !key_stays {
@@ -94,6 +102,16 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
 unsafe fn note_row(source: &Source, row: &Row) {
     // SAFETY: key columns are not null, and each is read by the column made for its type.
     unsafe {
+        if let Part::Related { nulls } = source.part {
+            let has_null = source.key.iter().any(|(place, _)| row.is_null(*place));
+            if has_null && !nulls {
+                // It equals nothing.
+                return;
+            }
+            if source.oid < link::END && (has_null || !is_integer(source)) {
+                return note_values(source, row);
+            }
+        }
         if let [(place, column)] = source.key[..] {
             if row.is_null(place) {
                 return;
@@ -116,6 +134,28 @@ unsafe fn note_row(source: &Source, row: &Row) {
                 }
             }
             transaction::note_key(source.oid, key);
+        });
+    }
+}
+
+fn is_integer(source: &Source) -> bool {
+    matches!(source.key[..], [(_, column)] if column.is_integer())
+}
+
+/// Notes the values of a link's columns.
+unsafe fn note_values(source: &Source, row: &Row) {
+    // SAFETY: as in `note_row`.
+    unsafe {
+        transaction::with_buffer(|values, part| {
+            for (index, (place, column)) in source.key.iter().enumerate() {
+                part.clear();
+                let value = (!row.is_null(*place)).then(|| {
+                    column.text(row.value(*place), part);
+                    part.as_str()
+                });
+                link::push_value(values, index == 0, value);
+            }
+            transaction::note_key(source.oid, values);
         });
     }
 }

@@ -3,7 +3,8 @@
 //! May touch: attached tables, read-only, as their owner. No network.
 //!
 //! `shape` derives from the catalog what a table's documents look like; `read` turns keys, or pages of a table, into
-//! documents.
+//! documents; `related` finds the keys of documents that show a related row.
 
 pub mod read;
+pub mod related;
 pub mod shape;

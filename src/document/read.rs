@@ -51,14 +51,18 @@ impl Reader {
             let plan =
                 by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
             let values: Vec<Value> = values.into_iter().map(spi::value).collect();
+            let mut found = found;
+            // A row of which the view makes no document is as good as none.
+            let found = |text: &str, document: Option<&[u8]>| document.is_none_or(|document| found(text, document));
             read(plan, &values, &shape.key, fetch, found)
         })
     }
 
-    /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.
+    /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`,
+    /// but with None for a row that has no document.
     ///
     /// Returns true if it was not stopped by `found`.
-    pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(&str, &[u8]) -> bool) -> bool {
+    pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(&str, Option<&[u8]>) -> bool) -> bool {
         let columns = self.shape.key.len();
         let parts = after.and_then(|after| key::parts(after, columns));
         let Self { shape, first_page, next_page, fetch, .. } = self;
@@ -120,7 +124,7 @@ fn read(
     values: &[Value],
     columns: &[key::Column],
     fetch: &mut i64,
-    mut found: impl FnMut(&str, &[u8]) -> bool,
+    mut found: impl FnMut(&str, Option<&[u8]>) -> bool,
 ) -> bool {
     let cursor = plan.open(values);
     let mut text = String::new();
@@ -131,9 +135,9 @@ fn read(
             key_of(&rows, row, columns, &mut text);
             let go_on = rows.with_bytes(row, columns.len() + 1, |document| {
                 bytes += document.len();
-                found(&text, document)
+                found(&text, Some(document))
             });
-            if go_on == Some(false) {
+            if !go_on.unwrap_or_else(|| found(&text, None)) {
                 cursor.close();
                 return false;
             }
@@ -151,7 +155,7 @@ fn read(
     }
 }
 
-fn key_of(rows: &Rows, row: usize, columns: &[key::Column], text: &mut String) {
+pub(super) fn key_of(rows: &Rows, row: usize, columns: &[key::Column], text: &mut String) {
     text.clear();
     if let [column] = columns {
         if let Some(datum) = rows.datum(row, 1) {

@@ -71,12 +71,21 @@ impl Shape {
         if table.is_empty() {
             return None;
         }
-        let columns = catalog::columns(attachment.relation);
+        let own_columns = catalog::columns(attachment.relation);
         let key: Vec<&Column> = attachment
             .key_columns
             .iter()
-            .map(|name| columns.iter().find(|column| &column.name == name))
+            .map(|name| own_columns.iter().find(|column| &column.name == name))
             .collect::<Option<_>>()?;
+        let view = match attachment.document {
+            // Its owner's rights count when it is read, so he must still be the table's.
+            Some(view) => Some(view_name(view, table.get(0, 2)?)?),
+            None => None,
+        };
+        let columns = match attachment.document {
+            Some(view) => catalog::columns(view),
+            None => own_columns.clone(),
+        };
         let synced: Vec<_> = columns
             .iter()
             .filter(|column| {
@@ -102,14 +111,29 @@ impl Shape {
         }
 
         let name: String = table.get(0, 1)?;
-        let source = match &attachment.filter {
-            None => name.clone(),
-            Some(filter) => format!("(select * from {name} where (\n{filter}\n) is true)"),
+        let read = view.as_ref().unwrap_or(&name);
+        let filtered = match &attachment.filter {
+            None => read.clone(),
+            Some(filter) => format!("(select * from {read} where (\n{filter}\n) is true)"),
         };
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
         let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
         // "document.*" is the row even where a column has the alias's name.
-        let document = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
+        let document = match &view {
+            None => format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)"),
+            // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
+            // view computes from being computed again for each mention. A second row for a key is an error.
+            Some(_) => {
+                let equal: Vec<String> =
+                    key.iter().map(|column| quote(&column.name)).map(|name| format!("v.{name} = t.{name}")).collect();
+                format!(
+                    "(select pg_catalog.row_to_json(document.*) from (select {list} from \
+                     (select v.* from {filtered} v where {} offset 0) t) document)",
+                    equal.join(" and ")
+                )
+            }
+        };
+        let source = if view.is_some() { name.clone() } else { filtered };
         let select = format!("select {}, {document} from", keys.join(", "));
 
         let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
@@ -128,16 +152,20 @@ impl Shape {
         };
         let order = keys.join(", ");
         let after: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text::{}", types[n - 1])).collect();
+        let page = |behind: String, limit: usize| {
+            let rows = format!("{source} t {behind} order by {order} limit ${limit}");
+            // The rows of a page first: no document is made for others.
+            match &view {
+                None => format!("{select} {rows}"),
+                Some(_) => format!("{select} (select t.* from {rows}) t order by {order}"),
+            }
+        };
         Some(Self {
             owner: table.get(0, 2)?,
             key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
             by_keys,
-            first_page: format!("{select} {source} t order by {order} limit $1"),
-            next_page: format!(
-                "{select} {source} t where ({order}) > ({}) order by {order} limit ${}",
-                after.join(", "),
-                keys.len() + 1
-            ),
+            first_page: page(String::new(), 1),
+            next_page: page(format!("where ({order}) > ({})", after.join(", ")), keys.len() + 1),
             first_key: format!("select {order} from {name} t order by {order} limit 1"),
             next_key: format!(
                 "select {order} from {name} t where ({order}) > ({}) order by {order} limit 1",
@@ -153,8 +181,15 @@ impl Shape {
     /// (RFC 7396), our mark of ownership, and settings for loading.
     pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, owner: &str) -> Value {
         let mut properties = Map::new();
+        let own_type = |name: &str| {
+            let own = attachment.options.mappings.as_ref()?.get("properties")?.get(name)?;
+            own.get("type").cloned().or_else(|| own.get("properties").map(|_| json!("object")))
+        };
         for (name, field) in &self.fields {
-            properties.insert(name.clone(), field.mapping(dialect));
+            let derived = field.mapping(dialect);
+            // Parameters of one type are none of another's.
+            let kept = own_type(name).is_none_or(|own| own == derived["type"]);
+            properties.insert(name.clone(), if kept { derived } else { json!({}) });
         }
         let mut mappings = json!({"dynamic": false, "properties": properties});
         if let Some(own) = &attachment.options.mappings {
@@ -320,6 +355,17 @@ fn range_expression(range: &str, kind: &str) -> String {
     )
 }
 
+/// A view's name, schema-qualified and quoted; None where it is gone, or not this owner's.
+fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
+    let rows = spi::run(
+        "select pg_catalog.format('%I.%I', n.nspname, c.relname)
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.oid = $1 and c.relkind = 'v' and c.relowner = $2",
+        &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(owner))],
+    );
+    if rows.is_empty() { None } else { rows.get(0, 1) }
+}
+
 /// Name of a type that an extension brings; empty for others.
 fn extension_type(type_oid: pg_sys::Oid) -> String {
     // SAFETY: syscache lookup; the palloc'd result is copied.
@@ -331,7 +377,7 @@ fn extension_type(type_oid: pg_sys::Oid) -> String {
 }
 
 /// The type's name, qualified and quoted, for a cast. "character" and "bit" alone would mean a length of one.
-fn type_name(type_oid: pg_sys::Oid) -> String {
+pub fn type_name(type_oid: pg_sys::Oid) -> String {
     let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
     // SAFETY: as above.
     unsafe {

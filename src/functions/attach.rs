@@ -1,4 +1,4 @@
-//! es_sync.attach, es_sync.detach, es_sync.reindex, es_sync.verify, es_sync.take_over.
+//! es_sync.attach, es_sync.detach, es_sync.relate, es_sync.reindex, es_sync.verify, es_sync.take_over.
 
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
@@ -28,15 +28,10 @@ fn attach(
 ) -> i64 {
     super::require_preload();
     primary_only(c"es_sync.attach()");
-    if document.is_some() {
-        Report::new(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "documents from a view are not supported yet")
-            .detail("A document has the columns of its table.")
-            .hint("Leave out \"document\".")
-            .raise();
-    }
     attach::attach(Request {
         relation: required(relation, "relation"),
         index,
+        document,
         filter: filter.filter(|filter| !filter.trim().is_empty()),
         exclude: exclude.unwrap_or_default().into_iter().flatten().collect(),
         options: options.map_or_else(|| Ok(Options::default()), |options| Options::parse(&options.0)).or_raise(),
@@ -48,6 +43,13 @@ fn attach(
 fn detach(relation: Option<pg_sys::Oid>, index: Option<String>, drop_index: Option<bool>) {
     primary_only(c"es_sync.detach()");
     attach::detach(required(relation, "relation"), index.as_deref(), drop_index == Some(true)).or_raise();
+}
+
+#[pg_extern(sql = false)]
+fn relate(relation: Option<pg_sys::Oid>, related: Option<pg_sys::Oid>, via: Option<&str>) {
+    primary_only(c"es_sync.relate()");
+    let via = via.filter(|via| !via.trim().is_empty());
+    attach::relate(required(relation, "relation"), required(related, "related"), via).or_raise();
 }
 
 #[pg_extern(sql = false)]

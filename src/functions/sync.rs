@@ -1,4 +1,4 @@
-//! es_sync.sync, es_sync.sync_where: index what is there, delete what is not.
+//! es_sync.sync, es_sync.sync_full, es_sync.sync_where: index what is there, delete what is not.
 
 use std::ffi::CString;
 
@@ -7,8 +7,9 @@ use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
 use crate::attachment::attach as attachments;
-use crate::attachment::{catalog, key};
+use crate::attachment::{catalog, follow, key, link};
 use crate::capture;
+use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::spi::{self, Plan, Rows};
 
@@ -21,26 +22,114 @@ fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     let types = key_types(relation, &attachment.key_columns);
     let texts = element_texts(&keys);
     for text in &texts {
-        let Some(parts) = key::parts(text, types.len()) else {
-            Report::new(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("\"{text}\" is not a key of {} columns", types.len()),
-            )
-            .hint("Write the columns one after the other with | between them, as in a document's id.")
-            .raise()
-        };
-        let mut key = String::new();
-        for (place, (part, type_oid)) in parts.iter().zip(&types).enumerate() {
-            let canonical = canonical(part, *type_oid);
-            if types.len() == 1 {
-                key = canonical;
-            } else {
-                key::push_part(&mut key, place == 0, &canonical);
-            }
-        }
-        capture::note_key(relation.to_u32(), &key);
+        capture::note_key(relation.to_u32(), &key_of_parts(&key_parts(text, &types)));
     }
     texts.len() as i64
+}
+
+/// Enqueues keys of a table, and what leads to documents elsewhere that show these rows; how many keys. Of a row that is
+/// gone, only those documents are found that its key leads to.
+#[pg_extern(sql = false)]
+fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
+    primary_only(c"es_sync.sync_full()");
+    attachments::require_owner(relation).or_raise();
+    let (attached, notes, key_columns) = attachments::as_extension(|| {
+        let attached = catalog::of_relation(relation, None).into_iter().next();
+        let key_columns = attached.as_ref().map_or_else(|| catalog::primary_key(relation), |it| it.key_columns.clone());
+        (attached, follow::notes(relation), key_columns)
+    });
+    if attached.is_none() && notes.is_empty() {
+        attachments::as_extension(|| attachments::attached(relation, None)).map(drop).or_raise();
+    }
+    let types = key_types(relation, &key_columns);
+    let texts = element_texts(&keys);
+    for text in &texts {
+        let parts = key_parts(text, &types);
+        if attached.is_some() {
+            capture::note_key(relation.to_u32(), &key_of_parts(&parts));
+        }
+        for note in &notes {
+            if let Some(values) = values_of(relation, &key_columns, &types, &parts, &note.columns) {
+                note_values(note, &values);
+            }
+        }
+    }
+    texts.len() as i64
+}
+
+/// The values of a row's columns: from its key where that has them all, else as the row is now; None if it is gone.
+fn values_of(
+    relation: pg_sys::Oid,
+    key_columns: &[String],
+    types: &[pg_sys::Oid],
+    parts: &[String],
+    columns: &[String],
+) -> Option<Vec<Option<String>>> {
+    let of_key = |name: &String| Some(Some(parts[key_columns.iter().position(|known| known == name)?].clone()));
+    if let Some(values) = columns.iter().map(of_key).collect() {
+        return Some(values);
+    }
+    let select: Vec<String> = columns.iter().map(|name| spi::quoted(name)).collect();
+    let equal: Vec<String> = key_columns
+        .iter()
+        .zip(types)
+        .enumerate()
+        .map(|(place, (name, kind))| format!("{} = ${}::{}", spi::quoted(name), place + 1, type_name(*kind)))
+        .collect();
+    let statement =
+        format!("select {} from {} where {}", select.join(", "), attachments::qualified(relation), equal.join(" and "));
+    let makers: Vec<key::Column> = key_types(relation, columns).into_iter().map(key::Column::new).collect();
+    attachments::with_pinned_path(|| {
+        let parameters: Vec<_> = parts.iter().map(|part| (pg_sys::TEXTOID, spi::value(part.as_str()))).collect();
+        let rows = spi::run(&statement, &parameters);
+        (!rows.is_empty()).then(|| {
+            let value = |(place, maker): (usize, &key::Column)| {
+                rows.datum(0, place + 1).map(|datum| {
+                    let mut text = String::new();
+                    // SAFETY: the statement returns these columns in this order.
+                    unsafe { maker.text(datum, &mut text) };
+                    text
+                })
+            };
+            makers.iter().enumerate().map(value).collect()
+        })
+    })
+}
+
+fn note_values(note: &follow::Note, values: &[Option<String>]) {
+    if link::is_link(note.source) {
+        let mut text = String::new();
+        for (place, value) in values.iter().enumerate() {
+            link::push_value(&mut text, place == 0, value.as_deref());
+        }
+        capture::note_key(note.source, &text);
+    } else if let Some(parts) = values.iter().cloned().collect::<Option<Vec<_>>>() {
+        capture::note_key(note.source, &key_of_parts(&parts));
+    }
+}
+
+/// The parts of a key, in the text that capture would make of them.
+fn key_parts(text: &str, types: &[pg_sys::Oid]) -> Vec<String> {
+    let Some(parts) = key::parts(text, types.len()) else {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("\"{text}\" is not a key of {} columns", types.len()),
+        )
+        .hint("Write the columns one after the other with | between them, as in a document's id.")
+        .raise()
+    };
+    parts.iter().zip(types).map(|(part, kind)| canonical(part, *kind)).collect()
+}
+
+fn key_of_parts(parts: &[String]) -> String {
+    if let [part] = parts {
+        return part.clone();
+    }
+    let mut key = String::new();
+    for (place, part) in parts.iter().enumerate() {
+        key::push_part(&mut key, place == 0, part);
+    }
+    key
 }
 
 /// The types of a table's key columns.

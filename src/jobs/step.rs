@@ -76,8 +76,8 @@ pub enum Step {
 impl Context<'_> {
     /// Looks whether all changes of the table below the mark are delivered; when to look again if not.
     pub(super) fn look(&self, mark: i64, now: Instant) -> Result<Option<Instant>, SqlError> {
-        let source = self.attachment.relation.to_u32();
-        let clear = transaction::run(|| claim::is_clear(mark, source))?;
+        let sources = self.delivery.sources_of(self.attachment.relation.to_u32());
+        let clear = transaction::run(|| claim::is_clear(mark, &sources))?;
         Ok((!clear).then(|| claim::next_look(now, DRAIN_EVERY)))
     }
 

@@ -306,8 +306,10 @@ impl Verify {
         let read = transaction::run(|| {
             context.reader.page(after.as_deref(), limit, |text, document| {
                 rows += 1;
-                bytes += document.len();
-                page.push((text.to_owned(), document.to_vec()));
+                if let Some(document) = document {
+                    bytes += document.len();
+                    page.push((text.to_owned(), document.to_vec()));
+                }
                 last = Some(text.to_owned());
                 bytes < PAGE_BYTES
             })

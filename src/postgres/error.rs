@@ -83,10 +83,10 @@ impl SqlError {
         (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
     }
 
-    /// True if a row's own values are to blame: a division by zero, a cast, a function that raises. Anything else (a
-    /// lock, a table that is being altered, a full disk) passes.
+    /// True if a row's own values are to blame: a division by zero, a cast, a function that raises, a second row where
+    /// there may be one. Anything else (a lock, a table that is being altered, a full disk) passes.
     pub fn is_in_the_data(&self) -> bool {
-        matches!(&self.sqlstate()[..2], "22" | "23" | "38" | "39" | "P0" | "54")
+        matches!(&self.sqlstate()[..2], "21" | "22" | "23" | "38" | "39" | "P0" | "54")
     }
 }
 

@@ -61,6 +61,9 @@ pub struct Claims {
 /// A walk that takes longer is not begun again at once.
 const LONG_WALK: Duration = Duration::from_millis(10);
 
+/// Whoever wrote a row longer ago than this has ended, unless it was prepared.
+const ENDING: Duration = Duration::from_secs(60);
+
 /// Rows taken from the cursor at once.
 const FETCH: i64 = 200;
 
@@ -76,7 +79,7 @@ impl Claims {
         let plan = self.plan.get_or_insert_with(|| {
             Plan::prepare(
                 &format!(
-                    "select q.ctid, q.id, q.source, q.keys, q.enqueued_at, q.count
+                    "select q.ctid, q.id, q.source, q.keys, q.enqueued_at, q.count, q.xmin
                      from es_sync.{} q where q.ctid > $1 and q.source <> all ($2)",
                     self.queue.table()
                 ),
@@ -97,6 +100,9 @@ impl Claims {
         }
         let mut rows = Vec::new();
         let mut keys = 0;
+        let mut last_writer = 0;
+        // SAFETY: reads the clock.
+        let recent = unsafe { pg_sys::GetCurrentTimestamp() } - ENDING.as_micros() as i64;
         let from_start = self.after == 0;
         // A look at the end ends there.
         let at_end = self.owed;
@@ -116,6 +122,12 @@ impl Claims {
                 if known(&place) {
                     continue;
                 }
+                let enqueued_at = fetched.datum(row, 5).map_or(0, |datum| datum.value() as i64);
+                let writer = fetched.datum(row, 7).map_or(0, |datum| datum.value() as u32);
+                if writer != last_writer && (self.queue == Queue::Prepared || enqueued_at > recent) {
+                    let_end(writer);
+                }
+                last_writer = writer;
                 let row_keys: Option<Vec<String>> = fetched.datum(row, 4).map(|datum| {
                     // SAFETY: the column is text[].
                     unsafe { Array::<&str>::from_datum(datum, false) }
@@ -128,12 +140,7 @@ impl Claims {
                     None if fetched.get::<i32>(row, 6) == Some(0) => Asked::Rebuild,
                     None => Asked::Repair,
                 };
-                rows.push(Row {
-                    place,
-                    source: source.to_u32(),
-                    asked,
-                    enqueued_at: fetched.datum(row, 5).map_or(0, |datum| datum.value() as i64),
-                });
+                rows.push(Row { place, source: source.to_u32(), asked, enqueued_at });
                 if keys >= max_keys {
                     // The rest of what was fetched is found again by the next claim.
                     cursor.close();
@@ -167,6 +174,16 @@ impl Claims {
         self.next_walk = None;
         self.owed = false;
     }
+}
+
+/// A transaction is seen as committed a moment before it has told others which definitions it changed. Rows read in
+/// between would be read by an old plan: without the partition that it attached, say.
+fn let_end(writer: u32) {
+    let writer = pg_sys::TransactionId::from(writer);
+    // SAFETY: waits for a lock that the transaction gives up last; it has committed, and waits for nobody.
+    unsafe {
+        pg_sys::XactLockTableWait(writer, std::ptr::null_mut(), std::ptr::null_mut(), pg_sys::XLTW_Oper::XLTW_None)
+    };
 }
 
 /// Deletes finished rows.
@@ -222,13 +239,13 @@ pub fn backlog() -> Vec<Backlog> {
         .collect()
 }
 
-/// True if no row with an id below `mark` is left for a table (0: for any).
-pub fn is_clear(mark: i64, source: u32) -> bool {
-    // The source as a bigint: pgrx makes a null of the OID 0.
+/// True if no row with an id below `mark` is left of the given sources (none: of any).
+pub fn is_clear(mark: i64, sources: &[u32]) -> bool {
+    let sources: Vec<pg_sys::Oid> = sources.iter().map(|source| pg_sys::Oid::from(*source)).collect();
     let rows = spi::run(
-        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))
-             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = 0 or q.source = $2::oid))",
-        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::INT8OID, spi::value(i64::from(source)))],
+        "select exists (select from es_sync.queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))
+             or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))",
+        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::OIDARRAYOID, spi::value(sources))],
     );
     rows.get::<bool>(0, 1) == Some(false)
 }

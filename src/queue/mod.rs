@@ -1,13 +1,14 @@
 //! The queue of changes and the dead letters: every statement on them is here.
-//! Runs in: writers' backends (`insert`), the worker (`claim`, `storage`, `dead_letter`), users' backends (`dead_letter`).
+//! Runs in: writers' backends (`insert`), the worker (`claim`, `spool`, `storage`, `dead_letter`), users' backends (`dead_letter`).
 //! May touch: es_sync.queue, es_sync.prepared_queue, es_sync.marker, es_sync.dead_letter.
 //!
 //! A row of the queue is (id, source, count, enqueued_at, keys): the keys of one table that one transaction changed, a
-//! chunk at a time. `keys` null is a request for the whole table: to build its indexes anew (count 0) or to mend them
+//! chunk at a time; or, where the source is a link, values of related rows that lead to keys. `keys` null is a request for the whole table: to build its indexes anew (count 0) or to mend them
 //! (count 1). There is no index and no sequence: both would cost the writer more than the row itself. The worker finds
 //! rows by scanning and deletes them by ctid and id.
 
 pub mod claim;
 pub mod dead_letter;
 pub mod insert;
+pub mod spool;
 pub mod storage;

@@ -12,7 +12,7 @@ use super::delivery::Delivery;
 use super::process::RELATIONS_CHANGED;
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::{partitions, switched};
+use crate::attachment::{follow, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -37,6 +37,7 @@ impl Worker {
         if RELATIONS_CHANGED.replace(false) {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
+            self.finders.clear();
             self.triggers_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
@@ -47,7 +48,7 @@ impl Worker {
         }
         let first = !self.catalog_was_read;
         let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
-        let (attachments, jobs, parked) = transaction::run(|| {
+        let (attachments, links, jobs, parked) = transaction::run(|| {
             forget_dropped_tables();
             self.note = succession::note();
             if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
@@ -57,7 +58,7 @@ impl Worker {
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
             self.owner = if rows.is_empty() { String::new() } else { rows.get(0, 1).unwrap_or_default() };
             let parked = if first { dead_letter::all() } else { Vec::new() };
-            (catalog::all(), record::open_jobs(), parked)
+            (catalog::all(), follow::links(), record::open_jobs(), parked)
         })
         .inspect_err(|_| {
             if lost {
@@ -71,6 +72,7 @@ impl Worker {
         self.seen_changes = changes;
         self.catalog_due = Instant::now() + CATALOG_EVERY;
         self.take_attachments(attachments);
+        self.take_links(links);
         self.take_jobs(jobs);
         self.inherit_intake()?;
         self.mend_triggers()
@@ -229,6 +231,12 @@ fn forget_dropped_tables() {
     spi::run(
         "delete from es_sync.attachment a
          where not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
+        &[],
+    );
+    spi::run(
+        "delete from es_sync.declaration d
+         where not exists (select from pg_catalog.pg_class c where c.oid = d.root)
+            or not exists (select from pg_catalog.pg_class c where c.oid = d.related)",
         &[],
     );
 }

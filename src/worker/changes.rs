@@ -5,6 +5,7 @@ use std::time::Instant;
 use es::Permit;
 use pgrx::pg_sys;
 
+use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
 use super::delivery::MAX_OUTSTANDING;
@@ -50,9 +51,9 @@ impl Worker {
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
-                let unknown = rows
-                    .iter()
-                    .any(|row| !self.attachments.iter().any(|attachment| attachment.relation.to_u32() == row.source));
+                let unknown = rows.iter().any(|row| {
+                    !self.attachments.iter().any(|known| Some(known.relation.to_u32()) == delivery.root_of(row.source))
+                });
                 self.delivery.accept_later(rows);
                 if unknown {
                     self.catalog_due = now;
@@ -115,7 +116,11 @@ impl Worker {
             match found.and_then(|attachment| reader_of(&mut self.readers, &attachment)) {
                 Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
                 None => {
-                    // The table or its key is gone or locked: look again soon.
+                    // The table or its key is gone or locked, or its view is: look again soon.
+                    set_cause(
+                        attachment,
+                        "could not read documents: the table or its view is gone, locked, or has another owner",
+                    );
                     if let Some(lane) = self.delivery.lane(lane) {
                         lane.failures += 1;
                         // Counted from now on: it may have taken long to find out.

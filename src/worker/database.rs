@@ -15,7 +15,9 @@ use super::process::{CLIENT, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::Waiters;
 use crate::attachment::catalog::Attachment;
+use crate::attachment::follow::Link;
 use crate::document::read::Reader;
+use crate::document::related::Finder;
 use crate::jobs::build::Build;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
@@ -38,6 +40,10 @@ pub struct Worker {
     pub(super) delivery: Delivery,
     pub(super) attachments: Vec<Attachment>,
     pub(super) readers: FxHashMap<i32, Reader>,
+    pub(super) links: Vec<Link>,
+    pub(super) finders: FxHashMap<u32, Finder>,
+    /// After an error of fanning out that is no row's fault.
+    pub(super) fans_rest_until: Option<Instant>,
     pub(super) builds: Vec<Build>,
     pub(super) verifies: Vec<Verify>,
     /// Drops under way: token and job.
@@ -81,6 +87,9 @@ impl Worker {
             delivery: Delivery::default(),
             attachments: Vec::new(),
             readers: FxHashMap::default(),
+            links: Vec::new(),
+            finders: FxHashMap::default(),
+            fans_rest_until: None,
             builds: Vec::new(),
             verifies: Vec::new(),
             drops: Vec::new(),
@@ -164,17 +173,25 @@ impl Worker {
             self.delivery.durable = self.upkeep.logged;
             due.extend(self.delivery.look_at_doubtful(Instant::now()));
             self.claim()?;
+            again = self.fan_out(&mut due)?;
             let held = self.send(&mut due);
             // Dead letters before a job's progress: its position must not run ahead of what became of its documents.
             self.acknowledge()?;
-            again = self.work_on_jobs(held, &mut due)?;
+            again |= self.work_on_jobs(held, &mut due)?;
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
         // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge()?;
         if let Some(engine) = self.engine.as_mut() {
-            due.extend(self.waiters.serve(self.shared, self.database, self.seen_changes, &self.attachments, engine)?);
+            due.extend(self.waiters.serve(
+                self.shared,
+                self.database,
+                self.seen_changes,
+                &self.attachments,
+                &self.delivery,
+                engine,
+            )?);
         }
         self.publish()?;
         self.look_after_queue()?;

@@ -12,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::answers::set_cause;
 use super::engine::Engine;
+use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
 use crate::attachment::key::{self, is_too_long};
@@ -38,6 +39,7 @@ pub struct Delivery {
     pub(super) claimed: FxHashMap<Ticket, Claimed>,
     pub(super) places: FxHashSet<Place>,
     pub(super) hold: Hold,
+    pub(super) fans: Fans,
     pub(super) flights: FxHashMap<u64, Flight>,
     later: Vec<Row>,
     bodies: Vec<Body>,
@@ -87,9 +89,11 @@ impl Outbox {
 }
 
 pub(super) struct Claimed {
-    pub(super) place: Place,
+    /// One row, but for related rows' values that are looked for together.
+    pub(super) places: Vec<Place>,
+    /// The attached table.
     pub(super) source: u32,
-    /// Operations that it still waits for.
+    /// Operations that it still waits for; one more while a fan-out adds to them.
     pub(super) left: usize,
     enqueued_at: i64,
 }
@@ -169,6 +173,7 @@ impl Delivery {
         self.later.clear();
         self.missing.clear();
         self.doubtful.clear();
+        self.fans.clear();
         // Not written down: they are dead letters as before.
         self.parked.extend(std::mem::take(&mut self.outbox).cleared);
         self.pages.clear();
@@ -227,7 +232,12 @@ impl Delivery {
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
         for row in rows {
-            if self.hold.is_paused(row.source) {
+            let Some(root) = self.root_of(row.source) else {
+                // A link that is gone, with the attachment that it was made for.
+                self.outbox.finished.push(row.place);
+                continue;
+            };
+            if self.hold.is_paused(root) {
                 // Paused since it was claimed: it stays in the queue.
                 self.places.remove(&row.place);
                 continue;
@@ -235,16 +245,27 @@ impl Delivery {
             let keys = match row.asked {
                 Asked::Keys(keys) => keys,
                 Asked::Rebuild => {
-                    self.outbox.rebuilds.push((row.source, row.place));
+                    self.outbox.rebuilds.push((root, row.place));
                     continue;
                 }
                 Asked::Repair => {
-                    self.outbox.repairs.push((row.source, row.place));
+                    self.outbox.repairs.push((root, row.place));
                     continue;
                 }
             };
             self.next_ticket += 1;
             let ticket = self.next_ticket;
+            if row.source != root {
+                let joined = self.accept_values(row.source, root, keys, ticket);
+                match joined.and_then(|ticket| self.claimed.get_mut(&ticket)) {
+                    Some(claimed) => claimed.places.push(row.place),
+                    None => {
+                        let (places, enqueued_at) = (vec![row.place], row.enqueued_at);
+                        self.claimed.insert(ticket, Claimed { places, source: root, left: 1, enqueued_at });
+                    }
+                }
+                continue;
+            }
             let mut left = 0;
             for key in keys {
                 let key: Key = Rc::from(key);
@@ -259,7 +280,7 @@ impl Delivery {
             } else {
                 self.claimed.insert(
                     ticket,
-                    Claimed { place: row.place, source: row.source, left, enqueued_at: row.enqueued_at },
+                    Claimed { places: vec![row.place], source: row.source, left, enqueued_at: row.enqueued_at },
                 );
             }
         }
@@ -398,7 +419,9 @@ impl Delivery {
                 read.rows += 1;
                 last.clear();
                 last.push_str(text);
-                if lane.is_some_and(|lane| !lane.contains(text)) {
+                if let Some(document) = document
+                    && lane.is_some_and(|lane| !lane.contains(text))
+                {
                     batch.add(&Rc::from(text), document, max_content);
                 }
                 batch.body.len() < target_bytes
@@ -524,15 +547,46 @@ impl Delivery {
         self.pages.extend(finished.page);
         let mut oldest: Option<i64> = None;
         for ticket in finished.tickets {
-            let Some(claimed) = self.claimed.get_mut(&ticket) else { continue };
+            let Some(claimed) = self.claimed.get(&ticket) else { continue };
             oldest = Some(oldest.map_or(claimed.enqueued_at, |oldest| oldest.min(claimed.enqueued_at)));
-            claimed.left -= 1;
-            if claimed.left == 0 {
-                self.outbox.finished.push(claimed.place);
-                self.claimed.remove(&ticket);
-            }
+            self.finish_ticket(ticket);
         }
         oldest
+    }
+
+    /// One of the operations that a claimed row waits for is done, or its fan-out.
+    pub(super) fn finish_ticket(&mut self, ticket: Ticket) {
+        let Some(claimed) = self.claimed.get_mut(&ticket) else { return };
+        claimed.left -= 1;
+        if claimed.left == 0
+            && let Some(claimed) = self.claimed.remove(&ticket)
+        {
+            self.outbox.finished.extend(claimed.places);
+        }
+    }
+
+    /// Operations that a claimed row still waits for.
+    pub(super) fn left(&self, ticket: Ticket) -> usize {
+        self.claimed.get(&ticket).map_or(0, |claimed| claimed.left)
+    }
+
+    /// Where claimed rows lie, and when the oldest was enqueued.
+    pub(super) fn places_of(&self, ticket: Ticket) -> Option<(Vec<Place>, i64)> {
+        self.claimed.get(&ticket).map(|claimed| (claimed.places.clone(), claimed.enqueued_at))
+    }
+
+    /// Forgets claimed rows of which nothing is on its way, and which were replaced in the queue.
+    pub(super) fn forget_ticket(&mut self, ticket: Ticket) {
+        if let Some(claimed) = self.claimed.remove(&ticket) {
+            self.forget_places(claimed.places);
+        }
+    }
+
+    /// Gives up on what claimed rows ask for: the table's indexes are compared with it instead.
+    pub(super) fn repair_instead(&mut self, ticket: Ticket, root: u32) {
+        if let Some(claimed) = self.claimed.remove(&ticket) {
+            self.outbox.repairs.extend(claimed.places.into_iter().map(|place| (root, place)));
+        }
     }
 }
 

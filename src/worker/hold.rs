@@ -82,6 +82,7 @@ impl Delivery {
             }
         }
         let mut held: Vec<u32> = self.hold.paused.union(&blocked).copied().collect();
+        self.hold_links(&mut held);
         held.sort_unstable();
         self.hold.blocked = blocked;
         let changed = held != self.hold.last;
@@ -111,9 +112,12 @@ impl Delivery {
         }
         for ticket in &given_back {
             if let Some(row) = self.claimed.remove(ticket) {
-                self.places.remove(&row.place);
+                for place in row.places {
+                    self.places.remove(&place);
+                }
             }
         }
+        self.fans.retain(|ticket| !given_back.contains(&ticket));
         for lane in self.lanes.iter_mut().filter(|lane| lane.source == source) {
             lane.unclaim(&given_back);
         }

@@ -11,7 +11,8 @@
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
-//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now.
+//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes
+//! of related rows become.
 
 mod answers;
 mod catalog;
@@ -19,6 +20,7 @@ mod changes;
 pub mod database;
 pub mod delivery;
 pub mod engine;
+mod fan;
 mod hold;
 pub mod lane;
 pub mod launcher;

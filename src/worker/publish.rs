@@ -71,9 +71,10 @@ impl Worker {
         let database = unsafe { pg_sys::MyDatabaseId };
         for attachment in &self.attachments {
             if let Some(counters) = self.shared.index(database, attachment.id) {
-                let mine = backlog.iter().find(|backlog| backlog.source == attachment.relation.to_u32());
-                counters.pending.store(mine.map_or(0, |mine| mine.keys), Ordering::Relaxed);
-                counters.oldest.store(mine.map_or(0, |mine| mine.oldest), Ordering::Relaxed);
+                let root = attachment.relation.to_u32();
+                let mine = || backlog.iter().filter(|backlog| self.delivery.root_of(backlog.source) == Some(root));
+                counters.pending.store(mine().map(|mine| mine.keys).sum(), Ordering::Relaxed);
+                counters.oldest.store(mine().map(|mine| mine.oldest).min().unwrap_or_default(), Ordering::Relaxed);
             }
         }
         // Counting a large backlog takes long: never more than a hundredth of the time.

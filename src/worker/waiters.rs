@@ -6,6 +6,7 @@ use es::Failure;
 use pgrx::pg_sys;
 use serde_json::Value;
 
+use super::delivery::Delivery;
 use super::engine::Engine;
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
@@ -40,6 +41,7 @@ impl Waiters {
         announced: &Database,
         seen_changes: u32,
         attachments: &[Attachment],
+        delivery: &Delivery,
         engine: &mut Engine,
     ) -> Result<Option<Instant>, SqlError> {
         let now = Instant::now();
@@ -72,7 +74,8 @@ impl Waiters {
                 continue;
             }
             // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing.
-            if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, source))? {
+            let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
+            if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
                 continue;
             }
             if concerned.peek().is_none() {

@@ -1,0 +1,118 @@
+//! Links: what the queue holds of a related row's change, the values that lead from it to documents.
+//!
+//! A link is a source in the queue as an attached table is, with a number below those of tables. Its "keys" are the
+//! values of its columns, old and new. A row of a link may also hold the keys that were found for it, when there are
+//! many: then the first of them says so.
+
+use super::key;
+
+/// Numbers of links are below this. No table of a user's has such an OID.
+pub const END: u32 = 16_384;
+
+/// Stands for a null. A backslash in a value is doubled, so no value reads like this.
+const NULL: &str = "\\N";
+/// Stands first where the rest are keys of the attached table.
+pub const FOUND: &str = "\\F";
+/// Begins the first text where it is the key after which to go on with the value that follows.
+const AFTER: &str = "\\A";
+
+/// True if a source of the queue is a link.
+pub fn is_link(source: u32) -> bool {
+    source < END
+}
+
+/// Appends one value.
+pub fn push_value(values: &mut String, first: bool, value: Option<&str>) {
+    match value {
+        Some(value) => key::push_part(values, first, value),
+        None => {
+            if !first {
+                values.push(key::SEPARATOR);
+            }
+            values.push_str(NULL);
+        }
+    }
+}
+
+/// Takes values apart again; None if the text is not one of `columns` values.
+pub fn values(text: &str, columns: usize) -> Option<Vec<Option<String>>> {
+    let mut values = vec![Some(String::new())];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            key::SEPARATOR => values.push(Some(String::new())),
+            '\\' => match characters.next()? {
+                'N' => *values.last_mut()? = None,
+                other => values.last_mut()?.as_mut()?.push(other),
+            },
+            other => values.last_mut()?.as_mut()?.push(other),
+        }
+    }
+    (values.len() == columns).then_some(values)
+}
+
+/// A key after which to go on, as a row of the queue holds it.
+pub fn after(key: &str) -> String {
+    format!("{AFTER}{key}")
+}
+
+/// What a row of a link holds.
+#[derive(Debug, PartialEq)]
+pub enum Content {
+    /// Values to look for; the first of them only from the key on that comes with it.
+    Values { after: Option<String>, values: Vec<String> },
+    /// Keys of the attached table.
+    Found(Vec<String>),
+}
+
+impl Content {
+    pub fn of(mut texts: Vec<String>) -> Self {
+        match texts.first() {
+            Some(first) if first == FOUND => {
+                texts.remove(0);
+                Content::Found(texts)
+            }
+            Some(first) if first.starts_with(AFTER) => {
+                let after = texts.remove(0)[AFTER.len()..].to_owned();
+                Content::Values { after: Some(after), values: texts }
+            }
+            _ => Content::Values { after: None, values: texts },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_apart_as_they_were_put_together() {
+        let words = [Some(""), Some("N"), Some("\\N"), Some("a|b"), Some("\\F"), None];
+        let mut texts = std::collections::HashSet::new();
+        for a in words {
+            for b in words {
+                let mut text = String::new();
+                push_value(&mut text, true, a);
+                push_value(&mut text, false, b);
+                let back = values(&text, 2).unwrap();
+                assert_eq!(back.iter().map(Option::as_deref).collect::<Vec<_>>(), [a, b]);
+                assert_eq!(
+                    Content::of(vec![text.clone()]),
+                    Content::Values { after: None, values: vec![text.clone()] }
+                );
+                assert!(texts.insert(text), "{a:?}, {b:?}");
+            }
+        }
+        assert_eq!(values("a", 2), None);
+    }
+
+    #[test]
+    fn a_row_says_what_it_holds() {
+        let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(Content::of(texts(&[FOUND, "1", "2"])), Content::Found(texts(&["1", "2"])));
+        assert_eq!(
+            Content::of(texts(&[&after("7|x"), "5"])),
+            Content::Values { after: Some("7|x".into()), values: texts(&["5"]) }
+        );
+    }
+}

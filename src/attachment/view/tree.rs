@@ -1,0 +1,868 @@
+//! Reads a view's stored query: its tables, which columns are used, and which are equal where.
+//!
+//! The query tree is the one that Postgres keeps for the view; nothing is parsed here. What is not understood makes no
+//! edge: then a way is missing and is asked for, instead of guessed.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{CStr, c_void};
+use std::rc::Rc;
+
+use pgrx::{PgList, PgRelation, is_a, pg_sys};
+
+use super::graph::{Comparison, Edge, Graph, Node, Table};
+use crate::postgres::error::relation_name;
+use crate::postgres::spi;
+
+/// What a view reads, and how.
+pub struct Tree {
+    pub graph: Graph,
+    /// Names and types of the view's columns.
+    pub columns: Vec<(String, pg_sys::Oid)>,
+    /// What changes without a trigger firing: its name, and why.
+    pub unfollowed: Vec<(String, String)>,
+    queries: Vec<Built>,
+    top: usize,
+    _relations: Vec<PgRelation>,
+}
+
+/// Columns of a table that a view uses.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Used {
+    /// The row as a whole, or what only the system knows of it.
+    Everything,
+    Columns(BTreeSet<i16>),
+}
+
+/// A query, as far as it was read.
+#[derive(Default)]
+struct Built {
+    /// Used whatever is taken of the result.
+    always: Vec<Node>,
+    /// Used for each of its columns.
+    outputs: Vec<Vec<Node>>,
+}
+
+/// What an entry of a range table stands for.
+#[derive(Clone)]
+enum Source {
+    Table(usize),
+    Query(usize),
+    Join(*mut pg_sys::RangeTblEntry),
+    /// No table, or none that is understood: what it is, for a message.
+    Other(&'static str),
+}
+
+type Scope = Rc<RefCell<Vec<Source>>>;
+
+/// A query's surroundings: range tables from the outermost to its own, and the queries that they belong to.
+#[derive(Clone, Default)]
+struct Levels {
+    scopes: Vec<Scope>,
+    queries: Vec<*mut pg_sys::Query>,
+}
+
+/// Number of a whole row, and what stands for columns that only the system has.
+const WHOLE_ROW: i16 = 0;
+
+/// OIDs below are Postgres' own.
+const FIRST_NORMAL_OID: u32 = 16_384;
+
+struct Reader {
+    graph: Graph,
+    queries: Vec<Built>,
+    unfollowed: Vec<(String, String)>,
+    relations: Vec<PgRelation>,
+    /// What the expression that is being read uses.
+    found: Vec<Node>,
+    depth: usize,
+}
+
+impl Tree {
+    /// Reads the stored query of a view. SPI must be connected.
+    pub fn of_view(view: pg_sys::Oid) -> Self {
+        // SAFETY: opened with a lock that lasts as long as the reference, which the tree keeps.
+        let relation = unsafe { PgRelation::with_lock(view, pg_sys::AccessShareLock as i32) };
+        // SAFETY: it is a view, so it has one rule, whose query lives as long as the relation is open.
+        let query = unsafe { pg_sys::get_view_query(relation.as_ptr()) };
+        let columns = relation.tuple_desc().iter().map(|column| (column.name().to_owned(), column.atttypid)).collect();
+        // SAFETY: as above.
+        unsafe { Self::of_query(query, columns, relation) }
+    }
+
+    /// # Safety
+    /// `query` is an analysed query that lives as long as `relation` is open.
+    unsafe fn of_query(query: *mut pg_sys::Query, columns: Vec<(String, pg_sys::Oid)>, relation: PgRelation) -> Self {
+        let mut reader = Reader::new();
+        reader.relations.push(relation);
+        // SAFETY: the caller's.
+        let top = unsafe { reader.query(query, &Levels::default()) };
+        reader.into_tree(top, columns)
+    }
+
+    /// Reads a statement as it is. It is analysed with the search path of the moment.
+    pub fn of_statement(sql: &str) -> Self {
+        let text = std::ffi::CString::new(sql).unwrap_or_default();
+        let mut reader = Reader::new();
+        // SAFETY: a live transaction; the trees are palloc'd and outlive their use here. What is wrong with the
+        // statement is raised.
+        let top = unsafe {
+            let raw = PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
+            let statement = raw.get_ptr(0).unwrap_or(std::ptr::null_mut());
+            let query =
+                pg_sys::parse_analyze_fixedparams(statement, text.as_ptr(), std::ptr::null(), 0, std::ptr::null_mut());
+            reader.query(query, &Levels::default())
+        };
+        reader.into_tree(top, Vec::new())
+    }
+
+    /// The keys' places in the view's result.
+    pub fn output(&self, column: usize) -> Node {
+        Node::Output { query: self.top, column }
+    }
+
+    /// How many columns it returns.
+    pub fn width(&self) -> usize {
+        self.queries[self.top].outputs.len()
+    }
+
+    /// For each table, what of it is used where the given columns of the view are.
+    pub fn used(&self, outputs: impl Iterator<Item = usize>) -> Vec<Used> {
+        let mut open: Vec<Node> = outputs.map(|column| self.output(column)).collect();
+        open.extend(self.queries[self.top].always.iter().copied());
+        let mut seen: HashSet<Node> = HashSet::new();
+        let mut used = vec![Used::Columns(BTreeSet::new()); self.graph.tables.len()];
+        while let Some(node) = open.pop() {
+            if !seen.insert(node) {
+                continue;
+            }
+            match node {
+                Node::Column { table, number } if number <= WHOLE_ROW => used[table] = Used::Everything,
+                Node::Column { table, number } => {
+                    if let Used::Columns(columns) = &mut used[table] {
+                        columns.insert(number);
+                    }
+                }
+                Node::Output { query, column } => {
+                    open.extend(self.queries[query].outputs.get(column).into_iter().flatten().copied());
+                }
+            }
+        }
+        used
+    }
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self {
+            graph: Graph::default(),
+            queries: Vec::new(),
+            unfollowed: Vec::new(),
+            relations: Vec::new(),
+            found: Vec::new(),
+            depth: 0,
+        }
+    }
+
+    fn into_tree(self, top: usize, columns: Vec<(String, pg_sys::Oid)>) -> Tree {
+        let Self { graph, queries, mut unfollowed, relations, .. } = self;
+        unfollowed.sort();
+        unfollowed.dedup();
+        Tree { graph, columns, unfollowed, queries, top, _relations: relations }
+    }
+
+    /// Reads a query within its surroundings; its number.
+    ///
+    /// # Safety
+    /// `query` is an analysed query, and `levels` are the queries around it.
+    unsafe fn query(&mut self, query: *mut pg_sys::Query, levels: &Levels) -> usize {
+        self.depth += 1;
+        if self.depth > 100 {
+            pgrx::error!("the view is nested too deeply");
+        }
+        let number = self.queries.len();
+        self.queries.push(Built::default());
+        let first_table = self.graph.tables.len();
+        let scope: Scope = Rc::default();
+        let mut levels = levels.clone();
+        levels.scopes.push(scope.clone());
+        levels.queries.push(query);
+        let outside = std::mem::take(&mut self.found);
+        // SAFETY: a valid query's parts are valid, and have the types that they are read as.
+        unsafe {
+            let query = &*query;
+            let mut members = HashSet::new();
+            in_from(query.jointree.cast(), &mut members);
+            in_from(query.setOperations, &mut members);
+            let entries = PgList::<pg_sys::RangeTblEntry>::from_pg(query.rtable);
+            for (place, entry) in entries.iter_ptr().enumerate() {
+                // A view's rule also lists the view itself, as OLD and NEW.
+                let source = if members.contains(&(place as i32 + 1)) || (*entry).rtekind == pg_sys::RTEKind::RTE_JOIN {
+                    self.source(entry, &levels)
+                } else {
+                    Source::Other("nothing")
+                };
+                scope.borrow_mut().push(source);
+            }
+            self.join(query.jointree.cast(), &levels);
+            self.expression(query.havingQual, &levels);
+            self.expression(query.limitCount, &levels);
+            self.expression(query.limitOffset, &levels);
+            for window in PgList::<pg_sys::WindowClause>::from_pg(query.windowClause).iter_ptr() {
+                self.expression((*window).startOffset, &levels);
+                self.expression((*window).endOffset, &levels);
+            }
+            let always = std::mem::take(&mut self.found);
+            self.queries[number].always.extend(always);
+            self.outputs(query, number, &levels);
+            if !leads_out(query) {
+                for table in &mut self.graph.tables[first_table..] {
+                    table.obstacle.get_or_insert_with(|| {
+                        "it is read below a LIMIT, DISTINCT ON, window function or grouping sets".to_owned()
+                    });
+                }
+            }
+        }
+        self.found = outside;
+        self.depth -= 1;
+        number
+    }
+
+    /// # Safety
+    /// As `query`.
+    unsafe fn outputs(&mut self, query: &pg_sys::Query, number: usize, levels: &Levels) {
+        // SAFETY: the caller's.
+        unsafe {
+            let branches = if query.setOperations.is_null() { Vec::new() } else { leaves(query.setOperations) };
+            for target in PgList::<pg_sys::TargetEntry>::from_pg(query.targetList).iter_ptr() {
+                let target = &*target;
+                self.expression(target.expr.cast(), levels);
+                let mut uses = std::mem::take(&mut self.found);
+                let column = target.resno as usize - 1;
+                if !branches.is_empty() {
+                    // Each row is one of a branch's; from outside, nobody knows of which.
+                    uses.clear();
+                    for branch in &branches {
+                        if let Some(Source::Query(branch)) = levels.source(0, *branch) {
+                            let from = Node::Output { query: branch, column };
+                            uses.push(from);
+                            if query.limitCount.is_null() && query.limitOffset.is_null() {
+                                let to = Node::Output { query: number, column };
+                                self.graph.edges.push(Edge { from, to, how: Comparison::Same });
+                            }
+                        }
+                    }
+                    // Whether two rows are the same depends on all their columns.
+                    self.queries[number].always.extend(uses.iter().copied());
+                } else if let Some((node, ..)) = self.column_of(target.expr.cast(), levels)
+                    && !target.resjunk
+                {
+                    let output = Node::Output { query: number, column };
+                    self.graph.edges.push(Edge { from: output, to: node, how: Comparison::Same });
+                    if leads_out(query) || is_fixed(query, target.ressortgroupref) {
+                        self.graph.edges.push(Edge { from: node, to: output, how: Comparison::Same });
+                    }
+                }
+                if target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
+                    self.queries[number].always.extend(uses.iter().copied());
+                }
+                let outputs = &mut self.queries[number].outputs;
+                if outputs.len() <= column {
+                    outputs.resize(column + 1, Vec::new());
+                }
+                outputs[column] = uses;
+            }
+        }
+    }
+
+    /// # Safety
+    /// `entry` belongs to the innermost of `levels`.
+    unsafe fn source(&mut self, entry: *mut pg_sys::RangeTblEntry, levels: &Levels) -> Source {
+        // SAFETY: an entry's kind says which of its fields are set.
+        unsafe {
+            let kind = (*entry).rtekind;
+            match kind {
+                pg_sys::RTEKind::RTE_RELATION => self.relation(&*entry),
+                pg_sys::RTEKind::RTE_SUBQUERY => {
+                    let query = self.query((*entry).subquery, levels);
+                    self.use_of(query);
+                    Source::Query(query)
+                }
+                pg_sys::RTEKind::RTE_JOIN => Source::Join(entry),
+                pg_sys::RTEKind::RTE_CTE => {
+                    if (*entry).self_reference {
+                        return Source::Other("a recursive query");
+                    }
+                    let level = levels.scopes.len().wrapping_sub(1 + (*entry).ctelevelsup as usize);
+                    let Some(owner) = levels.queries.get(level) else { return Source::Other("a WITH query") };
+                    let name = CStr::from_ptr((*entry).ctename);
+                    let ctes = PgList::<pg_sys::CommonTableExpr>::from_pg((**owner).cteList);
+                    let Some(cte) = ctes.iter_ptr().find(|cte| CStr::from_ptr((**cte).ctename) == name) else {
+                        return Source::Other("a WITH query");
+                    };
+                    let first_table = self.graph.tables.len();
+                    let around =
+                        Levels { scopes: levels.scopes[..=level].to_vec(), queries: levels.queries[..=level].to_vec() };
+                    let query = self.query((*cte).ctequery.cast(), &around);
+                    self.use_of(query);
+                    if (*cte).cterecursive {
+                        for table in &mut self.graph.tables[first_table..] {
+                            table.obstacle = Some("it is read by a recursive query".to_owned());
+                        }
+                        // Its rows go through the recursion: what they become equals nothing.
+                        let columns = self.queries[query].outputs.len();
+                        for column in 0..columns {
+                            self.found.push(Node::Output { query, column });
+                        }
+                        return Source::Other("a recursive query");
+                    }
+                    Source::Query(query)
+                }
+                pg_sys::RTEKind::RTE_FUNCTION => {
+                    for function in PgList::<pg_sys::RangeTblFunction>::from_pg((*entry).functions).iter_ptr() {
+                        self.expression((*function).funcexpr, levels);
+                    }
+                    Source::Other("a set-returning function")
+                }
+                pg_sys::RTEKind::RTE_TABLEFUNC => {
+                    self.expression((*entry).tablefunc.cast(), levels);
+                    Source::Other("a table function")
+                }
+                pg_sys::RTEKind::RTE_VALUES => {
+                    self.expression((*entry).values_lists.cast(), levels);
+                    Source::Other("a list of values")
+                }
+                _ => Source::Other("something that is no table"),
+            }
+        }
+    }
+
+    /// What a subquery needs for its rows to be there is needed by the query around it.
+    fn use_of(&mut self, query: usize) {
+        let always = self.queries[query].always.clone();
+        self.found.extend(always);
+    }
+
+    /// # Safety
+    /// `entry` is of a relation.
+    unsafe fn relation(&mut self, entry: &pg_sys::RangeTblEntry) -> Source {
+        let oid = entry.relid;
+        if entry.relkind as u8 == pg_sys::RELKIND_VIEW {
+            // SAFETY: opened with a lock that lasts as long as the reference, which the reader keeps.
+            let relation = unsafe { PgRelation::with_lock(oid, pg_sys::AccessShareLock as i32) };
+            // SAFETY: a view's one rule, which lives as long as the relation is open. It refers to nothing around it.
+            let query = unsafe { self.query(pg_sys::get_view_query(relation.as_ptr()), &Levels::default()) };
+            self.relations.push(relation);
+            self.use_of(query);
+            return Source::Query(query);
+        }
+        let name = qualified_name(oid);
+        let why = match entry.relkind as u8 {
+            _ if oid.to_u32() < FIRST_NORMAL_OID => Some("it is a system catalog"),
+            pg_sys::RELKIND_MATVIEW => Some("it is a materialized view, whose refresh fires no triggers"),
+            pg_sys::RELKIND_FOREIGN_TABLE => {
+                Some("it is a foreign table, whose changes elsewhere fire no triggers here")
+            }
+            pg_sys::RELKIND_RELATION if entry.inh && has_children(oid) => {
+                Some("other tables inherit from it, whose changes do not fire its triggers")
+            }
+            pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE => None,
+            _ => Some("its changes fire no triggers"),
+        };
+        if let Some(why) = why {
+            self.unfollowed.push((name, why.to_owned()));
+        }
+        self.graph.tables.push(Table {
+            oid: oid.to_u32(),
+            fires: why.is_none(),
+            indexes: indexes(oid),
+            obstacle: None,
+        });
+        Source::Table(self.graph.tables.len() - 1)
+    }
+
+    /// Reads what a FROM clause joins, and its conditions.
+    ///
+    /// # Safety
+    /// `node` is part of the innermost query's jointree.
+    unsafe fn join(&mut self, node: *mut pg_sys::Node, levels: &Levels) {
+        if node.is_null() {
+            return;
+        }
+        // SAFETY: a node's tag says which struct it is.
+        unsafe {
+            if is_a(node, pg_sys::NodeTag::T_FromExpr) {
+                let from = &*node.cast::<pg_sys::FromExpr>();
+                let mut bound = HashSet::new();
+                for item in PgList::<pg_sys::Node>::from_pg(from.fromlist).iter_ptr() {
+                    self.join(item, levels);
+                    in_from(item, &mut bound);
+                }
+                self.condition(from.quals, &bound, levels);
+            } else if is_a(node, pg_sys::NodeTag::T_JoinExpr) {
+                let join = &*node.cast::<pg_sys::JoinExpr>();
+                self.join(join.larg, levels);
+                self.join(join.rarg, levels);
+                let mut bound = HashSet::new();
+                // Whoever has a part in the result has met the condition, but for the side that an outer join keeps.
+                if matches!(join.jointype, pg_sys::JoinType::JOIN_INNER | pg_sys::JoinType::JOIN_RIGHT) {
+                    in_from(join.larg, &mut bound);
+                }
+                if matches!(join.jointype, pg_sys::JoinType::JOIN_INNER | pg_sys::JoinType::JOIN_LEFT) {
+                    in_from(join.rarg, &mut bound);
+                }
+                self.condition(join.quals, &bound, levels);
+            }
+        }
+    }
+
+    /// Reads a condition that all rows of `bound` entries have met, which have a part in the result.
+    ///
+    /// # Safety
+    /// `node` is an expression of the innermost query.
+    unsafe fn condition(&mut self, node: *mut pg_sys::Node, bound: &HashSet<i32>, levels: &Levels) {
+        if node.is_null() {
+            return;
+        }
+        // SAFETY: a node's tag says which struct it is.
+        unsafe {
+            if is_a(node, pg_sys::NodeTag::T_List) {
+                for part in PgList::<pg_sys::Node>::from_pg(node.cast()).iter_ptr() {
+                    self.condition(part, bound, levels);
+                }
+            } else if is_a(node, pg_sys::NodeTag::T_BoolExpr)
+                && (*node.cast::<pg_sys::BoolExpr>()).boolop == pg_sys::BoolExprType::AND_EXPR
+            {
+                for part in PgList::<pg_sys::Node>::from_pg((*node.cast::<pg_sys::BoolExpr>()).args).iter_ptr() {
+                    self.condition(part, bound, levels);
+                }
+            } else if is_a(node, pg_sys::NodeTag::T_SubLink) {
+                self.sub_link(&*node.cast::<pg_sys::SubLink>(), true, levels);
+            } else {
+                if is_a(node, pg_sys::NodeTag::T_OpExpr) {
+                    let operation = &*node.cast::<pg_sys::OpExpr>();
+                    if let (Some(how), Some((left, right))) =
+                        (equality(operation.opno, operation.inputcollid), two(operation.args))
+                    {
+                        self.equal(left, right, how, how, bound, levels);
+                    }
+                } else if is_a(node, pg_sys::NodeTag::T_ScalarArrayOpExpr) {
+                    let operation = &*node.cast::<pg_sys::ScalarArrayOpExpr>();
+                    if let (true, Some(Comparison::Equal { operator, .. }), Some((left, right))) =
+                        (operation.useOr, equality(operation.opno, operation.inputcollid), two(operation.args))
+                    {
+                        let (element, contains) = (Comparison::Element { operator }, Comparison::Contains { operator });
+                        self.equal(left, right, element, contains, bound, levels);
+                    }
+                }
+                self.expression(node, levels);
+            }
+        }
+    }
+
+    /// Both sides of a comparison that holds: `how` from left to right, `back` from right to left.
+    ///
+    /// # Safety
+    /// As `condition`.
+    unsafe fn equal(
+        &mut self,
+        left: *mut pg_sys::Node,
+        right: *mut pg_sys::Node,
+        how: Comparison,
+        back: Comparison,
+        bound: &HashSet<i32>,
+        levels: &Levels,
+    ) {
+        // SAFETY: the caller's.
+        let sides = unsafe { [self.column_of(left, levels), self.column_of(right, levels)] };
+        for (from, to, node, how) in [(0, 1, right, how), (1, 0, left, back)] {
+            let Some((own, level, entry)) = sides[from] else { continue };
+            let Node::Column { table, .. } = own else {
+                if let (Some((other, ..)), true) = (sides[to], level == 0 && bound.contains(&entry)) {
+                    self.graph.edges.push(Edge { from: own, to: other, how });
+                }
+                continue;
+            };
+            let obstacle = &mut self.graph.tables[table].obstacle;
+            match sides[to] {
+                Some((other, ..)) if level == 0 && bound.contains(&entry) => {
+                    self.graph.edges.push(Edge { from: own, to: other, how });
+                }
+                Some(_) if level == 0 => {
+                    obstacle.get_or_insert_with(|| {
+                        "it is compared in the condition of an outer join, which its rows need not meet".to_owned()
+                    });
+                }
+                None => {
+                    // SAFETY: the caller's.
+                    if let Some(what) = unsafe { other_source(node, levels) } {
+                        obstacle.get_or_insert_with(|| format!("it is compared with the result of {what}"));
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Reads a sub-select. As a condition that must hold, what it compares by IN is equal.
+    ///
+    /// # Safety
+    /// It is part of the innermost query.
+    unsafe fn sub_link(&mut self, link: &pg_sys::SubLink, holds: bool, levels: &Levels) {
+        // SAFETY: an analysed sub-select is a query.
+        unsafe {
+            let query = self.query(link.subselect.cast(), levels);
+            self.use_of(query);
+            if link.subLinkType != pg_sys::SubLinkType::EXISTS_SUBLINK {
+                let outputs: Vec<Node> = self.queries[query].outputs.iter().flatten().copied().collect();
+                self.found.extend(outputs);
+            }
+            self.expression(link.testexpr, levels);
+            if holds && link.subLinkType == pg_sys::SubLinkType::ANY_SUBLINK {
+                let mut tests = Vec::new();
+                if is_a(link.testexpr, pg_sys::NodeTag::T_OpExpr) {
+                    tests.push(link.testexpr);
+                } else if is_a(link.testexpr, pg_sys::NodeTag::T_BoolExpr) {
+                    let all = &*link.testexpr.cast::<pg_sys::BoolExpr>();
+                    if all.boolop == pg_sys::BoolExprType::AND_EXPR {
+                        tests.extend(PgList::<pg_sys::Node>::from_pg(all.args).iter_ptr());
+                    }
+                }
+                for test in tests.into_iter().filter(|test| is_a(*test, pg_sys::NodeTag::T_OpExpr)) {
+                    let test = &*test.cast::<pg_sys::OpExpr>();
+                    let (Some(how), Some((left, right))) = (equality(test.opno, test.inputcollid), two(test.args))
+                    else {
+                        continue;
+                    };
+                    let right = without_relabel(right);
+                    if let (Some((node, ..)), true) =
+                        (self.column_of(left, levels), is_a(right, pg_sys::NodeTag::T_Param))
+                    {
+                        let column = (*right.cast::<pg_sys::Param>()).paramid as usize - 1;
+                        self.graph.edges.push(Edge { from: Node::Output { query, column }, to: node, how });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Collects what an expression uses, with its sub-selects.
+    ///
+    /// # Safety
+    /// `node` is null or an expression of the innermost query.
+    unsafe fn expression(&mut self, node: *mut pg_sys::Node, levels: &Levels) {
+        if node.is_null() {
+            return;
+        }
+        let mut visit = Visit { reader: self, levels };
+        // SAFETY: the walker gets each node with the context that it expects, and both outlive the call.
+        unsafe { walk(node, (&raw mut visit).cast()) };
+    }
+
+    /// The column that an expression is, where it is one and nothing else: its node, how many queries further out its
+    /// entry is, and the entry.
+    ///
+    /// # Safety
+    /// As `expression`.
+    unsafe fn column_of(&self, node: *mut pg_sys::Node, levels: &Levels) -> Option<(Node, usize, i32)> {
+        // SAFETY: a node's tag says which struct it is.
+        unsafe {
+            let node = without_relabel(node);
+            if node.is_null() || !is_a(node, pg_sys::NodeTag::T_Var) {
+                return None;
+            }
+            let var = &*node.cast::<pg_sys::Var>();
+            levels.column(var, 0).filter(|(node, ..)| !matches!(node, Node::Column { number, .. } if *number <= 0))
+        }
+    }
+
+    fn visit_var(&mut self, var: &pg_sys::Var, levels: &Levels) {
+        let number = var.varattno;
+        match levels.source(var.varlevelsup as usize, var.varno) {
+            Some(Source::Table(table)) => self.found.push(Node::Column { table, number: number.max(WHOLE_ROW) }),
+            Some(Source::Query(query)) if number > WHOLE_ROW => {
+                self.found.push(Node::Output { query, column: number as usize - 1 });
+            }
+            Some(Source::Query(query)) => {
+                let columns = self.queries[query].outputs.len();
+                self.found.extend((0..columns).map(|column| Node::Output { query, column }));
+            }
+            Some(Source::Join(entry)) => {
+                // SAFETY: a join's entry has an expression of its own query for each column.
+                let expressions = unsafe { PgList::<pg_sys::Node>::from_pg((*entry).joinaliasvars) };
+                let up = var.varlevelsup as usize;
+                let inner = Levels {
+                    scopes: levels.scopes[..levels.scopes.len() - up].to_vec(),
+                    queries: levels.queries[..levels.queries.len() - up].to_vec(),
+                };
+                for (place, expression) in expressions.iter_ptr().enumerate() {
+                    if number == WHOLE_ROW || place as i16 + 1 == number {
+                        // SAFETY: as above.
+                        unsafe { self.expression(expression, &inner) };
+                    }
+                }
+            }
+            Some(Source::Other(_)) | None => {}
+        }
+    }
+
+    fn visit_function(&mut self, function: pg_sys::Oid) {
+        // SAFETY: syscache lookups in a live transaction.
+        let (volatility, strange) =
+            unsafe { (pg_sys::func_volatile(function) as u8, function.to_u32() >= FIRST_NORMAL_OID) };
+        let name = || {
+            // SAFETY: as above; the palloc'd result is copied.
+            unsafe { CStr::from_ptr(pg_sys::format_procedure_qualified(function)).to_string_lossy().into_owned() }
+        };
+        // now(), transaction_timestamp(), statement_timestamp()
+        const TIMES: [u32; 3] = [1299, 2647, 2648];
+        if volatility == pg_sys::PROVOLATILE_VOLATILE {
+            self.unfollowed.push((name(), "its result changes without any table's change".to_owned()));
+        } else if TIMES.contains(&function.to_u32()) {
+            self.unfollowed.push((name(), "its result changes with time".to_owned()));
+        } else if strange && volatility != pg_sys::PROVOLATILE_IMMUTABLE {
+            self.unfollowed.push((name(), "tables that a function reads are not known".to_owned()));
+        }
+    }
+}
+
+impl Levels {
+    /// What an entry stands for, `up` queries further out.
+    fn source(&self, up: usize, entry: i32) -> Option<Source> {
+        let level = self.scopes.len().checked_sub(1 + up)?;
+        self.scopes[level].borrow().get(entry as usize - 1).cloned()
+    }
+
+    /// The column that a Var is; see `Reader::column_of`.
+    ///
+    /// # Safety
+    /// The Var belongs to the query that is `out` levels further out than the innermost.
+    unsafe fn column(&self, var: &pg_sys::Var, out: usize) -> Option<(Node, usize, i32)> {
+        let up = out + var.varlevelsup as usize;
+        match self.source(up, var.varno)? {
+            Source::Table(table) => Some((Node::Column { table, number: var.varattno }, up, var.varno)),
+            Source::Query(query) if var.varattno > 0 => {
+                Some((Node::Output { query, column: var.varattno as usize - 1 }, up, var.varno))
+            }
+            // SAFETY: a join's entry has an expression of its own query for each column.
+            Source::Join(entry) if var.varattno > 0 => unsafe {
+                let expressions = PgList::<pg_sys::Node>::from_pg((*entry).joinaliasvars);
+                let expression = without_relabel(expressions.get_ptr(var.varattno as usize - 1)?);
+                if expression.is_null() || !is_a(expression, pg_sys::NodeTag::T_Var) {
+                    return None;
+                }
+                self.column(&*expression.cast::<pg_sys::Var>(), up)
+            },
+            _ => None,
+        }
+    }
+}
+
+struct Visit<'a> {
+    reader: &'a mut Reader,
+    levels: &'a Levels,
+}
+
+/// Called for each node of an expression; true would end the walk.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) -> bool {
+    if node.is_null() {
+        return false;
+    }
+    // SAFETY: `expression` passes a live Visit, and nothing else uses it during the walk; a node's tag says which struct
+    // it is.
+    unsafe {
+        let visit = &mut *context.cast::<Visit>();
+        let levels = visit.levels;
+        match (*node).type_ {
+            pg_sys::NodeTag::T_Var => {
+                visit.reader.visit_var(&*node.cast::<pg_sys::Var>(), levels);
+                return false;
+            }
+            pg_sys::NodeTag::T_SubLink => {
+                visit.reader.sub_link(&*node.cast::<pg_sys::SubLink>(), false, levels);
+                return false;
+            }
+            pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
+            pg_sys::NodeTag::T_SQLValueFunction => {
+                let what = "its result changes with time or user".to_owned();
+                visit.reader.unfollowed.push(("current_timestamp or the like".to_owned(), what));
+            }
+            _ => {}
+        }
+        pg_sys::expression_tree_walker(node, Some(walk), context)
+    }
+}
+
+/// Collects the entries that a part of a FROM clause joins.
+///
+/// # Safety
+/// `node` is null or part of a jointree, or of set operations.
+unsafe fn in_from(node: *mut pg_sys::Node, entries: &mut HashSet<i32>) {
+    if node.is_null() {
+        return;
+    }
+    // SAFETY: a node's tag says which struct it is.
+    unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_RangeTblRef => {
+                entries.insert((*node.cast::<pg_sys::RangeTblRef>()).rtindex);
+            }
+            pg_sys::NodeTag::T_JoinExpr => {
+                let join = &*node.cast::<pg_sys::JoinExpr>();
+                entries.insert(join.rtindex);
+                in_from(join.larg, entries);
+                in_from(join.rarg, entries);
+            }
+            pg_sys::NodeTag::T_FromExpr => {
+                let from = &*node.cast::<pg_sys::FromExpr>();
+                for item in PgList::<pg_sys::Node>::from_pg(from.fromlist).iter_ptr() {
+                    in_from(item, entries);
+                }
+            }
+            pg_sys::NodeTag::T_SetOperationStmt => {
+                let both = &*node.cast::<pg_sys::SetOperationStmt>();
+                in_from(both.larg, entries);
+                in_from(both.rarg, entries);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The entries of the queries that set operations combine.
+///
+/// # Safety
+/// As `in_from`.
+unsafe fn leaves(node: *mut pg_sys::Node) -> Vec<i32> {
+    let mut entries = HashSet::new();
+    // SAFETY: the caller's.
+    unsafe { in_from(node, &mut entries) };
+    let mut entries: Vec<i32> = entries.into_iter().collect();
+    entries.sort_unstable();
+    entries
+}
+
+/// True if a row of the result has its columns from the rows that it was made of, and from no others: a LIMIT or a
+/// window lets one row decide about another.
+fn leads_out(query: &pg_sys::Query) -> bool {
+    query.limitCount.is_null()
+        && query.limitOffset.is_null()
+        && !query.hasDistinctOn
+        && !query.hasWindowFuncs
+        && query.groupingSets.is_null()
+}
+
+/// True if rows of the result decide about each other only where they are equal in this column.
+///
+/// # Safety
+/// The query is valid.
+unsafe fn is_fixed(query: &pg_sys::Query, reference: u32) -> bool {
+    if reference == 0 || !query.limitCount.is_null() || !query.limitOffset.is_null() || !query.groupingSets.is_null() {
+        return false;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        let names = |list: *mut pg_sys::List| {
+            PgList::<pg_sys::SortGroupClause>::from_pg(list)
+                .iter_ptr()
+                .any(|clause| (*clause).tleSortGroupRef == reference)
+        };
+        (!query.hasDistinctOn || names(query.distinctClause))
+            && (!query.hasWindowFuncs
+                || PgList::<pg_sys::WindowClause>::from_pg(query.windowClause)
+                    .iter_ptr()
+                    .all(|window| names((*window).partitionClause)))
+    }
+}
+
+/// # Safety
+/// `node` is null or valid.
+unsafe fn without_relabel(mut node: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: a node's tag says which struct it is.
+    unsafe {
+        while !node.is_null() && is_a(node, pg_sys::NodeTag::T_RelabelType) {
+            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+    }
+    node
+}
+
+/// What an expression's column belongs to, where that is no table: for a message.
+///
+/// # Safety
+/// As `Reader::expression`.
+unsafe fn other_source(node: *mut pg_sys::Node, levels: &Levels) -> Option<&'static str> {
+    // SAFETY: the caller's.
+    unsafe {
+        let node = without_relabel(node);
+        if node.is_null() {
+            return None;
+        }
+        match (*node).type_ {
+            pg_sys::NodeTag::T_Var => {
+                let var = &*node.cast::<pg_sys::Var>();
+                match levels.source(var.varlevelsup as usize, var.varno) {
+                    Some(Source::Other(what)) => Some(what),
+                    _ => None,
+                }
+            }
+            pg_sys::NodeTag::T_FuncExpr | pg_sys::NodeTag::T_OpExpr | pg_sys::NodeTag::T_CoerceViaIO => {
+                Some("an expression")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How two values compare by an operator, if it is an equality that a btree knows.
+fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
+    // SAFETY: a syscache lookup in a live transaction; the list is palloc'd.
+    let families = unsafe { crate::attachment::catalog::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
+    let family = families.into_iter().map(pg_sys::Oid::to_u32).min()?;
+    Some(Comparison::Equal { operator: operator.to_u32(), family, collation: collation.to_u32() })
+}
+
+/// # Safety
+/// `arguments` is a list of nodes.
+unsafe fn two(arguments: *mut pg_sys::List) -> Option<(*mut pg_sys::Node, *mut pg_sys::Node)> {
+    // SAFETY: the caller's.
+    let arguments = unsafe { PgList::<pg_sys::Node>::from_pg(arguments) };
+    match (arguments.len(), arguments.get_ptr(0), arguments.get_ptr(1)) {
+        (2, Some(left), Some(right)) => Some((left, right)),
+        _ => None,
+    }
+}
+
+/// Columns of a table's valid indexes on columns only, and whether each is unique. SPI must be connected.
+fn indexes(table: pg_sys::Oid) -> Vec<(bool, Vec<i16>)> {
+    let rows = spi::run(
+        "select i.indisunique, (pg_catalog.string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts]
+         from pg_catalog.pg_index i
+         where i.indrelid = $1 and i.indisvalid and i.indpred is null and i.indexprs is null",
+        &[(pg_sys::OIDOID, spi::value(table))],
+    );
+    (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
+}
+
+/// True if other tables inherit from it. SPI must be connected.
+fn has_children(table: pg_sys::Oid) -> bool {
+    let rows = spi::run(
+        "select from pg_catalog.pg_inherits i where i.inhparent = $1 limit 1",
+        &[(pg_sys::OIDOID, spi::value(table))],
+    );
+    !rows.is_empty()
+}
+
+/// A relation's name for a message, with its schema.
+fn qualified_name(relation: pg_sys::Oid) -> String {
+    // SAFETY: syscache lookups in a live transaction; palloc'd results are copied.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let name = relation_name(relation);
+        if schema.is_null() {
+            return name;
+        }
+        format!("{}.{name}", CStr::from_ptr(schema).to_string_lossy())
+    }
+}

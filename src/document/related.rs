@@ -1,0 +1,104 @@
+//! From a related row's values to the keys of the documents that show it.
+
+use pgrx::pg_sys;
+
+use super::read::key_of;
+use super::shape::type_name;
+use crate::attachment::follow::Link;
+use crate::attachment::{catalog, key, link};
+use crate::postgres::spi::{self, Plan, Value, quoted};
+use crate::postgres::transaction;
+
+/// Finds keys for one link. Its statements stay prepared; make it anew when the link changes.
+pub struct Finder {
+    owner: pg_sys::Oid,
+    key: Vec<key::Column>,
+    columns: usize,
+    first: String,
+    next: String,
+    first_plan: Option<Plan>,
+    next_plan: Option<Plan>,
+}
+
+impl Finder {
+    /// Reads the catalog; None if the attached table or a key column is gone. SPI must be connected.
+    pub fn of(link: &Link) -> Option<Self> {
+        let owner = spi::run(
+            "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
+            &[(pg_sys::OIDOID, spi::value(link.root))],
+        );
+        if owner.is_empty() {
+            return None;
+        }
+        let columns = catalog::columns(link.root);
+        let key: Vec<_> = link
+            .key_columns
+            .iter()
+            .map(|name| columns.iter().find(|column| &column.name == name))
+            .collect::<Option<_>>()?;
+        let names: Vec<String> = key.iter().map(|column| format!("w.{}", quoted(&column.name))).collect();
+        let names = names.join(", ");
+        let aliases: Vec<String> = key.iter().map(|column| quoted(&column.name)).collect();
+        let from = format!("select distinct {names} from (\n{}\n) w ({})", link.query, aliases.join(", "));
+        let after: Vec<String> = key
+            .iter()
+            .enumerate()
+            .map(|(place, column)| {
+                format!("${}::pg_catalog.text::{}", link.columns + 1 + place, type_name(column.type_oid))
+            })
+            .collect();
+        Some(Self {
+            owner: owner.get(0, 1)?,
+            key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
+            columns: link.columns,
+            first: format!("{from} order by {names} limit ${}", link.columns + 1),
+            next: format!(
+                "{from} where ({names}) > ({}) order by {names} limit ${}",
+                after.join(", "),
+                link.columns + key.len() + 1
+            ),
+            first_plan: None,
+            next_plan: None,
+        })
+    }
+
+    /// At the most `limit` keys that the values lead to in the active snapshot, in order; only those behind `after`.
+    pub fn find(&mut self, values: &[String], after: Option<&str>, limit: usize) -> Vec<String> {
+        let columns = self.columns;
+        let mut texts: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(values.len()); columns];
+        for text in values {
+            for (column, value) in texts.iter_mut().zip(link::values(text, columns).into_iter().flatten()) {
+                column.push(value);
+            }
+        }
+        let mut parameters: Vec<Value> = texts.into_iter().map(spi::value).collect();
+        let after = after.and_then(|after| key::parts(after, self.key.len()));
+        let Self { owner, key, first, next, first_plan, next_plan, .. } = self;
+        transaction::as_owner(*owner, || {
+            let mut types = vec![pg_sys::TEXTARRAYOID; columns];
+            let plan = match after {
+                None => first_plan.get_or_insert_with(|| {
+                    types.push(pg_sys::INT8OID);
+                    Plan::prepare(first, &types)
+                }),
+                Some(parts) => {
+                    parameters.extend(parts.into_iter().map(spi::value));
+                    next_plan.get_or_insert_with(|| {
+                        types.extend(vec![pg_sys::TEXTOID; key.len()]);
+                        types.push(pg_sys::INT8OID);
+                        Plan::prepare(next, &types)
+                    })
+                }
+            };
+            parameters.push(spi::value(limit as i64));
+            let rows = plan.execute(&parameters, 0);
+            let mut text = String::new();
+            (0..rows.len())
+                .map(|row| {
+                    key_of(&rows, row, key, &mut text);
+                    text.clone()
+                })
+                .collect()
+        })
+    }
+}

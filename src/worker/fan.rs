@@ -1,0 +1,309 @@
+//! Fan-out: changes of related rows become changes of the documents that show them.
+//!
+//! A claimed row of a link has values; for these, keys are found, and each becomes an operation as if it had been in the
+//! queue itself. Only so many documents of a table are on their way for this at a time: then other changes find room. A
+//! row leaves the queue when all that it led to is done. Where a single value leads to more documents than that, its row
+//! is replaced, page by page, by the keys that were found and a note of how far it has come.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+use super::answers::set_cause;
+use super::database::{REST, Worker};
+use super::delivery::Delivery;
+use super::lane::{Key, Ticket};
+use crate::attachment::follow::Link;
+use crate::attachment::link::{self, Content};
+use crate::document::related::Finder;
+use crate::postgres::error::SqlError;
+use crate::postgres::transaction;
+use crate::queue::spool;
+
+/// Documents of a table on their way beyond which no more are added to them.
+const MAX_DOCUMENTS: usize = 8_000;
+/// Keys of a single value that are found, and written to the queue, in one transaction.
+const PAGE: usize = 20_000;
+/// Values that are looked for together.
+const MAX_VALUES: usize = 1_000;
+/// Values and keys in memory beyond which no more rows of links are claimed.
+const MAX_CLAIMED: usize = 20_000;
+/// A turn finds no more keys after this time: others want to be served.
+const TURN: Duration = Duration::from_millis(50);
+
+/// What is left to do for claimed rows of a link.
+pub struct Fan {
+    ticket: Ticket,
+    link: u32,
+    root: u32,
+    /// Where to go on with the first value.
+    after: Option<String>,
+    values: VecDeque<String>,
+    found: VecDeque<String>,
+    /// Values to look for together: halved where they lead to too many keys.
+    at_once: usize,
+    /// A value of it leads to so many keys that they go to the queue. Nothing else of it may be on its way then.
+    spools: bool,
+}
+
+/// Rows of links that were claimed, and the links.
+#[derive(Default)]
+pub struct Fans {
+    fans: VecDeque<Fan>,
+    /// The attached table of each link.
+    roots: FxHashMap<u32, u32>,
+    /// Attached tables of which many documents are on their way: their links are not claimed until half of them are done.
+    full: Vec<u32>,
+}
+
+impl Fans {
+    pub fn clear(&mut self) {
+        self.fans.clear();
+        self.full.clear();
+    }
+
+    /// Forgets what was claimed for tickets that are given back.
+    pub fn retain(&mut self, keep: impl Fn(Ticket) -> bool) {
+        self.fans.retain(|fan| keep(fan.ticket));
+    }
+
+    /// Values and keys in memory.
+    fn claimed(&self) -> usize {
+        self.fans.iter().map(|fan| fan.values.len() + fan.found.len()).sum()
+    }
+}
+
+impl Delivery {
+    /// The attached table whose documents a source of the queue is about; None for a link that is gone.
+    pub fn root_of(&self, source: u32) -> Option<u32> {
+        if link::is_link(source) { self.fans.roots.get(&source).copied() } else { Some(source) }
+    }
+
+    /// All sources of the queue that are about a table's documents.
+    pub fn sources_of(&self, root: u32) -> Vec<u32> {
+        let links = self.fans.roots.iter().filter(|(_, its)| **its == root).map(|(source, _)| *source);
+        links.chain([root]).collect()
+    }
+
+    /// Adds the links that are not claimed for now to the tables that are not.
+    pub(super) fn hold_links(&mut self, held: &mut Vec<u32>) {
+        let mut full = std::mem::take(&mut self.fans.full);
+        let mut roots: Vec<u32> = self.fans.roots.values().copied().collect();
+        roots.sort_unstable();
+        roots.dedup();
+        roots.retain(|root| {
+            let limit = if full.contains(root) { MAX_DOCUMENTS / 2 } else { MAX_DOCUMENTS };
+            self.outstanding(*root) >= limit
+        });
+        full = roots;
+        let too_many = self.fans.claimed() >= MAX_CLAIMED;
+        let links = self.fans.roots.iter().filter(|(_, root)| too_many || full.contains(root) || held.contains(root));
+        let links: Vec<u32> = links.map(|(source, _)| *source).collect();
+        self.fans.full = full;
+        held.extend(links);
+    }
+
+    /// Documents of a table on their way, in the lane that has most of them.
+    fn outstanding(&self, root: u32) -> usize {
+        self.lanes.iter().filter(|lane| lane.source == root).map(|lane| lane.outstanding()).max().unwrap_or_default()
+    }
+
+    /// Takes in a claimed row of a link; the ticket that it joins, if its values are looked for with others'.
+    pub(super) fn accept_values(
+        &mut self,
+        source: u32,
+        root: u32,
+        texts: Vec<String>,
+        ticket: Ticket,
+    ) -> Option<Ticket> {
+        let mut fan = Fan {
+            ticket,
+            link: source,
+            root,
+            after: None,
+            values: VecDeque::new(),
+            found: VecDeque::new(),
+            at_once: MAX_VALUES,
+            spools: false,
+        };
+        match Content::of(texts) {
+            Content::Found(keys) => fan.found = keys.into(),
+            Content::Values { after, values } => {
+                if let Some(last) = self.fans.fans.back_mut()
+                    && after.is_none()
+                    && last.link == source
+                    && last.can_join(values.len())
+                {
+                    // Small transactions that change neighbours lead to the same documents.
+                    last.values.extend(values);
+                    return Some(last.ticket);
+                }
+                fan.spools = after.is_some();
+                fan.after = after;
+                fan.values = values.into();
+            }
+        }
+        self.fans.fans.push_back(fan);
+        None
+    }
+
+    /// Adds operations for keys that were found, as long as there is room; true if none is left.
+    fn feed(&mut self, fan: &mut Fan) -> bool {
+        let mut room = MAX_DOCUMENTS.saturating_sub(self.outstanding(fan.root));
+        while room > 0 {
+            let Some(key) = fan.found.pop_front() else { return true };
+            let key = Key::from(key);
+            let mut operations = 0;
+            for lane in self.lanes.iter_mut().filter(|lane| lane.source == fan.root) {
+                lane.change(&key, fan.ticket);
+                operations += 1;
+            }
+            if let Some(claimed) = self.claimed.get_mut(&fan.ticket) {
+                claimed.left += operations;
+            }
+            room -= 1;
+        }
+        fan.found.is_empty()
+    }
+}
+
+impl Fan {
+    fn can_join(&self, values: usize) -> bool {
+        self.at_once == MAX_VALUES && !self.spools && self.found.is_empty() && self.values.len() + values <= MAX_VALUES
+    }
+
+    fn is_done(&self) -> bool {
+        self.values.is_empty() && self.found.is_empty()
+    }
+}
+
+impl Worker {
+    /// Takes the links in as they are now.
+    pub(super) fn take_links(&mut self, links: Vec<Link>) {
+        if links == self.links {
+            return;
+        }
+        self.finders.clear();
+        self.delivery.fans.roots = links.iter().map(|link| (link.source, link.root.to_u32())).collect();
+        self.links = links;
+        // Whoever has a row of a link that is gone has nothing left to do for it.
+        let fans = std::mem::take(&mut self.delivery.fans.fans);
+        for fan in fans {
+            if self.delivery.fans.roots.get(&fan.link) == Some(&fan.root) {
+                self.delivery.fans.fans.push_back(fan);
+            } else {
+                self.delivery.finish_ticket(fan.ticket);
+            }
+        }
+    }
+
+    /// Finds documents for claimed values and puts them on their way; true if there is more to do at once.
+    pub(super) fn fan_out(&mut self, due: &mut Vec<Instant>) -> Result<bool, SqlError> {
+        let began = Instant::now();
+        if self.fans_rest_until.is_some_and(|until| until > began) {
+            due.extend(self.fans_rest_until);
+            return Ok(false);
+        }
+        self.fans_rest_until = None;
+        let mut waiting = VecDeque::new();
+        let mut again = false;
+        while let Some(mut fan) = self.delivery.fans.fans.pop_front() {
+            if began.elapsed() > TURN {
+                self.delivery.fans.fans.push_front(fan);
+                again = true;
+                break;
+            }
+            let others = self.delivery.left(fan.ticket).saturating_sub(1);
+            if !self.delivery.feed(&mut fan)
+                || self.delivery.outstanding(fan.root) >= MAX_DOCUMENTS
+                || (fan.spools && others > 0)
+            {
+                waiting.push_back(fan);
+                continue;
+            }
+            if fan.is_done() {
+                self.delivery.finish_ticket(fan.ticket);
+                continue;
+            }
+            match self.find(&mut fan) {
+                Ok(Found::Keys) => self.delivery.fans.fans.push_front(fan),
+                Ok(Found::Spooled) => self.more = true,
+                Err(error) if error.is_in_the_data() && fan.at_once > 1 => {
+                    fan.at_once = fan.at_once.min(fan.values.len()).div_ceil(2).max(1);
+                    self.delivery.fans.fans.push_front(fan);
+                }
+                Err(error) if error.is_in_the_data() => {
+                    // What it would have led to is not known: all documents are compared instead.
+                    pgrx::warning!("could not follow a change of a related row: {error}");
+                    self.delivery.repair_instead(fan.ticket, fan.root);
+                }
+                Err(error) => {
+                    let attachments = self.attachments.iter().filter(|known| known.relation.to_u32() == fan.root);
+                    for attachment in attachments {
+                        let cause = format!("could not follow changes of related rows: {error}");
+                        set_cause(attachment.id, &cause);
+                    }
+                    self.fans_rest_until = Some(Instant::now() + REST);
+                    due.extend(self.fans_rest_until);
+                    waiting.push_back(fan);
+                    break;
+                }
+            }
+        }
+        waiting.append(&mut self.delivery.fans.fans);
+        self.delivery.fans.fans = waiting;
+        Ok(again)
+    }
+
+    /// Finds keys for the next values of a fan.
+    fn find(&mut self, fan: &mut Fan) -> Result<Found, SqlError> {
+        let Some(link) = self.links.iter().find(|link| link.source == fan.link) else { return Ok(Found::Keys) };
+        let finder = match self.finders.entry(fan.link) {
+            Entry::Occupied(finder) => finder.into_mut(),
+            Entry::Vacant(place) => match transaction::run(|| Finder::of(link))? {
+                Some(finder) => place.insert(finder),
+                None => {
+                    // The table is gone, and soon its attachment.
+                    fan.values.clear();
+                    return Ok(Found::Keys);
+                }
+            },
+        };
+        let count = if fan.spools { 1 } else { fan.at_once.min(fan.values.len()) };
+        let values: Vec<String> = fan.values.iter().take(count).cloned().collect();
+        if !fan.spools {
+            let mut found = transaction::run(|| finder.find(&values, None, MAX_DOCUMENTS + 1))?;
+            if found.len() <= MAX_DOCUMENTS {
+                fan.found = std::mem::take(&mut found).into();
+                fan.values.drain(..count);
+            } else if count > 1 {
+                fan.at_once = count.div_ceil(2);
+            } else {
+                fan.spools = true;
+            }
+            return Ok(Found::Keys);
+        }
+        let Some((places, enqueued_at)) = self.delivery.places_of(fan.ticket) else { return Ok(Found::Spooled) };
+        transaction::run(|| {
+            let found = finder.find(&values, fan.after.as_deref(), PAGE);
+            let mut rest: Vec<String> = fan.values.iter().cloned().collect();
+            match found.last().filter(|_| found.len() == PAGE) {
+                Some(last) => rest.insert(0, link::after(last)),
+                None => drop(rest.remove(0)),
+            }
+            let rest = (!rest.is_empty()).then_some(rest);
+            spool::replace(&places, fan.link, enqueued_at, found, rest);
+        })?;
+        self.delivery.forget_ticket(fan.ticket);
+        Ok(Found::Spooled)
+    }
+}
+
+enum Found {
+    /// In memory.
+    Keys,
+    /// In the queue; the fan is over.
+    Spooled,
+}

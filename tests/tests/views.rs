@@ -1,0 +1,799 @@
+//! Documents from views: every table that a view reads is followed to the documents that show its rows.
+
+use pg_es_sync_tests::{Engine, Mode, Server, expect, unique, wait};
+use postgres::Client;
+use serde_json::json;
+
+/// A server of its own with a database, and an index of its own name.
+struct Shop {
+    engine: Engine,
+    server: Server,
+    client: Client,
+    index: String,
+}
+
+impl Shop {
+    fn new(sql: &str) -> Self {
+        Self::on(Engine::elasticsearch(), sql)
+    }
+
+    fn on(engine: Engine, sql: &str) -> Self {
+        let server = Server::with(&engine);
+        let client = server.create_database("shop");
+        let mut shop = Self { engine, server, client, index: unique("views") };
+        shop.run(sql);
+        shop
+    }
+
+    fn run(&mut self, sql: &str) {
+        self.client.batch_execute(sql).unwrap_or_else(|error| panic!("{error:?} in: {sql}"));
+    }
+
+    /// Attaches `root` with the view `document`.
+    fn attach(&mut self) {
+        let index = self.index.clone();
+        self.run(&format!("select es_sync.attach('root', index => '{index}', document => 'document')"));
+        self.settle();
+    }
+
+    /// All is searchable, and the index is what the view says.
+    #[track_caller]
+    fn settle(&mut self) {
+        expect::settled(&mut self.client);
+        let query = "select id, row_to_json(d) from document d";
+        expect::documents_equal(&mut self.client, query, &self.engine, &self.index);
+    }
+
+    /// Runs each statement by itself, and compares all documents after it.
+    #[track_caller]
+    fn each(&mut self, statements: &[&str]) {
+        for statement in statements {
+            let before: String = self.text("select md5(string_agg(d::text, '' order by id)) from document d");
+            self.run(statement);
+            let after: String = self.text("select md5(string_agg(d::text, '' order by id)) from document d");
+            assert_ne!(before, after, "the statement changes a document: {statement}");
+            self.settle();
+        }
+    }
+
+    /// Connects again to a server that has restarted, once it has another worker than the one that was killed.
+    fn reconnect(&mut self, killed: Option<i32>) {
+        self.client = wait::until("a worker runs again", wait::LONG, || {
+            let mut client = self.server.try_connect("postgres", "shop").map_err(|error| error.to_string())?;
+            let row = client
+                .query_one("select max(worker_pid) from es_sync.status", &[])
+                .map_err(|error| error.to_string())?;
+            match row.get::<_, Option<i32>>(0) {
+                Some(pid) if Some(pid) != killed => Ok(client),
+                other => Err(format!("worker {other:?}")),
+            }
+        });
+    }
+
+    fn text(&mut self, query: &str) -> String {
+        self.client.query_one(query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    fn count(&mut self, query: &str) -> i64 {
+        self.client.query_one(query, &[]).unwrap().get(0)
+    }
+
+    /// What `attach` refuses: message, detail and hint.
+    fn refused(&mut self, sql: &str) -> (String, String, String) {
+        let error = self.client.batch_execute(sql).expect_err("it is refused");
+        let error = error.as_db_error().expect("the server refuses it");
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        (error.message().to_owned(), text(error.detail()), text(error.hint()))
+    }
+}
+
+const HOSTS: &str = "
+    create table host (id int primary key, name text, secret text);
+    create table root (id int primary key, title text, host_id int references host);
+    create index on root (host_id);
+    create view document as
+        select r.id, r.title, h.name as host from root r left join host h on h.id = r.host_id;
+    insert into host values (1, 'one'), (2, 'two');
+    insert into root select i, 'title ' || i, i % 3 from generate_series(3, 20) i where i % 3 > 0;
+    insert into root values (1, 'without', null), (2, 'first', 1);";
+
+#[test]
+fn a_joined_row_refreshes_the_documents_that_show_it_on_both_products() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let mut shop = Shop::on(engine, HOSTS);
+        shop.attach();
+        shop.each(&[
+            "update host set name = 'uno' where id = 1",
+            "update root set host_id = 1 where id = 1",
+            "insert into host values (3, 'three'); update root set host_id = 3 where id % 2 = 0",
+            "update host set name = upper(name)",
+            "update root set title = 'renamed' where id = 5",
+            "update root set host_id = null where host_id = 3; delete from host where id = 3",
+            "delete from root where id = 2",
+            "update root set id = 100 where id = 1",
+        ]);
+    }
+}
+
+#[test]
+fn a_row_that_a_correlated_sub_select_reads_refreshes_its_document() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, title text);
+        create table item (id int primary key, root_id int, name text, price int, note text);
+        create view document as
+            select r.id, r.title,
+                   (select coalesce(jsonb_agg(jsonb_build_object('id', i.id, 'name', i.name) order by i.id), '[]')
+                    from item i where i.root_id = r.id) as items,
+                   (select sum(i.price) from item i where r.id = i.root_id) as total,
+                   exists (select from item i where i.root_id = r.id and i.price > 100) as dear
+            from root r;
+        insert into root select i, 'title ' || i from generate_series(1, 20) i;
+        insert into item select i, i % 20 + 1, 'item ' || i, i from generate_series(1, 60) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "insert into item values (100, 7, 'new', 5)",
+        "update item set name = 'changed' where id = 100",
+        "update item set price = 1000 where id = 100",
+        "update item set root_id = 8 where id = 100",
+        "delete from item where id = 100",
+        "delete from item where root_id < 5",
+    ]);
+}
+
+#[test]
+fn a_row_several_hops_away_refreshes_its_documents() {
+    let mut shop = Shop::new(
+        "create table country (code text primary key, name text);
+        create table city (id int primary key, country text, name text);
+        create table venue (id int primary key, city_id bigint, name text);
+        create table root (id int primary key, venue_id int);
+        create view document as
+            select r.id, v.name as venue, c.name as city, k.name as country
+            from root r
+            left join venue v on v.id = r.venue_id
+            left join city c on c.id = v.city_id
+            left join country k on k.code = c.country;
+        insert into country values ('d|e', 'Germany'), ('fr\\', 'France');
+        insert into city values (1, 'd|e', 'Berlin'), (2, 'fr\\', 'Paris');
+        insert into venue values (1, 1, 'a'), (2, 1, 'b'), (3, 2, 'c');
+        insert into root select i, i % 3 + 1 from generate_series(1, 30) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update country set name = 'Deutschland' where code = 'd|e'",
+        "update city set name = 'Lyon' where id = 2",
+        "update venue set city_id = 2 where id = 1",
+        "update city set country = 'd|e' where id = 2",
+        "update country set code = 'x' where code = 'd|e'",
+        "delete from city where id = 1",
+        "delete from venue where id = 2",
+    ]);
+}
+
+#[test]
+fn rows_of_a_join_table_and_behind_it_refresh_documents() {
+    let mut shop = Shop::new(
+        "create table root (id uuid primary key, title text);
+        create table tag (id int primary key, name text);
+        create table tagging (root_id uuid, tag_id int, primary key (root_id, tag_id));
+        create view document as
+            select r.id, r.title, t.names
+            from root r
+            left join lateral (
+                select array_agg(tag.name order by tag.id) as names
+                from tagging join tag on tag.id = tagging.tag_id
+                where tagging.root_id = r.id) t on true;
+        insert into root select md5(i::text)::uuid, 'title ' || i from generate_series(1, 10) i;
+        insert into tag select i, 'tag ' || i from generate_series(1, 5) i;
+        insert into tagging select md5(i::text)::uuid, i % 4 + 1 from generate_series(1, 10) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update tag set name = 'changed' where id = 2",
+        "insert into tagging select id, 5 from root",
+        "update tag set name = 'five' where id = 5",
+        "update tagging set root_id = md5('2')::uuid where root_id = md5('1')::uuid and tag_id = 2",
+        "delete from tagging where tag_id = 5",
+        "delete from tag where id = 1",
+    ]);
+}
+
+#[test]
+fn a_table_that_shows_itself_is_followed() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, parent_id int, name text, private boolean not null default false);
+        create view document as
+            select r.id, r.name, p.name as parent, g.name as grandparent,
+                   (select count(*) from root c where c.parent_id = r.id and not c.private) as children
+            from root r left join root p on p.id = r.parent_id left join root g on g.id = p.parent_id
+            where not r.private and coalesce(not p.private, true);
+        insert into root select i, nullif(i / 3, 0), 'name ' || i from generate_series(1, 40) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update root set name = 'top' where id = 1",
+        "update root set private = true where id = 4",
+        "update root set private = false where id = 4",
+        "update root set parent_id = 2 where id = 12",
+        "delete from root where id = 13",
+        "insert into root values (50, 3, 'new')",
+        "update root set id = 60 where id = 5",
+        "update root set id = 5 where id = 60",
+    ]);
+}
+
+#[test]
+fn tables_behind_a_view_within_the_view_are_followed() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS}
+        create view named_host as select id as number, name, secret from host;
+        create or replace view document as
+            with shown as (select * from named_host)
+            select r.id, r.title, s.name as host from root r left join shown s on s.number = r.host_id;"
+    ));
+    shop.attach();
+    shop.each(&[
+        "update host set name = 'uno' where id = 1",
+        "update root set host_id = null; delete from host where id = 2",
+    ]);
+}
+
+#[test]
+fn rows_that_an_aggregation_counts_refresh_its_document() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, title text);
+        create table sale (id int primary key, root_id int, amount numeric);
+        create view document as
+            select r.id, r.title, coalesce(s.total, 0) as total, x.rank
+            from root r
+            left join (select root_id, sum(amount) as total, count(*) from sale group by root_id) s on s.root_id = r.id
+            left join (select root_id, id, row_number() over (partition by root_id order by amount) as rank from sale) x
+                on x.root_id = r.id and x.rank = 1;
+        insert into root select i, 'title ' || i from generate_series(1, 20) i;
+        insert into sale select i, i % 20 + 1, i from generate_series(1, 100) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update sale set amount = 1000 where id = 50",
+        "insert into sale values (1000, 1, 5)",
+        "update sale set root_id = 2 where root_id = 1",
+        "delete from sale where root_id = 2",
+    ]);
+}
+
+#[test]
+fn a_union_is_followed_through_each_branch() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key);
+        create table mail (id int primary key, root_id int, text text);
+        create table note (id int primary key, about int, text text);
+        create view document as
+            select r.id, (select string_agg(a.text, ',' order by a.text) from (
+                select root_id, text from mail union all select about, text from note) a
+                where a.root_id = r.id) as activity
+            from root r;
+        insert into root select generate_series(1, 10);
+        insert into mail select i, i, 'mail ' || i from generate_series(1, 10) i;
+        insert into note select i, i, 'note ' || i from generate_series(1, 10) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update mail set text = 'x' where id = 3",
+        "update note set about = 4 where id = 5",
+        "delete from note where id = 4",
+    ]);
+}
+
+#[test]
+fn an_array_of_keys_is_followed_both_ways() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, tag_ids int[]);
+        create table tag (id int primary key, name text);
+        create table list (id int primary key, members int[], name text);
+        create view document as
+            select r.id,
+                   (select array_agg(t.name order by t.id) from tag t where t.id = any (r.tag_ids)) as tags,
+                   (select array_agg(l.name order by l.id) from list l where r.id = any (l.members)) as lists
+            from root r;
+        insert into root select i, array[i % 5, i % 7] from generate_series(1, 30) i;
+        insert into tag select i, 'tag ' || i from generate_series(0, 6) i;
+        insert into list values (1, '{1,2,3}', 'a'), (2, '{3,4}', 'b');",
+    );
+    shop.attach();
+    shop.each(&[
+        "update tag set name = 'changed' where id = 6",
+        "update list set members = '{4,5,null}' where id = 1",
+        "update list set name = 'c' where id = 2",
+        "delete from tag where id = 2",
+        "delete from list",
+    ]);
+}
+
+#[test]
+fn keys_of_several_columns_lead_to_their_documents() {
+    let mut shop = Shop::new(
+        "create table root (tenant int, number text, title text, primary key (tenant, number));
+        create table line (tenant int, number text, place int, text text, primary key (tenant, number, place));
+        create table tenant (id int primary key, name text);
+        create view document as
+            select r.tenant, r.number, r.tenant || '|' || replace(r.number, '|', '\\|') as id, r.title, t.name as tenant_name,
+                   (select string_agg(l.text, ',' order by l.place) from line l
+                    where l.tenant = r.tenant and l.number = r.number) as lines
+            from root r join tenant t on t.id = r.tenant;
+        insert into tenant values (1, 'one'), (2, 'two');
+        insert into root select t, n, 'title' from generate_series(1, 2) t, unnest(array['a', 'a|b', '']) n;
+        insert into line select tenant, number, p, 'line ' || p from root, generate_series(1, 3) p;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update line set text = 'x' where number = 'a|b' and tenant = 2",
+        "update line set tenant = 2, place = 4 where tenant = 1 and number = '' and place = 3",
+        "update tenant set name = 'uno' where id = 1",
+        "delete from line where tenant = 1",
+        "delete from tenant where id = 2",
+    ]);
+}
+
+#[test]
+fn moving_a_row_to_another_parent_refreshes_both() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key);
+        create table item (id int primary key, root_id int);
+        create view document as
+            select r.id, count(i.id) as items from root r left join item i on i.root_id = r.id group by r.id;
+        insert into root select generate_series(1, 10);
+        insert into item select i, i from generate_series(1, 10) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "update item set root_id = 2 where id = 1",
+        "update item set root_id = null where id = 3",
+        "update item set root_id = 4 where id = 3",
+        "begin; update item set root_id = 5 where id = 3; savepoint a; update item set root_id = 6 where id = 3;
+         rollback to a; commit",
+    ]);
+}
+
+#[test]
+fn a_view_that_does_not_determine_a_way_is_refused() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, tags text);
+        create table other (id int primary key, root_id int, low int, high int, name text);",
+    );
+    for (what, view, why) in [
+        (
+            "a range",
+            "select r.id, o.name from root r left join other o on r.id between o.low and o.high",
+            "does not compare its columns for equality",
+        ),
+        (
+            "a set-returning function",
+            "select r.id, (select array_agg(o.name) from regexp_split_to_table(r.tags, ',') t join other o on o.name = t)
+             from root r",
+            "the result of a set-returning function",
+        ),
+        (
+            "an outer condition",
+            "select r.id, o.name from other o left join root r on r.id = o.root_id",
+            "the condition of an outer join",
+        ),
+        ("or", "select r.id, o.name from root r join other o on o.root_id = r.id or o.low = r.id", "for equality"),
+        (
+            "limit",
+            "select r.id, o.name from root r left join (select * from other order by low limit 5) o on o.root_id = r.id",
+            "below a LIMIT",
+        ),
+        (
+            "distinct on",
+            "select r.id, o.name from root r
+             left join (select distinct on (low) * from other order by low, high) o on o.root_id = r.id",
+            "DISTINCT ON",
+        ),
+        (
+            "a window over other rows",
+            "select r.id, o.n from root r
+             left join (select root_id, row_number() over (order by low) as n from other) o on o.root_id = r.id",
+            "window function",
+        ),
+        (
+            "recursion",
+            "select r.id, (with recursive up as (
+                select id, root_id from other where root_id = r.id
+                union all select o.id, o.root_id from up join other o on o.id = up.root_id)
+                select count(*) from up) from root r",
+            "recursive query",
+        ),
+        ("a full join", "select r.id, o.name from root r full join other o on o.root_id = r.id", "outer join"),
+        ("not in", "select r.id from root r where (r.id not in (select root_id from other)) is not false", "for equality"),
+    ] {
+        shop.run(&format!("create view document as {view}"));
+        let (message, detail, hint) = shop.refused("select es_sync.attach('root', document => 'document')");
+        assert_eq!(message, "cannot follow table public.other, which view public.document reads", "{what}");
+        assert!(detail.contains("public.other: ") && detail.contains(why), "{what}: {detail}");
+        assert!(hint.contains("es_sync.relate('root', 'other'"), "{what}: {hint}");
+        shop.run("drop view document");
+    }
+    assert_eq!(shop.count("select count(*) from pg_trigger where tgname like 'es_sync%'"), 0, "nothing is left behind");
+}
+
+#[test]
+fn a_declared_way_is_followed() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, at int);
+        create table season (id int primary key, low int, high int, name text, note text);
+        create view document as
+            select r.id, r.at, (select string_agg(s.name, ',' order by s.id) from season s where r.at between s.low and s.high)
+                as seasons
+            from root r;
+        insert into root select i, i from generate_series(1, 50) i;
+        insert into season values (1, 1, 10, 'a'), (2, 5, 20, 'b'), (3, 40, null, 'open');
+        select es_sync.relate('root', 'season',
+            'select r.id from public.root r where r.at >= related.low and (related.high is null or r.at <= related.high)');",
+    );
+    shop.attach();
+    shop.each(&[
+        "update season set name = 'changed' where id = 2",
+        "update season set high = 30 where id = 1",
+        "update season set high = 45 where id = 3",
+        "update season set high = null where id = 3; update season set name = 'still open' where id = 3",
+        "delete from season where id = 1",
+        "insert into season values (4, 10, 12, 'c')",
+    ]);
+    // A view that needs it does not let it be taken back.
+    let (message, ..) = shop.refused("select es_sync.relate('root', 'season', null)");
+    assert!(message.contains("cannot follow table public.season"), "{message}");
+    for (via, expected) in [
+        ("select 1", "uses no column"),
+        ("select related.id, 2", "returns 2 columns"),
+        ("select related.nothing", "does not exist"),
+    ] {
+        let (message, ..) = shop.refused(&format!("select es_sync.relate('root', 'season', '{via}')"));
+        assert!(message.contains(expected), "{via}: {message}");
+    }
+    shop.settle();
+}
+
+#[test]
+fn a_way_declared_later_is_followed_from_then_on_and_what_was_missed_is_mended() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key);
+        create table price (id int primary key, root_id int, amount int);
+        create function price_of(int) returns int stable language sql
+            as 'select amount from public.price where root_id = $1';
+        create view document as select id, public.price_of(id) as price from root;
+        insert into root select generate_series(1, 10);
+        insert into price select i, i, i from generate_series(1, 10) i;",
+    );
+    shop.attach();
+    let unfollowed = shop.text("select array_to_string(not_followed, ';') from es_sync.status");
+    assert!(unfollowed.contains("price_of") && unfollowed.contains("function"), "{unfollowed}");
+    shop.run("update price set amount = 100 where id = 1");
+    shop.run("select es_sync.relate('root', 'price', 'select related.root_id')");
+    shop.settle();
+    shop.each(&[
+        "update price set amount = 200 where id = 1",
+        "update price set root_id = 3 where id = 2; update price set root_id = 2 where id = 3",
+    ]);
+}
+
+#[test]
+fn what_cannot_be_followed_is_listed() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS}
+        create materialized view ranked as select id, count(*) as rank from root group by id;
+        create or replace view document as
+            select r.id, r.title, h.name as host, m.rank, t.typname
+            from root r left join host h on h.id = r.host_id left join ranked m on m.id = r.id
+            left join pg_catalog.pg_type t on t.oid = r.id;"
+    ));
+    shop.attach();
+    let (followed, unfollowed) = (
+        shop.text("select followed::text from es_sync.status"),
+        shop.text("select array_to_string(not_followed, ';') from es_sync.status"),
+    );
+    assert_eq!(followed, "{host}");
+    assert!(unfollowed.contains("public.ranked: it is a materialized view"), "{unfollowed}");
+    assert!(unfollowed.contains("pg_catalog.pg_type: it is a system catalog"), "{unfollowed}");
+}
+
+#[test]
+fn an_update_of_a_column_that_the_view_does_not_use_enqueues_nothing() {
+    let mut shop = Shop::new(&format!("alter database shop set client_min_messages = warning; {HOSTS}"));
+    shop.run("alter table root add other int; alter table host add more text");
+    shop.attach();
+    shop.run("select es_sync.pause()");
+    wait::until("it is paused", wait::SHORT, || shop.text("select state from es_sync.status") == "paused");
+    shop.run("update host set secret = 'changed', more = 'x'; update root set other = 5");
+    assert_eq!(shop.count("select count(*) from es_sync.queue"), 0);
+    shop.run("update host set name = name || '!' where id = 1");
+    assert_eq!(shop.count("select count(*) from es_sync.queue"), 1);
+    shop.run("select es_sync.resume()");
+    shop.settle();
+}
+
+#[test]
+fn a_related_row_that_many_documents_show_does_not_hold_back_other_changes() {
+    let mut shop = Shop::new(
+        "create table host (id int primary key, name text);
+        create table root (id int primary key, host_id int);
+        create index on root (host_id);
+        create table small (id int primary key, name text);
+        create view document as select r.id, h.name as host from root r join host h on h.id = r.host_id;
+        insert into host values (1, 'one'), (2, 'two');
+        insert into root select i, 1 + (i = 60001)::int from generate_series(1, 60001) i;",
+    );
+    shop.attach();
+    let small = unique("small");
+    shop.run(&format!("select es_sync.attach('small', index => '{small}')"));
+    expect::settled(&mut shop.client);
+    let started = std::time::Instant::now();
+    shop.run("update host set name = 'changed' where id = 1");
+    let writer = started.elapsed();
+    shop.run("insert into small values (1, 'first'); update host set name = 'deux' where id = 2");
+    let waited: bool = shop.client.query_one("select es_sync.wait('small', timeout => '20 s')", &[]).unwrap().get(0);
+    assert!(waited);
+    let left = shop.count("select count(*) from es_sync.queue");
+    assert!(left > 0, "the fan-out is still under way");
+    assert!(writer.as_millis() < 1_000, "the writer took {writer:?}");
+    shop.settle();
+}
+
+#[test]
+fn a_fan_out_survives_the_death_of_its_worker_and_of_the_server() {
+    let mut shop = Shop::new(
+        "create table host (id int primary key, name text);
+        create table root (id int primary key, host_id int);
+        create index on root (host_id);
+        create view document as select r.id, h.name as host from root r join host h on h.id = r.host_id;
+        insert into host values (1, 'one');
+        insert into root select i, 1 from generate_series(1, 50000) i;",
+    );
+    shop.attach();
+    for round in 0..3 {
+        shop.run(&format!("update host set name = 'round {round}'"));
+        wait::until("the fan-out is under way", wait::SHORT, || shop.count("select count(*) from es_sync.queue") > 10);
+        if round < 2 {
+            let killed = shop.server.kill_worker("shop") as i32;
+            shop.reconnect(Some(killed));
+        } else {
+            shop.server.restart(Mode::Fast);
+            shop.reconnect(None);
+        }
+        shop.settle();
+    }
+}
+
+#[test]
+fn sync_full_mends_a_row_and_every_document_that_shows_it() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS}
+        create table item (id int primary key, root_id int, name text);
+        insert into item values (1, 2, 'a'), (2, 4, 'b');
+        create or replace view document as
+            select r.id, r.title, h.name as host, (select min(name) from item i where i.root_id = r.id) as item
+            from root r left join host h on h.id = r.host_id;"
+    ));
+    shop.attach();
+    let index = unique("hosts");
+    shop.run(&format!("select es_sync.attach('host', index => '{index}')"));
+    expect::settled(&mut shop.client);
+    for document in ["2", "4", "7"] {
+        shop.engine.request(
+            "PUT",
+            &format!("/{}/_doc/{document}?refresh=true", shop.index),
+            Some(json!({"broken": true})),
+        );
+    }
+    shop.engine.request("PUT", &format!("/{index}/_doc/1?refresh=true"), Some(json!({"broken": true})));
+    let count = shop.count("select es_sync.sync_full('item', 1, 2)");
+    assert_eq!(count, 2);
+    expect::settled(&mut shop.client);
+    let documents = shop.engine.documents(&shop.index);
+    assert_eq!((&documents["2"]["item"], &documents["4"]["item"]), (&json!("a"), &json!("b")));
+    assert_eq!(documents["7"]["broken"], json!(true), "it shows neither");
+    shop.run("select es_sync.sync_full('host', 1)");
+    shop.settle();
+    let hosts = "select id, row_to_json(h) from host h";
+    expect::documents_equal(&mut shop.client, hosts, &shop.engine, &index);
+    shop.engine.request("PUT", &format!("/{}/_doc/2?refresh=true", shop.index), Some(json!({"broken": true})));
+    shop.run("select es_sync.sync_full('root', 2)");
+    shop.settle();
+    let (message, ..) = shop.refused("create table alone (id int primary key); select es_sync.sync_full('alone', 1)");
+    assert!(message.contains("is not attached"), "{message}");
+}
+
+#[test]
+fn a_filter_on_a_related_column_takes_documents_out_and_back() {
+    let mut shop = Shop::new(
+        "create table parent (id int primary key, private boolean, name text);
+        create table root (id int primary key, parent_id int, deleted_at timestamptz);
+        create view everything as
+            select r.id, r.deleted_at, p.private, p.name from root r left join parent p on p.id = r.parent_id;
+        create view document as select * from everything where private is not true and deleted_at is null;
+        insert into parent values (1, false, 'a'), (2, true, 'b');
+        insert into root select i, i % 3 from generate_series(1, 30) i;",
+    );
+    let index = shop.index.clone();
+    shop.run(&format!(
+        "select es_sync.attach('root', index => '{index}', document => 'everything',
+                               filter => 'private is not true and deleted_at is null')"
+    ));
+    shop.settle();
+    shop.each(&[
+        "update parent set private = true where id = 1",
+        "update parent set private = false",
+        "update root set deleted_at = now() where id < 10",
+        "update root set deleted_at = null where id < 5",
+        "update root set parent_id = 2 where id = 1",
+    ]);
+    let (message, ..) = shop
+        .refused("select es_sync.attach('root', index => 'x', document => 'everything', filter => 'parent_id = 1')");
+    assert!(message.contains("parent_id"), "{message}");
+}
+
+#[test]
+fn truncating_a_related_table_refreshes_all_documents() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS} create table city (id int primary key, host_id int, name text);
+        create or replace view document as
+            select r.id, r.title, h.name as host, c.name as city
+            from root r left join host h on h.id = r.host_id left join city c on c.id = r.id;
+        alter table root drop constraint root_host_id_fkey;
+        insert into city select i, 1, 'city ' || i from generate_series(1, 10) i;"
+    ));
+    shop.attach();
+    shop.each(&["truncate city", "insert into city values (5, 1, 'again')", "truncate host"]);
+}
+
+#[test]
+fn changes_of_a_related_table_that_were_not_captured_are_repaired() {
+    let mut shop = Shop::new(HOSTS);
+    shop.attach();
+    shop.each(&["set es_sync.capture = off; update host set name = 'quietly'; reset es_sync.capture"]);
+    shop.run("alter table host disable trigger all; update host set name = 'switched off'; alter table host enable trigger all");
+    wait::until("the repair has ended", wait::LONG, || {
+        expect::settled(&mut shop.client);
+        let query = "select id, row_to_json(d) from document d";
+        expect::compare(&mut shop.client, query, &shop.engine, &shop.index)
+    });
+}
+
+#[test]
+fn partitions_of_a_related_table_are_followed() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key);
+        create table item (id int, root_id int, name text) partition by range (id);
+        create table item_1 partition of item for values from (0) to (100);
+        create view document as
+            select r.id, (select string_agg(i.name, ',' order by i.id) from item i where i.root_id = r.id) as items from root r;
+        insert into root select generate_series(1, 10);
+        insert into item select i, i, 'item ' || i from generate_series(1, 10) i;",
+    );
+    shop.attach();
+    shop.each(&[
+        "create table item_2 (name text, root_id int, id int);
+         alter table item attach partition item_2 for values from (100) to (200);
+         insert into item values (100, 3, 'in the new one')",
+        "update item set id = id + 100, name = 'moved' where id = 7",
+        "update item_1 set name = 'through the leaf' where id = 5",
+        "delete from item_2",
+    ]);
+}
+
+#[test]
+fn two_rows_for_one_key_are_a_dead_letter() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key);
+        create table item (id int primary key, root_id int, name text);
+        create view document as select r.id, i.name from root r left join item i on i.root_id = r.id;
+        insert into root select generate_series(1, 10);
+        insert into item values (1, 1, 'a'), (2, 2, 'b'), (3, 2, 'c');",
+    );
+    let index = shop.index.clone();
+    shop.run(&format!("select es_sync.attach('root', index => '{index}', document => 'document')"));
+    expect::settled(&mut shop.client);
+    let letter = shop.text("select key || ' ' || kind || ' ' || reason from es_sync.dead_letters");
+    assert!(letter.starts_with("2 21000 more than one row"), "{letter}");
+    shop.run("delete from item where id = 3");
+    shop.settle();
+    assert_eq!(shop.count("select count(*) from es_sync.dead_letters"), 0);
+}
+
+#[test]
+fn detaching_lets_related_tables_go() {
+    let mut shop = Shop::new(HOSTS);
+    shop.attach();
+    let second = unique("second");
+    shop.run(&format!("select es_sync.attach('root', index => '{second}', document => 'document')"));
+    expect::settled(&mut shop.client);
+    let triggers = "select count(*) from pg_trigger where tgname like 'es_sync%'";
+    assert_eq!(shop.count(triggers), 4);
+    shop.run(&format!("select es_sync.detach('root', index => '{second}')"));
+    assert_eq!(shop.count(triggers), 4);
+    shop.each(&["update host set name = 'still' where id = 1"]);
+    shop.run("select es_sync.detach('root')");
+    assert_eq!(shop.count(triggers), 0);
+    shop.run("update host set name = 'gone'; drop view document; drop table root, host");
+}
+
+#[test]
+fn a_reindex_follows_a_view_that_was_replaced() {
+    let mut shop = Shop::new(&format!("{HOSTS} create table city (id int primary key, name text)"));
+    shop.attach();
+    shop.run(
+        "create or replace view document as
+             select r.id, r.title, h.name as host, c.name as city
+             from root r left join host h on h.id = r.host_id left join city c on c.id = r.host_id;
+         insert into city values (1, 'Berlin');
+         select es_sync.reindex('root')",
+    );
+    shop.settle();
+    shop.each(&["update city set name = 'Bonn'", "insert into city values (2, 'Rom')", "update host set name = 'x'"]);
+}
+
+#[test]
+fn a_view_that_does_not_fit_is_refused() {
+    let mut shop = Shop::new(HOSTS);
+    shop.run("create role other; create view no_key as select title from root; create view text_key as select id::text from root;
+        create view foreign_owner as select id from root; alter view foreign_owner owner to other");
+    for (view, expected) in [
+        ("no_key", "has no column \"id\""),
+        ("text_key", "has another type"),
+        ("foreign_owner", "has another owner"),
+        ("host", "is not a view"),
+    ] {
+        let (message, ..) = shop.refused(&format!("select es_sync.attach('root', index => 'x', document => '{view}')"));
+        assert!(message.contains(expected), "{view}: {message}");
+    }
+    shop.run(
+        "grant create on schema public to other; grant usage on schema es_sync to other;
+        grant execute on all functions in schema es_sync to other;
+        grant select on host to other; set role other;
+        create table root2 (id int primary key, host_id int);
+        create view document2 as select r.id, h.name from root2 r join host h on h.id = r.host_id",
+    );
+    let (message, _, hint) = shop.refused("select es_sync.attach('root2', index => 'x', document => 'document2')");
+    assert_eq!(message, "permission denied to follow table public.host");
+    assert!(hint.contains("GRANT TRIGGER"), "{hint}");
+}
+
+/// docs/documents.md, statement by statement; its index names are made unique. What it says of errors is true.
+#[test]
+fn the_examples_of_the_documentation_run() {
+    let mut shop = Shop::new("");
+    let (collectives, expenses) = (unique("collectives"), unique("expenses"));
+    let text = include_str!("../../docs/documents.md")
+        .replace("collectives", &collectives)
+        .replace("expenses", &expenses)
+        .replace("seasonal", &unique("seasonal"));
+    let blocks: Vec<&str> = text.split("```sql").skip(1).filter_map(|part| part.split("```").next()).collect();
+    let statements: Vec<&str> = blocks.iter().flat_map(|block| block.split(';')).collect();
+    assert!(statements.len() > 10, "{statements:?}");
+    for (place, statement) in statements.iter().enumerate() {
+        let next = statements.get(place + 1).map(|next| next.trim()).unwrap_or_default();
+        match next.strip_prefix("-- ERROR:") {
+            Some(line) => {
+                let (message, ..) = shop.refused(statement);
+                assert_eq!(message, line.lines().next().unwrap_or_default().trim());
+            }
+            None => shop.run(statement),
+        }
+    }
+    shop.run(&format!(
+        "insert into {collectives} values (1, 'one', null, false), (2, 'two', 1, false), (3, 'three', 1, true);
+         insert into {expenses} select i, i % 3 + 1, 'expense ' || i from generate_series(1, 30) i;
+         insert into items select i, i % 30 + 1, 'item ' || i, i, 'note' from generate_series(1, 60) i;
+         insert into seasons values (1, 1, 2, 'spring')"
+    ));
+    for change in [
+        format!("update {collectives} set name = upper(name)"),
+        format!("update {collectives} set private = not private where id > 1"),
+        "update items set amount = 5 where id = 7; update items set note = 'x'".to_owned(),
+    ] {
+        shop.run(&change);
+        expect::settled(&mut shop.client);
+        let query = "select id, row_to_json(d) from expense_documents d where private is not true";
+        expect::documents_equal(&mut shop.client, query, &shop.engine, &expenses);
+    }
+}
