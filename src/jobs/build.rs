@@ -258,14 +258,14 @@ impl Build {
         self.exhausted = false;
         self.pages.clear();
         let (index, alias) = self.names(context);
-        let body = context.reader.shape().index_body(context.attachment, dialect, context.owner);
+        let mut body = context.reader.shape().index_body(context.attachment, dialect, context.owner);
+        body["aliases"] = json!({alias: {"is_hidden": true}});
         let public = context.attachment.index.clone();
         let owner = context.owner.to_owned();
         let adopt = context.attachment.options.adopt == Some(true);
         self.phase = Phase::Creating(context.engine.call(move |client| {
             check_owner(client, &public, &owner, adopt)?;
             client.create_index(&index, &body)?;
-            client.update_aliases(&json!([{"add": {"index": index, "alias": alias, "is_hidden": true}}]))?;
             Ok(Value::Null)
         }));
         Ok(Step::Wait(None))
