@@ -3,6 +3,7 @@
 //! A claim only reads. A row leaves the queue when all it asked for is done, so whatever the worker forgets (it died,
 //! it let an index wait) is claimed again.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use pgrx::{Array, FromDatum, pg_sys};
@@ -186,6 +187,11 @@ fn let_end(writer: u32) {
     };
 }
 
+thread_local! {
+    /// The statements that delete finished rows, kept prepared: to plan one costs more than to run it.
+    static DELETES: RefCell<[Option<Plan>; 2]> = const { RefCell::new([None, None]) };
+}
+
 /// Deletes finished rows.
 pub fn acknowledge(places: &[Place]) {
     prefer_tid_scans();
@@ -197,15 +203,20 @@ pub fn acknowledge(places: &[Place]) {
             continue;
         }
         let ids: Vec<i64> = mine().map(|place| place.id).collect();
-        spi::run(
-            &format!(
-                "delete from es_sync.{} q
-                 using rows from (pg_catalog.unnest($1::pg_catalog.tid[]), pg_catalog.unnest($2)) a (ctid, id)
-                 where q.ctid = a.ctid and q.id = a.id",
-                queue.table()
-            ),
-            &[(pg_sys::TEXTARRAYOID, spi::value(ctids)), (pg_sys::INT8ARRAYOID, spi::value(ids))],
-        );
+        // Taken out while it runs: an ERROR must not find it borrowed. It then is prepared anew.
+        let plan = DELETES.with_borrow_mut(|plans| plans[queue as usize].take()).unwrap_or_else(|| {
+            Plan::prepare(
+                &format!(
+                    "delete from es_sync.{} q
+                     using rows from (pg_catalog.unnest($1::pg_catalog.tid[]), pg_catalog.unnest($2)) a (ctid, id)
+                     where q.ctid = a.ctid and q.id = a.id",
+                    queue.table()
+                ),
+                &[pg_sys::TEXTARRAYOID, pg_sys::INT8ARRAYOID],
+            )
+        });
+        plan.execute(&[spi::value(ctids), spi::value(ids)], 0);
+        DELETES.with_borrow_mut(|plans| plans[queue as usize] = Some(plan));
     }
 }
 

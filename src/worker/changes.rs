@@ -1,6 +1,6 @@
 //! The changes' way through the worker: claimed, read and sent, acknowledged.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use es::Permit;
 use pgrx::pg_sys;
@@ -15,7 +15,6 @@ use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
 use crate::queue::dead_letter;
-use crate::settings;
 
 impl Worker {
     pub(super) fn may_claim(&self) -> bool {
@@ -35,10 +34,11 @@ impl Worker {
         let (held, changed) = self.delivery.hold(now);
         // Whoever is held no longer has changes waiting that woke nobody again.
         self.more |= changed || self.claims.iter().any(|claims| claims.due().is_some_and(|due| due <= now));
-        if !self.more || !self.may_claim() || now.duration_since(self.last_claim) < settings::linger() {
+        if !self.more || !self.may_claim() || now.duration_since(self.last_claim) < self.linger() {
             return Ok(());
         }
         self.more = false;
+        self.work = Duration::ZERO;
         self.seen_commits = self.database.commits();
         for claims in &mut self.claims {
             let room = self.delivery.room();

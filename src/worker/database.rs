@@ -22,6 +22,7 @@ use crate::jobs::build::Build;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::latch::{self, WaitSet};
+use crate::postgres::process::cpu_time;
 use crate::postgres::transaction;
 use crate::queue::claim::Claims;
 use crate::queue::insert::Queue;
@@ -30,6 +31,8 @@ use crate::shared::{self, Database, Shared};
 
 /// How long the worker rests after an error of its own.
 pub(super) const REST: Duration = Duration::from_secs(1);
+/// How long changes gather at the most, however much work they make.
+const MAX_LINGER: Duration = Duration::from_millis(50);
 
 /// Everything that a worker knows. All of it may be forgotten: the tables have what counts.
 pub struct Worker {
@@ -68,6 +71,8 @@ pub struct Worker {
     /// Commits that were announced before the last claim.
     pub(super) seen_commits: u64,
     pub(super) last_claim: Instant,
+    /// Processor time spent on turns since the last claim.
+    pub(super) work: Duration,
     pub(super) poll_due: Instant,
     pub(super) count_due: Instant,
     pub(super) upkeep: Upkeep,
@@ -108,6 +113,7 @@ impl Worker {
             more: true,
             seen_commits: 0,
             last_claim: now,
+            work: Duration::ZERO,
             poll_due: now,
             count_due: now,
             upkeep: Upkeep::new(now),
@@ -126,7 +132,9 @@ impl Worker {
                     pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
                 }
             }
+            let started = cpu_time();
             let turn = self.turn();
+            self.work += cpu_time().saturating_sub(started);
             // Whatever came of it: what it met may be why it could not go on.
             self.publish_engine();
             match turn {
@@ -198,7 +206,7 @@ impl Worker {
         due.push(self.catalog_due);
         let now = Instant::now();
         if self.more && self.may_claim() {
-            due.push(self.last_claim + settings::linger());
+            due.push(self.last_claim + self.linger());
         }
         due.extend(self.claims.iter().filter_map(Claims::due).filter(|_| self.may_claim()));
         if again || self.can_send(now) {
@@ -217,7 +225,7 @@ impl Worker {
         // A commit need not wake a worker that comes back by itself in a moment, or that would leave what was written
         // where it is.
         let interested = !self.more && self.may_claim() && !self.delivery.holds_all();
-        let rest = settings::linger().saturating_sub(self.last_claim.elapsed());
+        let rest = self.linger().saturating_sub(self.last_claim.elapsed());
         let timeout = if interested && !rest.is_zero() { timeout.min(rest) } else { timeout };
         let listens = interested && rest.is_zero();
         self.database.listen(listens);
@@ -238,6 +246,13 @@ impl Worker {
         // SAFETY: any transaction is over; what other backends changed is taken in here too.
         unsafe { pg_sys::AcceptInvalidationMessages() };
         pgrx::check_for_interrupts!();
+    }
+
+    /// How long changes gather after a claim while commits keep coming: the more work a claim made, the longer, for a
+    /// claim of many changes takes little more than one of a few, and the writers want the processor too.
+    pub(super) fn linger(&self) -> Duration {
+        let least = settings::linger();
+        if least.is_zero() { least } else { least.max((self.work * 3).min(MAX_LINGER)) }
     }
 
     /// True if somebody has committed changes since the last claim.
