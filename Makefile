@@ -37,7 +37,7 @@ lint: ## rustfmt, shellcheck, clippy
 fmt: ## format the Rust code
 	@cargo fmt --all
 
-bench: ## measure speed; QUICK=1 for less, ONLY=writers,transactions,delivery,latency,peer,faults for some of it
+bench: ## measure speed; QUICK=1 for less, ONLY=writers,transactions,delivery,latency,documents,peer,faults for some of it
 	@scripts/test.sh bench
 
 bench-long: ## measure memory, the queue's size and growth; QUICK=1, ONLY=growth,bounds

@@ -4,6 +4,7 @@ use crate::raw::Document;
 use postgres::Client;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 pub const COLUMNS: &str = "(id bigint primary key, title text, body text, tags text[], price numeric, stock int,
                             active bool, created_at timestamptz)";
@@ -45,6 +46,44 @@ pub fn fill(client: &mut Client, table: &str, rows: usize, body: usize) {
     }
     copy.finish().expect("could not end a COPY");
     client.batch_execute(&format!("vacuum (freeze, analyze) {table}")).expect("could not vacuum a table");
+}
+
+/// Creates a table of real records, Debian's package catalogue, and fills it with so many of them; how many there are.
+pub fn packages(client: &mut Client, table: &str, rows: u32) -> u32 {
+    let folder = tempfile::tempdir().expect("could not make a folder");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/catalogue.pl");
+    let mut catalogue = Command::new("apt-cache");
+    let mut catalogue = catalogue.arg("dumpavail").stdout(Stdio::piped()).spawn().expect("could not run apt-cache");
+    let mut perl = Command::new("perl");
+    perl.arg(script).arg(folder.path()).stdin(catalogue.stdout.take().expect("it is piped"));
+    assert!(perl.status().expect("could not run perl").success(), "{script} failed");
+    catalogue.wait().expect("could not wait for apt-cache");
+    let tables = include_str!("../../demo/tables.sql");
+    client
+        .batch_execute(&format!("create schema catalogue; set search_path = catalogue; {tables}; reset search_path"))
+        .expect("could not create the catalogue");
+    for name in ["maintainers", "packages"] {
+        let text = std::fs::read(folder.path().join(format!("{name}.copy"))).expect("could not read the catalogue");
+        let mut copy = client.copy_in(&format!("copy catalogue.{name} from stdin")).expect("could not begin a COPY");
+        copy.write_all(&text).expect("could not COPY");
+        copy.finish().expect("could not end a COPY");
+    }
+    client
+        .batch_execute(&format!(
+            "create table {table} (id bigint primary key, name text, version text, section text, priority text,
+                                   maintainer text, description text, depends text[], tags text[], size bigint,
+                                   homepage text, stock int);
+             insert into {table}
+                select row_number() over (order by p.name), p.name, p.version, p.section, p.priority,
+                       m.name || ' <' || m.email || '>', p.description, p.depends, p.tags, p.size, p.homepage, 0
+                  from catalogue.packages p join catalogue.maintainers m on m.id = p.maintainer_id
+                 order by p.name limit {rows};
+             drop schema catalogue cascade"
+        ))
+        .expect("could not fill a table");
+    let count: i64 =
+        client.query_one(&format!("select count(*) from {table}"), &[]).expect("could not count the rows").get(0);
+    u32::try_from(count).expect("fewer than four billion packages")
 }
 
 /// What the extension sends for the rows of a table; the callers make sure of that.

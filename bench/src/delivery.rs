@@ -228,11 +228,7 @@ impl<'a> Bench<'a> {
         let live = engine.indexes_of(&bench.table).pop().expect("the load has made an index");
         let (id, document) = &bench.documents[bench.documents.len() / 2];
         assert_eq!(engine.source(&live, id).as_ref(), Some(document), "a document that was sent raw would differ");
-        let mut index = engine.get(&format!("/{live}")).get_mut(&live).map(Value::take).expect("an index");
-        for name in ["creation_date", "provided_name", "uuid", "version"] {
-            index["settings"]["index"].as_object_mut().expect("an index has settings").remove(name);
-        }
-        bench.index = json!({"settings": index["settings"], "mappings": index["mappings"]});
+        bench.index = raw::alike(engine, &live);
         bench.detach();
         bench
     }
@@ -259,7 +255,7 @@ impl<'a> Bench<'a> {
     }
 
     fn try_way(&self, bodies: &[es::Body], connections: usize) -> f64 {
-        let index = self.create_index();
+        let index = raw::create_index(self.engine, &self.index);
         let took = raw::send(&self.raw, &index, bodies, connections);
         self.engine.delete(&format!("/{index}"));
         bodies.iter().map(es::Body::operations).sum::<usize>() as f64 / took.as_secs_f64()
@@ -282,7 +278,7 @@ impl<'a> Bench<'a> {
     }
 
     fn raw_turn(&mut self, first: &[es::Body], second: &[es::Body], way: Way, load: &mut Side, backlog: &mut Side) {
-        let index = self.create_index();
+        let index = raw::create_index(self.engine, &self.index);
         machine::quiet(self.engine);
         let (before, start) = (self.cpu(), Instant::now());
         load.seconds.add_time(raw::send(&self.raw, &index, first, way.connections));
@@ -357,16 +353,6 @@ impl<'a> Bench<'a> {
     fn detach(&mut self) {
         self.sql(&format!("select es_sync.detach('{}', drop_index => true)", self.table));
         wait::until("the index is gone", wait::SHORT, || !self.engine.exists(&self.table));
-    }
-
-    /// Makes an index as the extension does for a load.
-    fn create_index(&self) -> String {
-        let name = unique("raw");
-        let mut index = self.index.clone();
-        index["settings"]["index"]["refresh_interval"] = json!("-1");
-        index["settings"]["index"]["number_of_replicas"] = json!("0");
-        self.engine.put(&format!("/{name}"), index);
-        name
     }
 
     fn cpu(&self) -> Cpu {

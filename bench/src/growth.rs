@@ -1,12 +1,12 @@
 //! Whether size matters: the first load by the number of rows, the drain by the size of the backlog.
 
 use crate::bounds::{drained, fill};
-use crate::machine;
 use crate::report::Target::AtLeast;
 use crate::report::{Report, Samples, row, thousands};
+use crate::{machine, raw};
 use pg_es_sync_tests::{Engine, Server, unique, wait};
 use postgres::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 pub struct Scale {
@@ -39,12 +39,16 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
 /// Loads before the first that counts. An engine that has just started gets faster with each of its first few, and the
 /// smallest size, which comes first, would seem slow.
 const WARM_UP: usize = 5;
+/// How the documents are sent raw: as the extension sends them by default.
+const CONNECTIONS: usize = 4;
+const BODY_MB: usize = 5;
 const COLUMNS: &str = "id bigint primary key, title text, n int";
 
 fn loads(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Scale) {
     let table = unique("growth");
     client.batch_execute(&format!("create table {table} ({COLUMNS})")).expect("could not create a table");
-    let mut rates = Vec::new();
+    let sender = raw::client(engine.url());
+    let (mut rates, mut raw_rates) = (Vec::new(), Vec::new());
     let mut filled = 0;
     for (place, (rows, rounds)) in scale.loads.into_iter().enumerate() {
         client
@@ -54,37 +58,58 @@ fn loads(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Scal
             .expect("could not fill the table");
         client.batch_execute(&format!("vacuum analyze {table}")).expect("could not vacuum a table");
         filled = rows;
-        let mut samples = Samples::default();
+        let (mut samples, mut raw_samples) = (Samples::default(), Samples::default());
         let warm_up = if place == 0 { WARM_UP } else { 0 };
+        let documents = format!("select id::text, row_to_json(t)::text from {table} t order by t.id");
+        let bodies = raw::bodies_of(client, &documents, BODY_MB, 1 << 8);
         for round in 0..warm_up + rounds {
             machine::quiet(engine);
-            let seconds = load(client, engine, &table, rows);
+            let (seconds, alike) = load(client, engine, &table, rows);
+            machine::quiet(engine);
+            let index = raw::create_index(engine, &alike);
+            let start = Instant::now();
+            raw::send(&sender, &index, &bodies, CONNECTIONS);
+            engine.refresh(&index);
+            let raw_seconds = start.elapsed().as_secs_f64();
+            engine.delete(&format!("/{index}"));
             if round >= warm_up {
                 samples.add(f64::from(rows) / seconds);
+                raw_samples.add(f64::from(rows) / raw_seconds);
             }
         }
         rates.push((rows, samples));
+        raw_rates.push((rows, raw_samples));
     }
     client.batch_execute(&format!("drop table {table}")).expect("could not drop the table");
 
     report.line("First load of rows of about 60 bytes:");
     report.line("");
     print(report, "rows", "documents/s", &rates);
-    let figure = format!("load of {} rows, to {}", thousands(rates[2].0.into()), thousands(rates[0].0.into()));
-    report.figure("Growth", figure, rates[2].1.median() / rates[0].1.median(), AtLeast(0.95));
+    report.line(&format!(
+        "The same documents sent raw in turns with it, over {CONNECTIONS} connections, bodies of {BODY_MB} MB, then a refresh: the engine itself"
+    ));
+    report.line("gets slower with the size of its index.");
+    report.line("");
+    print(report, "documents", "documents/s", &raw_rates);
+    let growth = |rates: &[(u32, Samples)]| rates[2].1.median() / rates[0].1.median();
+    let sizes = format!("{} rows, to {}", thousands(rates[2].0.into()), thousands(rates[0].0.into()));
+    report.figure("Growth", format!("load of {sizes}"), growth(&rates), AtLeast(0.95));
+    let beside = growth(&rates) / growth(&raw_rates);
+    report.figure("Growth", format!("load of {sizes}, beside the engine's own"), beside, AtLeast(0.95));
 }
 
-/// Attaches, waits for the end of the job and detaches: the job's seconds.
-fn load(client: &mut Client, engine: &Engine, table: &str, rows: u32) -> f64 {
+/// Attaches, waits for the end of the job and detaches: the job's seconds, and what the index was like.
+fn load(client: &mut Client, engine: &Engine, table: &str, rows: u32) -> (f64, Value) {
     client.batch_execute(&format!("select es_sync.attach('{table}')")).expect("could not attach the table");
     drained(client);
     let job = "select extract(epoch from finished_at - started_at)::float8 from es_sync.jobs
                 where kind = 'load' order by id desc limit 1";
     let seconds = client.query_one(job, &[]).expect("could not read the jobs").get(0);
     assert_eq!(engine.count(table), u64::from(rows), "documents after a load");
+    let alike = raw::alike(engine, &engine.indexes_of(table).pop().expect("the load has made an index"));
     client.batch_execute(&format!("select es_sync.detach('{table}', drop_index => true)")).expect("could not detach");
     wait::until("the index is gone", wait::LONG, || !engine.exists(table));
-    seconds
+    (seconds, alike)
 }
 
 fn drains(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Scale) {

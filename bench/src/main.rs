@@ -12,6 +12,7 @@ mod bounds;
 mod chart;
 mod corpus;
 mod delivery;
+mod documents;
 mod faults;
 mod growth;
 mod latency;
@@ -107,6 +108,7 @@ const BENCH: Plan = Plan {
         ("transactions", transactions::measure),
         ("delivery", delivery::measure),
         ("latency", latency::measure),
+        ("documents", documents::measure),
         ("peer", peer::measure),
         ("faults", faults::measure),
     ],

@@ -26,7 +26,20 @@ const SETTINGS: [(&str, &str); 9] = [
     ("REDIS_WRITE_CHUNK_SIZE", "5000"),
     ("SQLALCHEMY_POOL_PRE_PING", "false"),
 ];
-const COLUMNS: [&str; 8] = ["id", "title", "body", "tags", "price", "stock", "active", "created_at"];
+const COLUMNS: [&str; 12] = [
+    "id",
+    "name",
+    "version",
+    "section",
+    "priority",
+    "maintainer",
+    "description",
+    "depends",
+    "tags",
+    "size",
+    "homepage",
+    "stock",
+];
 
 pub struct Scale {
     rows: u32,
@@ -44,6 +57,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
     let engine = Engine::opensearch();
     let ours = Side::new(scale, &engine, unique("ours"), true);
     let theirs = Side::new(scale, &engine, unique("theirs"), false);
+    let rows = ours.rows;
     let mut ours = Ours(ours);
     let properties = ours.properties();
     let mut peer = Peer::new(theirs, &engine, &properties);
@@ -71,7 +85,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
             let base = side.update("plain", scale.changed, value);
             let before = side.operations();
             let start = Instant::now();
-            let with = side.update("articles", scale.changed, value);
+            let with = side.update("packages", scale.changed, value);
             side.converged(value, scale.changed, before);
             (base, with, start.elapsed())
         };
@@ -97,15 +111,15 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
             }
         });
     }
-    let query = "select id, row_to_json(a) from articles a";
+    let query = "select id, row_to_json(a) from packages a";
     expect::documents_equal(&mut ours.0.client, query, &engine, &ours.0.index);
 
     report.line("## Beside PGSync");
     report.line("");
     report.line(&format!(
-        "PGSync {} as a daemon with triggers, logical slot and Redis, and we: {} rows of about 0.9 KB, the same OpenSearch,",
+        "PGSync {} as a daemon with triggers, logical slot and Redis, and we: {} rows of Debian's package catalogue, the same OpenSearch,",
         peer.version(),
-        thousands(scale.rows.into())
+        thousands(rows.into())
     ));
     report.line("mapping and index settings, each with a Postgres of its own set up alike (fsync on, wal_level logical). PGSync's");
     report.line("settings, beyond its defaults or stated:");
@@ -127,7 +141,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
         single.ours.count()
     ));
     report.line("");
-    let rate = |samples: &Samples| samples.map(|seconds| f64::from(scale.rows) / seconds);
+    let rate = |samples: &Samples| samples.map(|seconds| f64::from(rows) / seconds);
     let loads = Pair { ours: rate(&loads.ours), theirs: rate(&loads.theirs) };
     let milliseconds = |pair: &Pair| Pair { ours: pair.ours.map(|s| s * 1e3), theirs: pair.theirs.map(|s| s * 1e3) };
     let mut table = vec![row(["", "ours", "range", "PGSync", "range"])];
@@ -199,27 +213,12 @@ impl<'a> Side<'a> {
         };
         let server = builder.start();
         let mut client = if ours { server.create_database("bench") } else { server.create_empty_database("bench") };
+        let rows = corpus::packages(&mut client, "packages", scale.rows);
         client
-            .batch_execute(&format!(
-                "create table articles (id bigint primary key, title text, body text, tags text[], price numeric,
-                                        stock int, active bool, created_at timestamptz);
-                 create function word(n int) returns text language sql immutable as
-                    $$ select left(md5(n::text), 3 + n % 8) $$;
-                 select setseed(0.5);
-                 insert into articles
-                    select i, word(i % 5000) || ' ' || word(i * 7 % 5000),
-                           (select string_agg(word((5000 * random() ^ 3)::int + n * 0), ' ')
-                              from generate_series(1, 85 + i % 30) n),
-                           array[word(i % 20), word(i % 30)], (i % 100000) / 100.0, i % 1000, i % 3 = 0,
-                           timestamptz '2026-01-01' + i * interval '1 minute'
-                      from generate_series(1, {}) i;
-                 create table plain (like articles including all);
-                 insert into plain select * from articles",
-                scale.rows
-            ))
-            .expect("could not fill the tables");
+            .batch_execute("create table plain (like packages including all); insert into plain select * from packages")
+            .expect("could not fill a table");
         client.batch_execute("vacuum analyze").expect("could not vacuum");
-        Side { server, client, engine, index, rows: scale.rows }
+        Side { server, client, engine, index, rows }
     }
 
     /// One statement that changes this many rows; how long it took, commit included.
@@ -252,7 +251,7 @@ impl<'a> Side<'a> {
         // Out of step with whoever polls.
         std::thread::sleep(Duration::from_millis(50 + (number * 37 % 100) as u64));
         let (id, value) = (number as i64 % i64::from(self.rows) + 1, 2_000_000 + number as i32);
-        let done = self.client.execute("update articles set stock = $1 where id = $2", &[&value, &id]);
+        let done = self.client.execute("update packages set stock = $1 where id = $2", &[&value, &id]);
         done.expect("could not update a row");
         let start = Instant::now();
         poll("a changed row arrives", Duration::from_millis(1), || {
@@ -286,7 +285,7 @@ impl Ours<'_> {
 
     fn load(&mut self) -> Duration {
         let client = &mut self.0.client;
-        let attach = format!("select es_sync.attach('articles', '{}')", self.0.index);
+        let attach = format!("select es_sync.attach('packages', '{}')", self.0.index);
         client.batch_execute(&attach).expect("could not attach the table");
         let seconds = wait::until("the load is done", Duration::from_secs(300), || {
             let row = client.query_one(
@@ -305,7 +304,7 @@ impl Ours<'_> {
 
     /// The same documents sent raw, into an index alike: the engine's own limit.
     fn raw(&mut self, properties: &Value) -> Duration {
-        let bodies = raw::bodies(&corpus::documents(&mut self.0.client, "articles"), 5, 1 << 8);
+        let bodies = raw::bodies(&corpus::documents(&mut self.0.client, "packages"), 5, 1 << 8);
         let index = unique("raw");
         let settings = json!({"index": {"refresh_interval": "-1", "number_of_replicas": 0}});
         let body = json!({"settings": settings, "mappings": {"properties": properties}});
@@ -319,7 +318,7 @@ impl Ours<'_> {
     }
 
     fn detach(&mut self) {
-        let detach = format!("select es_sync.detach('articles', '{}', drop_index => true)", self.0.index);
+        let detach = format!("select es_sync.detach('packages', '{}', drop_index => true)", self.0.index);
         self.0.client.batch_execute(&detach).expect("could not detach the table");
         wait::until("the index is gone", wait::SHORT, || !self.0.engine.exists(&self.0.index));
     }
@@ -342,7 +341,7 @@ impl<'a> Peer<'a> {
             "index": side.index,
             "setting": {"number_of_shards": 1, "number_of_replicas": 0},
             "mapping": properties,
-            "nodes": {"table": "articles", "columns": COLUMNS},
+            "nodes": {"table": "packages", "columns": COLUMNS},
         }]);
         std::fs::write(folder.path().join("schema.json"), schema.to_string()).expect("could not write PGSync's schema");
         let port = process::free_port();

@@ -1,6 +1,9 @@
 //! The engine without us: the same documents, ready as bulk bodies, over keep-alive connections.
 
 use es::{Body, Client, Config, Method};
+use pg_es_sync_tests::{Engine, unique};
+use postgres::fallible_iterator::FallibleIterator;
+use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -41,18 +44,52 @@ pub fn client(url: &str) -> Client {
     Client::new(config).expect("a client")
 }
 
+/// Mapping and settings of an index that the extension made.
+pub fn alike(engine: &Engine, index: &str) -> Value {
+    let mut body = engine.get(&format!("/{index}")).get_mut(index).map(Value::take).expect("an index");
+    for name in ["creation_date", "provided_name", "uuid", "version"] {
+        body["settings"]["index"].as_object_mut().expect("an index has settings").remove(name);
+    }
+    json!({"settings": body["settings"], "mappings": body["mappings"]})
+}
+
+/// Makes an index as the extension does for a load; its name.
+pub fn create_index(engine: &Engine, alike: &Value) -> String {
+    let name = unique("raw");
+    let mut index = alike.clone();
+    index["settings"]["index"]["refresh_interval"] = json!("-1");
+    index["settings"]["index"]["number_of_replicas"] = json!("0");
+    engine.put(&format!("/{name}"), index);
+    name
+}
+
 /// Bulk bodies of about `megabytes`, with external versions as ours have them.
 pub fn bodies(documents: &[Document], megabytes: usize, version: i64) -> Vec<Body> {
     let mut bodies = vec![Body::new()];
     for (id, document) in documents {
-        if bodies.last().is_some_and(|body| body.len() >= megabytes << 20) {
-            bodies.push(Body::new());
-        }
-        if let Some(body) = bodies.last_mut() {
-            body.index(id, version, document.as_bytes());
-        }
+        add(&mut bodies, megabytes, version, id, document);
     }
     bodies
+}
+
+/// The same for a query of ids and documents, which need not fit into memory twice.
+pub fn bodies_of(client: &mut postgres::Client, query: &str, megabytes: usize, version: i64) -> Vec<Body> {
+    let rows = client.query_raw(query, std::iter::empty::<String>());
+    let mut rows = rows.expect("could not read the documents");
+    let mut bodies = vec![Body::new()];
+    while let Some(row) = rows.next().expect("could not read a document") {
+        add(&mut bodies, megabytes, version, row.get(0), row.get(1));
+    }
+    bodies
+}
+
+fn add(bodies: &mut Vec<Body>, megabytes: usize, version: i64, id: &str, document: &str) {
+    if bodies.last().is_some_and(|body| body.len() >= megabytes << 20) {
+        bodies.push(Body::new());
+    }
+    if let Some(body) = bodies.last_mut() {
+        body.index(id, version, document.as_bytes());
+    }
 }
 
 /// Sends them all; how long that took.

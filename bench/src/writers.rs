@@ -179,7 +179,8 @@ pub fn source(rows: u32) -> String {
 /// Statements that give a table the empty trigger.
 pub fn empty_trigger(table: &str) -> String {
     format!(
-        "create function empty_trigger() returns trigger language c as '$libdir/libempty_trigger', 'empty_trigger';
+        "create or replace function empty_trigger() returns trigger language c
+            as '$libdir/libempty_trigger', 'empty_trigger';
          create trigger empty after insert or update or delete on {table}
             for each row execute function empty_trigger()"
     )

@@ -282,12 +282,12 @@ impl Build {
             let open = context.delivery.lane(lane).is_some_and(|lane| lane.is_open(now));
             if !busy && open && self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD {
                 let page = self.page_number();
-                let read =
-                    match context.delivery.send_page(lane, context.reader, context.engine, self.after.as_deref(), page)
-                    {
-                        Ok(read) => read,
-                        Err(error) => return self.page_failed(context, error, now),
-                    };
+                let (after, left) = (self.after.as_deref(), self.left(context.reader.shape().estimated_rows));
+                let read = context.delivery.send_page(lane, context.reader, context.engine, after, left, page);
+                let read = match read {
+                    Ok(read) => read,
+                    Err(error) => return self.page_failed(context, error, now),
+                };
                 self.exhausted = read.exhausted;
                 if let Some(last) = read.last {
                     self.after = Some(last.to_string());
@@ -310,6 +310,12 @@ impl Build {
             self.note_progress("load")?;
         }
         Ok(if stepped { Step::Again } else { Step::Wait(Some(now + PROGRESS_EVERY)) })
+    }
+
+    /// Rows that are still to be read, as far as the table's statistics tell.
+    fn left(&self, estimated_rows: f64) -> Option<usize> {
+        let read = self.done as f64 + self.pages.iter().map(|sent| sent.rows as f64).sum::<f64>();
+        (estimated_rows > read).then_some((estimated_rows - read) as usize)
     }
 
     /// A row that cannot be read must not end the load: its page is read by ever smaller pages, and the row alone is

@@ -249,10 +249,11 @@ impl Worker {
     }
 
     /// How long changes gather after a claim while commits keep coming: the more work a claim made, the longer, for a
-    /// claim of many changes takes little more than one of a few, and the writers want the processor too.
+    /// claim of many changes takes little more than one of a few, and the writers want the processor too. So the worker
+    /// takes a tenth of a core, or what the changes take if that is more.
     pub(super) fn linger(&self) -> Duration {
         let least = settings::linger();
-        if least.is_zero() { least } else { least.max((self.work * 3).min(MAX_LINGER)) }
+        if least.is_zero() { least } else { least.max((self.work * 9).min(MAX_LINGER)) }
     }
 
     /// True if somebody has committed changes since the last claim.

@@ -339,9 +339,10 @@ impl Delivery {
     pub fn send_changes(&mut self, lane: u32, reader: &mut Reader, engine: &mut Engine, probe: bool) {
         let target_bytes = engine.sizing.target_bytes();
         let max_content = engine.max_content;
+        let in_flight = self.in_flight();
         let Some(keys) = self.lane(lane).map(|lane| {
-            let fitting = (target_bytes / lane.average_bytes.max(1)).clamp(1, super::lane::MAX_OPERATIONS);
-            lane.take(if probe { 1 } else { fitting })
+            let share = engine.sizing.documents(lane.average_bytes, in_flight, Some(lane.ready()));
+            lane.take(if probe { 1 } else { share })
         }) else {
             return;
         };
@@ -391,7 +392,7 @@ impl Delivery {
     }
 
     /// Reads a page of a table that follows the key `after`, and sends it to a lane; documents that are on their way
-    /// in that lane are left out, for they are read later than this.
+    /// in that lane are left out, for they are read later than this. `left`: rows that follow, as far as that is known.
     ///
     /// # Errors
     /// What Postgres said; nothing was sent.
@@ -401,13 +402,15 @@ impl Delivery {
         reader: &mut Reader,
         engine: &mut Engine,
         after: Option<&str>,
+        left: Option<usize>,
         page: Page,
     ) -> Result<PageRead, SqlError> {
         let target_bytes = engine.sizing.target_bytes();
         let max_content = engine.max_content;
-        let limit = self.lane(lane).map_or(1, |lane| {
-            (target_bytes / lane.average_bytes.max(1)).clamp(1, super::lane::MAX_OPERATIONS).min(lane.max_operations)
-        });
+        let in_flight = self.in_flight();
+        let limit = self
+            .lane(lane)
+            .map_or(1, |lane| engine.sizing.documents(lane.average_bytes, in_flight, left).min(lane.max_operations));
         let mut batch = self.batch();
         let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
         let place = self.lanes.iter().position(|candidate| candidate.id == lane);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Bytes added to the target by each success that used it.
 const BYTES_STEP: usize = 256 * 1024;
+/// Smaller bodies than this are not made for the sake of balance.
+const SMALL_BYTES: usize = 512 * 1024;
 /// Full-sized successes after which one more request may go out at once.
 const SUCCESSES_PER_STEP: u32 = 8;
 
@@ -46,6 +48,17 @@ impl Sizing {
     /// Requests at once.
     pub fn concurrency(&self) -> usize {
         self.concurrency
+    }
+
+    /// How many documents of `average` bytes the next body should have, with so many requests `in_flight` and so many
+    /// documents `left`, if that is known: as many as fill it. Fewer while the engine has little to do, so that it has
+    /// something soon, and fewer towards the end, so that no connection is left alone with the last large body.
+    pub fn documents(&self, average: usize, in_flight: usize, left: Option<usize>) -> usize {
+        let average = average.max(1);
+        let early = SMALL_BYTES << in_flight.min(8);
+        let late =
+            left.map_or(usize::MAX, |left| (left.saturating_mul(average) / (2 * self.concurrency)).max(SMALL_BYTES));
+        (self.target_bytes.min(early).min(late) / average).max(1)
     }
 
     /// A body of `bytes` was taken in `took`.
@@ -108,6 +121,18 @@ mod tests {
             sizing.on_success(sizing.target_bytes(), QUICK);
         }
         assert_eq!((sizing.target_bytes(), sizing.concurrency()), (8 * MB, 4));
+    }
+
+    #[test]
+    fn bodies_are_small_at_the_beginning_and_at_the_end() {
+        let sizing = sizing();
+        assert_eq!(sizing.documents(1024, 0, None), 512);
+        assert_eq!(sizing.documents(1024, 2, None), 2048);
+        assert_eq!(sizing.documents(1024, 4, None), 8192);
+        assert_eq!(sizing.documents(1024, 4, Some(16_384)), 2048);
+        assert_eq!(sizing.documents(1024, 4, Some(1)), 512);
+        assert_eq!(sizing.documents(10 * MB, 0, None), 1, "a document may be larger than a body");
+        assert_eq!(sizing.documents(0, 4, None), 8 * MB);
     }
 
     #[test]
