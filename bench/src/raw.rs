@@ -49,7 +49,7 @@ pub fn bodies(documents: &[Document], megabytes: usize, version: i64) -> Vec<Bod
             bodies.push(Body::new());
         }
         if let Some(body) = bodies.last_mut() {
-            body.index(id, version, document.as_bytes());
+            body.index(id, None, version, document.as_bytes());
         }
     }
     bodies

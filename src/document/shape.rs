@@ -16,7 +16,10 @@ use crate::postgres::spi;
 pub struct Shape {
     pub owner: pg_sys::Oid,
     pub key: Vec<key::Column>,
-    /// Reads by keys: parameters are one text[] per key column; returns the key columns, then the document.
+    /// The column that decides on which shard a document lies.
+    pub routing: Option<key::Column>,
+    /// Reads by keys: parameters are one text[] per key column; returns the key columns, the routing where there is one,
+    /// then the document. With a routing, a row that has no document is returned, too: its document lies there.
     pub by_keys: String,
     /// Reads the first page: $1 is the number of rows.
     pub first_page: String,
@@ -59,8 +62,11 @@ const IGNORE_ABOVE: u32 = 8_191;
 /// a stack of 1 MB: 900 levels end its process, and end it again when it starts and replays what it had written down.
 pub const MAX_NESTING: usize = 100;
 
+/// Says whether a row passes the filter.
+const PASSES: &str = "\"es_sync passes\"";
+
 impl Shape {
-    /// Reads the catalog; None if the table or a key column is gone. SPI must be connected.
+    /// Reads the catalog; None if the table, a key column or the one of the routing is gone. SPI must be connected.
     pub fn of(attachment: &Attachment) -> Option<Self> {
         let table = spi::run(
             "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner, c.reltuples::float8
@@ -77,6 +83,10 @@ impl Shape {
             .iter()
             .map(|name| own_columns.iter().find(|column| &column.name == name))
             .collect::<Option<_>>()?;
+        let routing = match &attachment.options.routing {
+            Some(name) => Some(own_columns.iter().find(|column| &column.name == name)?),
+            None => None,
+        };
         let view = match attachment.document {
             // Its owner's rights count when it is read, so he must still be the table's.
             Some(view) => Some(view_name(view, table.get(0, 2)?)?),
@@ -119,8 +129,12 @@ impl Shape {
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
         let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
         // "document.*" is the row even where a column has the alias's name.
+        let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
         let document = match &view {
-            None => format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)"),
+            None if routing.is_some() && attachment.filter.is_some() => {
+                format!("case when t.{PASSES} then {row} end")
+            }
+            None => row,
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
             Some(_) => {
@@ -133,8 +147,13 @@ impl Shape {
                 )
             }
         };
-        let source = if view.is_some() { name.clone() } else { filtered };
-        let select = format!("select {}, {document} from", keys.join(", "));
+        let source = match (&view, routing, &attachment.filter) {
+            (Some(_), ..) => name.clone(),
+            (None, Some(_), Some(filter)) => format!("(select *, (\n{filter}\n) is true as {PASSES} from {name})"),
+            _ => filtered,
+        };
+        let place = routing.map(|column| format!("t.{}, ", quote(&column.name))).unwrap_or_default();
+        let select = format!("select {}, {place}{document} from", keys.join(", "));
 
         let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
             format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
@@ -163,6 +182,7 @@ impl Shape {
         Some(Self {
             owner: table.get(0, 2)?,
             key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
+            routing: routing.map(|column| key::Column::new(column.type_oid)),
             by_keys,
             first_page: page(String::new(), 1),
             next_page: page(format!("where ({order}) > ({})", after.join(", ")), keys.len() + 1),
