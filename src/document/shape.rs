@@ -155,13 +155,23 @@ impl Shape {
         let place = routing.map(|column| format!("t.{}, ", quote(&column.name))).unwrap_or_default();
         let select = format!("select {}, {place}{document} from", keys.join(", "));
 
-        let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
+        // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
+        let alone: Vec<bool> = key.iter().map(|column| Type::of(column).is_compound()).collect();
+        let by_keys = if let ([column], [kind], [false]) = (&keys[..], &types[..], &alone[..]) {
             format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
         } else {
-            let parts: Vec<String> =
-                (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text[]::{}[]", types[n - 1])).collect();
+            let part = |n: usize| match alone[n - 1] {
+                true => format!("${n}::pg_catalog.text[]"),
+                false => format!("${n}::pg_catalog.text[]::{}[]", types[n - 1]),
+            };
+            let parts: Vec<String> = (1..=keys.len()).map(part).collect();
             let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
-            let equal: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} = k.{name}")).collect();
+            let equal: Vec<String> = (0..keys.len())
+                .map(|n| match alone[n] {
+                    true => format!("{} = k.{}::{}", keys[n], names[n], types[n]),
+                    false => format!("{} = k.{}", keys[n], names[n]),
+                })
+                .collect();
             format!(
                 "{select} rows from (pg_catalog.unnest({})) k ({}) join {source} t on {}",
                 parts.join("), pg_catalog.unnest("),
@@ -317,6 +327,12 @@ impl Type {
         let field =
             if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
         Self { field, is_array, element, is_multirange }
+    }
+
+    /// An array or a composite type.
+    fn is_compound(&self) -> bool {
+        // SAFETY: a syscache lookup on the main thread, inside a transaction.
+        self.is_array || unsafe { pg_sys::get_typtype(self.element) } as u8 == pg_sys::TYPTYPE_COMPOSITE
     }
 
     /// The SQL that makes the column's JSON value; `bare` is the qualified column.

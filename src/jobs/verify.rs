@@ -383,8 +383,11 @@ impl Verify {
             return Ok(());
         }
         let index = self.index.clone().unwrap_or_default();
-        let mut suspects = std::mem::take(&mut self.suspects);
-        suspects.retain(|suspect| !Self::is_under_way(context, &index, &suspect.key));
+        let (under_way, suspects): (Vec<_>, Vec<_>) = std::mem::take(&mut self.suspects)
+            .into_iter()
+            .partition(|suspect| Self::is_under_way(context, &index, &suspect.key));
+        // What is on its way puts right where the row says, and need not know of any other place.
+        self.mend(Vec::new(), under_way.into_iter().filter(|suspect| suspect.found.is_some()).collect(), context)?;
         let mut keys: Vec<String> = suspects.iter().map(|suspect| suspect.key.clone()).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -442,7 +445,8 @@ impl Verify {
                 let key = key::of_document_id(id[0].as_str()?);
                 Some(Suspect { key, found: routed.then(|| id[1].as_str().map(str::to_owned)) })
             })
-            .filter(|found| self.is_sampled(&found.key) && !Self::is_under_way(context, &index, &found.key))
+            .filter(|found| self.is_sampled(&found.key))
+            .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
         self.suspects.extend(without_rows(context, found)?);
         let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));

@@ -84,7 +84,7 @@ fn an_update_of_excluded_columns_alone_enqueues_nothing() {
     setting.sends(0, "update {T} set counter = counter + 1, pin = null", shown);
     setting.sends(0, "update {T} set counter = counter + 1, title = title where id < 5", shown);
     setting.sends(3, "update {T} set counter = counter + 1, title = 'changed' where id <= 3", shown);
-    setting.sends(1, "update {T} set pin = 'x', id = 100 where id = 1; delete from {T} where id = 100", shown);
+    setting.sends(2, "update {T} set pin = 'x', id = 100 where id = 1; delete from {T} where id = 100", shown);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_view_that_shows_whole_rows_is_refreshed_by_every_column() {
 /// Which columns a condition reads behind a function is not known.
 #[test]
 fn with_a_filter_every_update_counts() {
-    let shown = "select id, json_build_object('id', id, 'title', title) from {T} where (select secret from {T} o where o.id = {T}.id)::int > 10";
+    let shown = "select id, json_build_object('id', id, 'title', title) from {T} where secret > 10";
     let mut setting = Setting::new(
         "create table {T} (id int primary key, title text, secret int);
          insert into {T} select i, 'thing ' || i, i from generate_series(1, 20) i;
@@ -212,11 +212,12 @@ fn columns_dropped_before_and_after_the_attach_are_in_no_document() {
     );
     setting.equal(ROWS);
     setting.sends(3, "update {T} set title = 'changed' where id <= 3", ROWS);
-    setting.run("alter table {T} drop column later");
-    setting.sends(2, "update {T} set note = 'changed' where id <= 2; update {T} set title = title", ROWS);
-    setting
-        .run("insert into {T} values (100, 'new', 'note'); delete from {T} where id = 20; update {T} set note = null");
+    setting.run(
+        "alter table {T} drop column later; update {T} set note = 'changed';
+         insert into {T} values (100, 'new', 'note'); delete from {T} where id = 20",
+    );
     setting.equal(ROWS);
+    setting.sends(2, "update {T} set note = null where id <= 2; update {T} set title = title", ROWS);
 }
 
 /// A value of 5 MB lies in the TOAST table. Whether it has changed is seen by where it lies, without reading it.

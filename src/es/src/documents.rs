@@ -101,7 +101,14 @@ impl Client {
         }
         // No filter_path where contents count: with it the engine parses each document and writes it anew, its numbers
         // as doubles; without, it gives back the very bytes that it was sent.
-        let rest = if how.contents { "" } else { "&_source=false&filter_path=docs.found,docs._routing,docs.error" };
+        let rest = match how {
+            Compare { contents: true, .. } => "",
+            // Nothing stored is loaded, and so no routing, unless it is asked for.
+            Compare { routed: true, .. } => {
+                "&_source=false&stored_fields=_routing&filter_path=docs.found,docs._routing,docs.error"
+            }
+            _ => "&_source=false&filter_path=docs.found,docs.error",
+        };
         let path = format!("/{}/_mget?realtime=true{rest}", path_name(index)?);
         let body = if how.routed {
             let places = documents.iter().map(|wanted| match &wanted.routing {
