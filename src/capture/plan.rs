@@ -41,7 +41,8 @@ pub struct Moves {
     /// As the queue has it.
     pub oid: u32,
     pub key: Vec<(usize, key::Column)>,
-    pub routing: (usize, key::Column),
+    /// None where a column was dropped or renamed: then what leaves cannot be noted one by one.
+    pub routing: Option<(usize, key::Column)>,
     /// Key and routing.
     pub used: Vec<Attribute>,
 }
@@ -103,15 +104,13 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
         let place = |name: &str| columns.iter().find(|column| column.name == name);
         let maker = |column: &Named| (column.attribute.place, key::Column::new(column.kind));
         for moves in noted.moves {
-            let key = moves.key_columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>();
-            if let (Some(key), Some(routing)) = (key, place(&moves.routing)) {
-                plan.moves.push(Moves {
-                    oid: moves.source,
-                    key: key.iter().map(|column| maker(column)).collect(),
-                    routing: maker(routing),
-                    used: key.iter().copied().chain([routing]).map(|column| column.attribute).collect(),
-                });
-            }
+            let columns: Option<Vec<_>> =
+                moves.key_columns.iter().chain([&moves.routing]).map(|name| place(name)).collect();
+            let columns = columns.unwrap_or_default();
+            let mut key: Vec<_> = columns.iter().map(|column| maker(column)).collect();
+            let routing = key.pop();
+            let used = columns.iter().map(|column| column.attribute).collect();
+            plan.moves.push(Moves { oid: moves.source, key, routing, used });
         }
         for capture in noted.captures {
             // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.

@@ -69,7 +69,7 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
                     note_update(source, &old, &new);
                 }
                 for moves in &plan.moves {
-                    if !moves.used.iter().all(|attribute| old.same(&new, *attribute)) {
+                    if moves.routing.is_none() || !moves.used.iter().all(|attribute| old.same(&new, *attribute)) {
                         note_former(moves, &old);
                     }
                 }
@@ -159,12 +159,15 @@ unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, par
 
 /// Notes where the row's document lay.
 unsafe fn note_former(moves: &Moves, row: &Row) {
+    let Some((place, column)) = moves.routing else {
+        transaction::note_unnoted(moves.oid);
+        return;
+    };
     // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
     unsafe {
         transaction::with_buffer(|key, part| {
             key_text(&moves.key, row, key, part);
             part.clear();
-            let (place, column) = moves.routing;
             if !row.is_null(place) {
                 column.text(row.value(place), part);
             }

@@ -639,6 +639,17 @@ fn a_paused_table_keeps_its_moves() {
 }
 
 #[test]
+fn moves_while_the_routing_column_has_another_name_are_repaired() {
+    let mut setting = Setting::new();
+    setting.run("alter table {T} rename tenant to customer; update {T} set customer = 'moved' where id <= 20; delete from {T} where id > 30");
+    wait::until("the status says that it cannot be read", wait::LONG, || {
+        setting.number("select count(*) from es_sync.status where cause like 'could not read documents%'") == 1
+    });
+    setting.run("alter table {T} rename customer to tenant");
+    setting.equal();
+}
+
+#[test]
 fn a_routing_column_that_is_not_there_is_refused() {
     let server = Server::with(&Engine::elasticsearch());
     let mut client = server.create_database("app");
