@@ -43,6 +43,10 @@ create table es_sync.attachment (
     -- What the view reads and nobody hears of: "name: why".
     not_followed text[] not null default '{}',
     options jsonb not null default '{}',
+    -- The column of the table that says on which shard a document lies, and the source under which the queue holds where
+    -- documents lay before: a number as a link's, see src/attachment/routing.rs. Also read below SQL.
+    routing text generated always as (options ->> 'routing') stored,
+    routing_source integer check (routing_source between 1 and 16383),
     -- The concrete index behind the alias; null until the first load is done.
     live_index text,
     -- The engine's own id of that index: another one means that somebody restored or replaced it.
@@ -53,7 +57,8 @@ create table es_sync.attachment (
     stale text,
     -- Number of the last concrete index that was begun.
     builds integer not null default 0,
-    attached_at timestamptz not null default pg_catalog.now()
+    attached_at timestamptz not null default pg_catalog.now(),
+    check ((routing_source is null) = (routing is null))
 );
 
 -- Tables whose rows are shown in documents, and how a row of theirs leads to those documents. One row for each place
@@ -127,6 +132,8 @@ create table es_sync.dead_letter (
     kind text not null,
     reason text not null,
     attempts integer not null default 1,
+    -- Of a routed index: where the document may lie besides; a null among them for no routing.
+    routings text[] not null default '{}',
     first_failed_at timestamptz not null default pg_catalog.clock_timestamp(),
     last_failed_at timestamptz not null default pg_catalog.clock_timestamp(),
     unique (attachment, key)
@@ -141,7 +148,8 @@ create unlogged table es_sync.queue (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000, toast_tuple_target = 8160);
 
 -- The source is an attached table, or a link (es_sync.way.source), whose "keys" are values of related rows that lead to
--- keys of an attached table; see src/attachment/link.rs. No table of a user's has an OID as low as a link's number.
+-- keys of an attached table, see src/attachment/link.rs; or es_sync.attachment.routing_source, whose "keys" are those of
+-- the attached table with a former routing each. No table of a user's has an OID as low as a link's number.
 -- Where keys is null the row is about its whole table: with count 0 it is to be built anew (TRUNCATE), with count 1 to be
 -- compared and mended (changes that were not captured one by one).
 

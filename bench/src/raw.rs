@@ -88,7 +88,7 @@ fn add(bodies: &mut Vec<Body>, megabytes: usize, version: i64, id: &str, documen
         bodies.push(Body::new());
     }
     if let Some(body) = bodies.last_mut() {
-        body.index(id, version, document.as_bytes());
+        body.index(id, None, version, document.as_bytes());
     }
 }
 

@@ -70,6 +70,9 @@ pub fn attach(request: Request) -> Result<i64, Report> {
     if let Some(filter) = &request.filter {
         check_filter(&qualified(document), filter);
     }
+    if let Some(routing) = &request.options.routing {
+        check_routing(&table, routing)?;
+    }
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
 
@@ -92,8 +95,13 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         }
         let options = serde_json::to_value(&request.options).unwrap_or_default();
         let rows = spi::run(
-            "insert into es_sync.attachment (relation, index_name, key_columns, filter, exclude, options, document)
-             values ($1::oid, $2, $3, $4, $5, $6, $7::oid) returning id",
+            "insert into es_sync.attachment (
+                 relation, index_name, key_columns, filter, exclude, options, document, routing_source)
+             values ($1::oid, $2, $3, $4, $5, $6, $7::oid, case when $6 ? 'routing' then (
+                 select pg_catalog.min(n) from pg_catalog.generate_series(1, 16383) n
+                 where not exists (select from es_sync.way w where w.source = n)
+                   and not exists (select from es_sync.attachment a where a.routing_source = n)) end)
+             returning id",
             &[
                 (pg_sys::OIDOID, spi::value(table.oid)),
                 (pg_sys::TEXTOID, spi::value(index.as_str())),
@@ -639,6 +647,24 @@ fn check_columns(table: &Table, document: pg_sys::Oid, exclude: &[String]) -> Re
         }
     }
     Ok(())
+}
+
+/// A column that can say on which shard a document lies.
+fn check_routing(table: &Table, column: &str) -> Result<(), Report> {
+    match catalog::columns(table.oid).iter().find(|known| known.name == column) {
+        None => Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("column \"{column}\" of table {} does not exist", table.name),
+        )
+        .detail("Option \"routing\" names a column of the table, also where documents come from a view.")),
+        Some(column) if column.is_virtual => Err(Report::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("cannot route by virtual generated column \"{}\"", column.name),
+        )
+        .detail("Where a document lies must be known when its row is changed, and no trigger sees the column's value.")
+        .hint("Generate the column STORED.")),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Why the engine takes no field of this name beside the other `fields`; None if it does. A dot stands for an object

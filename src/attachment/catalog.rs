@@ -20,6 +20,8 @@ pub struct Attachment {
     pub filter: Option<String>,
     pub exclude: Vec<String>,
     pub options: Options,
+    /// The source under which the queue holds where documents lay before; None without the option `routing`.
+    pub routing_source: Option<u32>,
     /// The concrete index behind the alias; None until the first load is done.
     pub live: Option<String>,
     /// The engine's own id of the live index, once it has been seen.
@@ -50,7 +52,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index, a.live_uuid, a.stale is not null, a.paused, a.document::oid";
+                       a.live_index, a.live_uuid, a.stale is not null, a.paused, a.document::oid, a.routing_source";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {
@@ -89,6 +91,7 @@ fn read(rows: &Rows, row: usize) -> Option<Attachment> {
         stale: rows.get(row, 10)?,
         paused: rows.get(row, 11)?,
         document: rows.get(row, 12),
+        routing_source: rows.get::<i32>(row, 13).map(|source| source as u32),
     })
 }
 
@@ -106,6 +109,9 @@ pub fn is_synced(type_oid: pg_sys::Oid) -> bool {
     !matches!(type_oid, pg_sys::BYTEAOID | pg_sys::TSVECTOROID | pg_sys::BYTEAARRAYOID)
 }
 
+/// `attgenerated` of a column that is generated when it is read: PostgreSQL 18 knows them.
+pub const VIRTUAL: u8 = b'v';
+
 /// What capture notes of a table's rows, and under which source.
 pub struct Capture {
     /// As the queue has it: an attached table, or the number of a link.
@@ -114,6 +120,21 @@ pub struct Capture {
     pub columns: Vec<String>,
     pub used: Used,
     pub part: Part,
+}
+
+/// Where documents of a table's rows lie: what capture notes of it when they leave there.
+pub struct Moves {
+    /// As the queue has it.
+    pub source: u32,
+    pub key_columns: Vec<String>,
+    pub routing: String,
+}
+
+/// What is noted of a relation's rows.
+#[derive(Default)]
+pub struct Captures {
+    pub captures: Vec<Capture>,
+    pub moves: Vec<Moves>,
 }
 
 /// Which columns' changes matter.
@@ -179,13 +200,24 @@ pub fn concerned(table: pg_sys::Oid) -> Vec<i32> {
 }
 
 /// What is noted of rows of any of `relations`, read below SQL: a writer has no right on schema es_sync.
-pub fn captures(relations: &[pg_sys::Oid]) -> Vec<Capture> {
+pub fn captures(relations: &[pg_sys::Oid]) -> Captures {
     let oid = attachment_table();
     ATTACHMENT_TABLE.set(oid);
-    let mut found = Vec::new();
-    scan(oid, [c"relation", c"key_columns", c"exclude", c"filter", c"document"], |row| {
-        let [relation, key_columns, exclude, filter, document] = row;
+    let Captures { captures: mut found, mut moves } = Captures::default();
+    let columns = [c"relation", c"key_columns", c"exclude", c"filter", c"document", c"routing", c"routing_source"];
+    scan(oid, columns, |row| {
+        let [relation, key_columns, exclude, filter, document, routing, routing_source] = row;
         let Some(relation) = relation.and_then(oid_of).filter(|relation| relations.contains(relation)) else { return };
+        // SAFETY: the columns are integer and text.
+        let (routing_source, routing) = unsafe {
+            (
+                routing_source.and_then(|source| i32::from_datum(source, false)),
+                routing.and_then(|routing| String::from_datum(routing, false)),
+            )
+        };
+        if let (Some(source), Some(routing)) = (routing_source, routing) {
+            moves.push(Moves { source: source as u32, key_columns: texts(key_columns), routing });
+        }
         if document.is_some() {
             // Its ways say what is used of the table itself, too.
             return;
@@ -216,10 +248,11 @@ pub fn captures(relations: &[pg_sys::Oid]) -> Vec<Capture> {
             part,
         });
     });
-    found
+    Captures { captures: found, moves }
 }
 
-/// Hands over the named columns of each row of a table of ours, read below SQL; None for null.
+/// Hands over the named columns of each row of a table of ours, read below SQL; None for null, and for a column that
+/// another version's table does not have.
 fn scan<const N: usize>(
     oid: pg_sys::Oid,
     names: [&std::ffi::CStr; N],
@@ -235,7 +268,7 @@ fn scan<const N: usize>(
         if table.is_null() {
             return;
         }
-        let columns = names.map(|name| pg_sys::get_attnum(oid, name.as_ptr()) as usize - 1);
+        let columns = names.map(|name| (pg_sys::get_attnum(oid, name.as_ptr()) as usize).checked_sub(1));
         let descriptor = (*table).rd_att;
         let scan = pg_sys::table_beginscan_catalog(table, 0, std::ptr::null_mut());
         let natts = (*descriptor).natts as usize;
@@ -246,7 +279,7 @@ fn scan<const N: usize>(
                 break;
             }
             pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            visit(columns.map(|column| (!nulls[column]).then_some(values[column])));
+            visit(columns.map(|column| column.filter(|column| !nulls[*column]).map(|column| values[column])));
         }
         pg_sys::table_endscan(scan);
         pg_sys::table_close(table, pg_sys::AccessShareLock as i32);
@@ -314,6 +347,8 @@ pub struct Column {
     pub name: String,
     pub type_oid: pg_sys::Oid,
     pub collation: pg_sys::Oid,
+    /// Generated when it is read.
+    pub is_virtual: bool,
 }
 
 /// The relation's columns, in order, dropped ones left out.
@@ -329,6 +364,7 @@ pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
             name: attribute.name().to_owned(),
             type_oid: attribute.atttypid,
             collation: attribute.attcollation,
+            is_virtual: attribute.attgenerated as u8 == VIRTUAL,
         })
         .collect()
 }

@@ -432,7 +432,8 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
                            and w.source is not null
                          limit 1),
                         (select pg_catalog.min(n) from pg_catalog.generate_series(1, 16383) n
-                         where not exists (select from es_sync.way w where w.source = n)))
+                         where not exists (select from es_sync.way w where w.source = n)
+                           and not exists (select from es_sync.attachment a where a.routing_source = n)))
                     end,
                     $4, $5, $6, $7",
             &[

@@ -10,5 +10,6 @@ pub mod link;
 pub mod options;
 pub mod partitions;
 pub mod pause;
+pub mod routing;
 pub mod switched;
 mod view;

@@ -19,6 +19,9 @@ pub struct Options {
     /// Name of an ingest pipeline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<String>,
+    /// The column of the table that decides on which shard a document lies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<String>,
     /// `index.refresh_interval`, in the engine's notation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh: Option<String>,
@@ -30,7 +33,7 @@ pub struct Options {
     pub adopt: Option<bool>,
 }
 
-const KNOWN: &str = "mappings, settings, pipeline, refresh, load, adopt";
+const KNOWN: &str = "mappings, settings, routing, pipeline, refresh, load, adopt";
 
 impl Options {
     /// Reads what a user passed.
@@ -47,9 +50,11 @@ impl Options {
         for (name, value) in fields {
             let (fits, kind) = match name.as_str() {
                 "mappings" | "settings" => (value.is_object(), "an object, as Elasticsearch takes it"),
-                "pipeline" | "refresh" => (value.as_str().is_some_and(|text| !text.is_empty()), "a non-empty string"),
+                "routing" | "pipeline" | "refresh" => {
+                    (value.as_str().is_some_and(|text| !text.is_empty()), "a non-empty string")
+                }
                 "load" | "adopt" => (value.is_boolean(), "true or false"),
-                "routing" | "delay" => {
+                "delay" => {
                     return Err(Report::new(
                         PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
                         format!("option \"{name}\" is not supported yet"),
@@ -95,7 +100,13 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_kind_is_refused() {
-        for options in [json!([]), json!({"mappings": 1}), json!({"load": "no"}), json!({"pipeline": ""})] {
+        for options in [
+            json!([]),
+            json!({"mappings": 1}),
+            json!({"load": "no"}),
+            json!({"pipeline": ""}),
+            json!({"routing": ["a"]}),
+        ] {
             assert!(Options::parse(&options).is_err(), "{options}");
         }
     }

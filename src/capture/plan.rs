@@ -15,6 +15,8 @@ use crate::attachment::key;
 #[derive(Debug, Default)]
 pub struct Plan {
     pub sources: Vec<Source>,
+    /// Where documents of its rows lie, for each index that is routed.
+    pub moves: Vec<Moves>,
     /// Highest attribute number needed from a tuple to compare it with another one.
     pub attributes: i32,
     /// Highest attribute number of a key column: all that is needed from a row that came or went.
@@ -31,6 +33,18 @@ pub struct Source {
     pub key: Vec<(usize, key::Column)>,
     /// Columns whose change matters; None where every UPDATE does.
     pub used: Option<Vec<Attribute>>,
+}
+
+/// What is noted when a row's document leaves the place where it lies: its key and the former routing.
+#[derive(Debug)]
+pub struct Moves {
+    /// As the queue has it.
+    pub oid: u32,
+    pub key: Vec<(usize, key::Column)>,
+    /// None where a column was dropped or renamed: then what leaves cannot be noted one by one.
+    pub routing: Option<(usize, key::Column)>,
+    /// Key and routing.
+    pub used: Vec<Attribute>,
 }
 
 /// How to compare two values of a column by their image.
@@ -85,9 +99,20 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             candidates.extend(catalog::partition_ancestors((*relation).rd_id));
         }
         let mut plan = Plan::default();
-        for capture in catalog::captures(&candidates) {
-            let columns = columns_of((*relation).rd_att);
-            let place = |name: &str| columns.iter().find(|column| column.name == name);
+        let noted = catalog::captures(&candidates);
+        let columns = if noted.captures.is_empty() { Vec::new() } else { columns_of((*relation).rd_att) };
+        let place = |name: &str| columns.iter().find(|column| column.name == name);
+        let maker = |column: &Named| (column.attribute.place, key::Column::new(column.kind));
+        for moves in noted.moves {
+            let columns: Option<Vec<_>> =
+                moves.key_columns.iter().chain([&moves.routing]).map(|name| place(name)).collect();
+            let columns = columns.unwrap_or_default();
+            let mut key: Vec<_> = columns.iter().map(|column| maker(column)).collect();
+            let routing = key.pop();
+            let used = columns.iter().map(|column| column.attribute).collect();
+            plan.moves.push(Moves { oid: moves.source, key, routing, used });
+        }
+        for capture in noted.captures {
             // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.
             let Some(key) = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
                 continue;
@@ -97,15 +122,12 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
                 Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
                 Used::Only(used) => used.contains(&column.name),
             };
-            let used = (!matches!(capture.used, Used::Every)).then(|| {
-                columns
-                    .iter()
-                    .filter(|column| capture.columns.contains(&column.name) || matters(column))
-                    .map(|column| column.attribute)
-                    .collect::<Vec<_>>()
-            });
-            let key: Vec<_> =
-                key.iter().map(|column| (column.attribute.place, key::Column::new(column.kind))).collect();
+            let used: Vec<&Named> =
+                columns.iter().filter(|column| capture.columns.contains(&column.name) || matters(column)).collect();
+            // What a virtual generated column is made of cannot be seen here: neither row has its value.
+            let known = !matches!(capture.used, Used::Every) && !used.iter().any(|column| column.is_virtual);
+            let used = known.then(|| used.iter().map(|column| column.attribute).collect::<Vec<_>>());
+            let key: Vec<_> = key.iter().map(|column| maker(column)).collect();
             let places =
                 |source: &Source| source.key.iter().map(|(place, _)| *place).eq(key.iter().map(|(place, _)| *place));
             let same =
@@ -125,7 +147,8 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
                 None => plan.sources.push(Source { oid: capture.source, part: capture.part, key, used }),
             }
         }
-        let key_places = || plan.sources.iter().flat_map(|source| &source.key).map(|(place, _)| *place);
+        let moved = || plan.moves.iter().flat_map(|moves| &moves.used).map(|used| used.place);
+        let key_places = || plan.sources.iter().flat_map(|source| &source.key).map(|(place, _)| *place).chain(moved());
         let used_places = plan.sources.iter().flat_map(|source| source.used.iter().flatten()).map(|used| used.place);
         plan.attributes = key_places().chain(used_places).max().map_or(0, |place| place as i32 + 1);
         plan.key_attributes = key_places().max().map_or(0, |place| place as i32 + 1);
@@ -136,6 +159,8 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
 struct Named {
     name: String,
     kind: pg_sys::Oid,
+    /// Generated when it is read (PostgreSQL 18): no tuple has a value of it.
+    is_virtual: bool,
     attribute: Attribute,
 }
 
@@ -152,6 +177,7 @@ unsafe fn columns_of(descriptor: pg_sys::TupleDesc) -> Vec<Named> {
             .map(|(place, attribute)| Named {
                 name: std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_string_lossy().into_owned(),
                 kind: attribute.atttypid,
+                is_virtual: attribute.attgenerated as u8 == catalog::VIRTUAL,
                 attribute: Attribute { place, by_value: attribute.attbyval, length: attribute.attlen },
             })
             .collect()

@@ -2,10 +2,11 @@
 
 use pgrx::pg_sys;
 
-use super::plan::{self, Attribute, Plan, Source};
+use super::plan::{self, Attribute, Moves, Plan, Source};
 use super::transaction;
 use crate::attachment::catalog::Part;
-use crate::attachment::link;
+use crate::attachment::key::{Column, push_part};
+use crate::attachment::{link, routing};
 use crate::postgres::error::Report;
 use crate::settings;
 
@@ -67,11 +68,21 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
                 for source in &plan.sources {
                     note_update(source, &old, &new);
                 }
+                for moves in &plan.moves {
+                    if moves.routing.is_none() || !moves.used.iter().all(|attribute| old.same(&new, *attribute)) {
+                        note_former(moves, &old);
+                    }
+                }
             }
-            _ => {
+            event => {
                 let row = Row::new(trigger.tg_trigslot, plan.key_attributes);
                 for source in &plan.sources {
                     note_row(source, &row);
+                }
+                if event == pg_sys::TRIGGER_EVENT_DELETE {
+                    for moves in &plan.moves {
+                        note_former(moves, &row);
+                    }
                 }
             }
         }
@@ -122,18 +133,47 @@ unsafe fn note_row(source: &Source, row: &Row) {
             }
         }
         transaction::with_buffer(|key, part| {
-            for (index, (place, column)) in source.key.iter().enumerate() {
-                if source.key.len() == 1 {
-                    column.text(row.value(*place), key);
-                } else {
-                    part.clear();
-                    if !row.is_null(*place) {
-                        column.text(row.value(*place), part);
-                    }
-                    crate::attachment::key::push_part(key, index == 0, part);
-                }
-            }
+            key_text(&source.key, row, key, part);
             transaction::note_key(source.oid, key);
+        });
+    }
+}
+
+/// Appends the text of a key to `key`; `part` is a buffer.
+unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, part: &mut String) {
+    // SAFETY: as in `note_row`.
+    unsafe {
+        for (index, (place, column)) in columns.iter().enumerate() {
+            if columns.len() == 1 {
+                column.text(row.value(*place), key);
+            } else {
+                part.clear();
+                if !row.is_null(*place) {
+                    column.text(row.value(*place), part);
+                }
+                push_part(key, index == 0, part);
+            }
+        }
+    }
+}
+
+/// Notes where the row's document lay.
+unsafe fn note_former(moves: &Moves, row: &Row) {
+    let Some((place, column)) = moves.routing else {
+        transaction::note_unnoted(moves.oid);
+        return;
+    };
+    // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
+    unsafe {
+        transaction::with_buffer(|key, part| {
+            key_text(&moves.key, row, key, part);
+            part.clear();
+            if !row.is_null(place) {
+                column.text(row.value(place), part);
+            }
+            let mut noted = String::with_capacity(key.len() + part.len() + 2);
+            routing::push(&mut noted, key, (!part.is_empty()).then_some(part.as_str()));
+            transaction::note_key(moves.oid, &noted);
         });
     }
 }

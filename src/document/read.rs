@@ -18,6 +18,16 @@ pub struct Reader {
     fetch: i64,
 }
 
+/// A row as it was read.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    pub key: &'a str,
+    /// Where its document lies; None where that depends on its id alone.
+    pub routing: Option<&'a str>,
+    /// One line of JSON; None if the row has no document.
+    pub document: Option<&'a [u8]>,
+}
+
 /// Bytes of documents that one fetch aims at.
 const FETCH_BYTES: usize = 512 * 1024;
 const MAX_FETCH: i64 = 2_000;
@@ -33,11 +43,11 @@ impl Reader {
         &self.shape
     }
 
-    /// Reads the rows of `keys` that exist and pass the filter, as they are in the active snapshot. `found` gets key
-    /// and document (one line of JSON) and says whether to go on.
+    /// Reads the rows of `keys` that exist, as they are in the active snapshot; without a routing, those that have no
+    /// document may be left out. `found` says whether to go on.
     ///
     /// Returns true if all rows were read: a key that was not found then has no document.
-    pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(&str, &[u8]) -> bool) -> bool {
+    pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(Row) -> bool) -> bool {
         let columns = self.shape.key.len();
         let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
         for key in keys {
@@ -51,25 +61,21 @@ impl Reader {
             let plan =
                 by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
             let values: Vec<Value> = values.into_iter().map(spi::value).collect();
-            let mut found = found;
-            // A row of which the view makes no document is as good as none.
-            let found = |text: &str, document: Option<&[u8]>| document.is_none_or(|document| found(text, document));
-            read(plan, &values, &shape.key, fetch, found)
+            read(plan, &values, shape, fetch, found)
         })
     }
 
-    /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`,
-    /// but with None for a row that has no document.
+    /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.
     ///
     /// Returns true if it was not stopped by `found`.
-    pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(&str, Option<&[u8]>) -> bool) -> bool {
+    pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(Row) -> bool) -> bool {
         let columns = self.shape.key.len();
         let parts = after.and_then(|after| key::parts(after, columns));
         let Self { shape, first_page, next_page, fetch, .. } = self;
         transaction::as_owner(shape.owner, || match parts {
             None => {
                 let plan = first_page.get_or_insert_with(|| Plan::prepare(&shape.first_page, &[pg_sys::INT8OID]));
-                read(plan, &[spi::value(limit)], &shape.key, fetch, found)
+                read(plan, &[spi::value(limit)], shape, fetch, found)
             }
             Some(parts) => {
                 let plan = next_page.get_or_insert_with(|| {
@@ -79,7 +85,7 @@ impl Reader {
                 });
                 let mut values: Vec<Value> = parts.into_iter().map(spi::value).collect();
                 values.push(spi::value(limit));
-                read(plan, &values, &shape.key, fetch, found)
+                read(plan, &values, shape, fetch, found)
             }
         })
     }
@@ -119,25 +125,30 @@ impl Reader {
     }
 }
 
-fn read(
-    plan: &Plan,
-    values: &[Value],
-    columns: &[key::Column],
-    fetch: &mut i64,
-    mut found: impl FnMut(&str, Option<&[u8]>) -> bool,
-) -> bool {
+fn read(plan: &Plan, values: &[Value], shape: &Shape, fetch: &mut i64, mut found: impl FnMut(Row) -> bool) -> bool {
     let cursor = plan.open(values);
-    let mut text = String::new();
+    let columns = shape.key.len();
+    let (mut text, mut routing) = (String::new(), String::new());
     loop {
         let rows = cursor.fetch(*fetch);
         let mut bytes = 0;
         for row in 0..rows.len() {
-            key_of(&rows, row, columns, &mut text);
-            let go_on = rows.with_bytes(row, columns.len() + 1, |document| {
+            key_of(&rows, row, &shape.key, &mut text);
+            if let Some(column) = shape.routing {
+                routing.clear();
+                if let Some(datum) = rows.datum(row, columns + 1) {
+                    // SAFETY: the statement returns the routing behind the key columns.
+                    unsafe { column.text(datum, &mut routing) };
+                }
+            }
+            // The engine takes an empty routing for none.
+            let bare = Row { key: &text, routing: (!routing.is_empty()).then_some(&routing), document: None };
+            let document = columns + 1 + usize::from(shape.routing.is_some());
+            let go_on = rows.with_bytes(row, document, |document| {
                 bytes += document.len();
-                found(&text, Some(document))
+                found(Row { document: Some(document), ..bare })
             });
-            if !go_on.unwrap_or_else(|| found(&text, None)) {
+            if !go_on.unwrap_or_else(|| found(bare)) {
                 cursor.close();
                 return false;
             }

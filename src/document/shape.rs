@@ -16,7 +16,10 @@ use crate::postgres::spi;
 pub struct Shape {
     pub owner: pg_sys::Oid,
     pub key: Vec<key::Column>,
-    /// Reads by keys: parameters are one text[] per key column; returns the key columns, then the document.
+    /// The column that decides on which shard a document lies.
+    pub routing: Option<key::Column>,
+    /// Reads by keys: parameters are one text[] per key column; returns the key columns, the routing where there is one,
+    /// then the document. With a routing, a row that has no document is returned, too: its document lies there.
     pub by_keys: String,
     /// Reads the first page: $1 is the number of rows.
     pub first_page: String,
@@ -59,8 +62,11 @@ const IGNORE_ABOVE: u32 = 8_191;
 /// a stack of 1 MB: 900 levels end its process, and end it again when it starts and replays what it had written down.
 pub const MAX_NESTING: usize = 100;
 
+/// Says whether a row passes the filter.
+const PASSES: &str = "\"es_sync passes\"";
+
 impl Shape {
-    /// Reads the catalog; None if the table or a key column is gone. SPI must be connected.
+    /// Reads the catalog; None if the table, a key column or the one of the routing is gone. SPI must be connected.
     pub fn of(attachment: &Attachment) -> Option<Self> {
         let table = spi::run(
             "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner, c.reltuples::float8
@@ -77,6 +83,10 @@ impl Shape {
             .iter()
             .map(|name| own_columns.iter().find(|column| &column.name == name))
             .collect::<Option<_>>()?;
+        let routing = match &attachment.options.routing {
+            Some(name) => Some(own_columns.iter().find(|column| &column.name == name)?),
+            None => None,
+        };
         let view = match attachment.document {
             // Its owner's rights count when it is read, so he must still be the table's.
             Some(view) => Some(view_name(view, table.get(0, 2)?)?),
@@ -119,8 +129,12 @@ impl Shape {
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
         let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
         // "document.*" is the row even where a column has the alias's name.
+        let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
         let document = match &view {
-            None => format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)"),
+            None if routing.is_some() && attachment.filter.is_some() => {
+                format!("case when t.{PASSES} then {row} end")
+            }
+            None => row,
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
             Some(_) => {
@@ -133,16 +147,31 @@ impl Shape {
                 )
             }
         };
-        let source = if view.is_some() { name.clone() } else { filtered };
-        let select = format!("select {}, {document} from", keys.join(", "));
+        let source = match (&view, routing, &attachment.filter) {
+            (Some(_), ..) => name.clone(),
+            (None, Some(_), Some(filter)) => format!("(select *, (\n{filter}\n) is true as {PASSES} from {name})"),
+            _ => filtered,
+        };
+        let place = routing.map(|column| format!("t.{}, ", quote(&column.name))).unwrap_or_default();
+        let select = format!("select {}, {place}{document} from", keys.join(", "));
 
-        let by_keys = if let ([column], [kind]) = (&keys[..], &types[..]) {
+        // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
+        let alone: Vec<bool> = key.iter().map(|column| Type::of(column).is_compound()).collect();
+        let by_keys = if let ([column], [kind], [false]) = (&keys[..], &types[..], &alone[..]) {
             format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
         } else {
-            let parts: Vec<String> =
-                (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text[]::{}[]", types[n - 1])).collect();
+            let part = |n: usize| match alone[n - 1] {
+                true => format!("${n}::pg_catalog.text[]"),
+                false => format!("${n}::pg_catalog.text[]::{}[]", types[n - 1]),
+            };
+            let parts: Vec<String> = (1..=keys.len()).map(part).collect();
             let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
-            let equal: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} = k.{name}")).collect();
+            let equal: Vec<String> = (0..keys.len())
+                .map(|n| match alone[n] {
+                    true => format!("{} = k.{}::{}", keys[n], names[n], types[n]),
+                    false => format!("{} = k.{}", keys[n], names[n]),
+                })
+                .collect();
             format!(
                 "{select} rows from (pg_catalog.unnest({})) k ({}) join {source} t on {}",
                 parts.join("), pg_catalog.unnest("),
@@ -163,6 +192,7 @@ impl Shape {
         Some(Self {
             owner: table.get(0, 2)?,
             key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
+            routing: routing.map(|column| key::Column::new(column.type_oid)),
             by_keys,
             first_page: page(String::new(), 1),
             next_page: page(format!("where ({order}) > ({})", after.join(", ")), keys.len() + 1),
@@ -297,6 +327,12 @@ impl Type {
         let field =
             if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
         Self { field, is_array, element, is_multirange }
+    }
+
+    /// An array or a composite type.
+    fn is_compound(&self) -> bool {
+        // SAFETY: a syscache lookup on the main thread, inside a transaction.
+        self.is_array || unsafe { pg_sys::get_typtype(self.element) } as u8 == pg_sys::TYPTYPE_COMPOSITE
     }
 
     /// The SQL that makes the column's JSON value; `bare` is the qualified column.

@@ -7,14 +7,16 @@
 
 use std::time::Instant;
 
-use es::{Compared, Failure, FailureKind};
-use rustc_hash::FxHashSet;
+use es::{Compare, Compared, Failure, FailureKind, Wanted};
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Value, json};
 
 use super::record::{self, Counts};
 use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::key::{self, is_too_long};
+use crate::attachment::routing;
 use crate::capture::Changes;
+use crate::document::read::Row;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::insert::{self, Queue};
@@ -43,11 +45,19 @@ pub struct Verify {
     /// comparison that is interrupted goes on from here.
     settled: (Option<String>, i64),
     counts: Counts,
-    /// Keys that differed at first sight.
-    suspects: Vec<String>,
+    /// What differed at first sight.
+    suspects: Vec<Suspect>,
     rows_at_once: i64,
     written_down: Instant,
     failures: u32,
+}
+
+/// A key whose row and document may differ.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Suspect {
+    key: String,
+    /// Of a routed index: where a document was found; None for a row.
+    found: Option<Option<String>>,
 }
 
 enum Phase {
@@ -72,7 +82,8 @@ enum Phase {
     ComparingAgain {
         call: u64,
         present: Vec<String>,
-        absent: Vec<String>,
+        /// Documents that have no row.
+        absent: Vec<Suspect>,
         then: Box<Phase>,
     },
     /// What was enqueued for mending is on its way.
@@ -228,7 +239,7 @@ impl UnderWay for Verify {
             Phase::Comparing { keys, last, .. } => {
                 for (key, code) in keys.into_iter().zip(value.as_str().unwrap_or_default().bytes()) {
                     if code != EQUAL {
-                        self.suspects.push(key);
+                        self.suspects.push(Suspect { key, found: None });
                     }
                 }
                 self.phase = Phase::Rows;
@@ -242,7 +253,7 @@ impl UnderWay for Verify {
             Phase::Refreshing(_) => self.phase = Phase::Ids(None),
             Phase::Listing(_) => self.listed(value, context, now)?,
             Phase::ComparingAgain { present, absent, then, .. } => {
-                let mut differing = Vec::new();
+                let (mut differing, mut orphans) = (Vec::new(), Vec::new());
                 for (key, code) in present.into_iter().zip(value["present"].as_str().unwrap_or_default().bytes()) {
                     match code {
                         MISSING if self.repair || !context.delivery.is_parked(self.attachment, &key) => {
@@ -256,13 +267,13 @@ impl UnderWay for Verify {
                         _ => {}
                     }
                 }
-                for (key, code) in absent.into_iter().zip(value["absent"].as_str().unwrap_or_default().bytes()) {
+                for (orphan, code) in absent.into_iter().zip(value["absent"].as_str().unwrap_or_default().bytes()) {
                     if code == EQUAL {
                         self.counts.orphaned += 1;
-                        differing.push(key);
+                        orphans.push(orphan);
                     }
                 }
-                self.mend(differing, context)?;
+                self.mend(differing, orphans, context)?;
                 self.phase = if self.suspects.is_empty() { *then } else { Phase::Again(then) };
             }
             other => self.phase = other,
@@ -300,17 +311,15 @@ impl Verify {
         }
         self.settle_position();
         let limit = self.rows_at_once;
-        let mut page: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut page: Vec<Document> = Vec::new();
         let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
         let after = self.position.clone();
         let read = transaction::run(|| {
-            context.reader.page(after.as_deref(), limit, |text, document| {
+            context.reader.page(after.as_deref(), limit, |row| {
                 rows += 1;
-                if let Some(document) = document {
-                    bytes += document.len();
-                    page.push((text.to_owned(), document.to_vec()));
-                }
-                last = Some(text.to_owned());
+                page.extend(Document::of(row));
+                bytes += row.document.map_or(0, <[u8]>::len);
+                last = Some(row.key.to_owned());
                 bytes < PAGE_BYTES
             })
         });
@@ -326,10 +335,12 @@ impl Verify {
         }
         self.done += rows;
         let index = self.index.clone().unwrap_or_default();
-        page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
-        let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
-        let contents = context.attachment.contents_comparable();
-        let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &by_id(page), contents)?)));
+        page.retain(|Document { key, .. }| {
+            self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key)
+        });
+        let keys: Vec<String> = page.iter().map(|document| document.key.clone()).collect();
+        let how = how(context);
+        let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &wanted(page), how)?)));
         self.phase = Phase::Comparing { call, keys, last: ended };
         Ok(())
     }
@@ -372,18 +383,43 @@ impl Verify {
             return Ok(());
         }
         let index = self.index.clone().unwrap_or_default();
-        let mut suspects = std::mem::take(&mut self.suspects);
-        suspects.retain(|key| !Self::is_under_way(context, &index, key));
-        let read = read_keys(context, suspects)?;
-        self.suspects = read.unread;
-        let present: Vec<String> = read.present.iter().map(|(key, _)| key.clone()).collect();
-        let absent = read.absent.clone();
-        let contents = context.attachment.contents_comparable();
+        let (under_way, suspects): (Vec<_>, Vec<_>) = std::mem::take(&mut self.suspects)
+            .into_iter()
+            .partition(|suspect| Self::is_under_way(context, &index, &suspect.key));
+        // What is on its way puts right where the row says, and need not know of any other place.
+        self.mend(Vec::new(), under_way.into_iter().filter(|suspect| suspect.found.is_some()).collect(), context)?;
+        let mut keys: Vec<String> = suspects.iter().map(|suspect| suspect.key.clone()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let read = read_keys(context, keys)?;
+        let unread: FxHashSet<&str> = read.unread.iter().map(String::as_str).collect();
+        let unreadable: FxHashSet<&str> = read.unreadable.iter().map(String::as_str).collect();
+        let how = how(context);
+        let (mut rows, mut absent) = (FxHashSet::default(), Vec::new());
+        let documents: FxHashMap<&str, &Document> =
+            read.present.iter().map(|document| (document.key.as_str(), document)).collect();
+        for suspect in suspects {
+            match (documents.get(suspect.key.as_str()), &suspect.found) {
+                _ if unread.contains(suspect.key.as_str()) => self.suspects.push(suspect),
+                _ if unreadable.contains(suspect.key.as_str()) => {}
+                (Some(_), None) => drop(rows.insert(suspect.key)),
+                (Some(document), Some(found)) if document.routing == *found => drop(rows.insert(suspect.key)),
+                // A row that is gone by now: where its document lies is known only when all are listed.
+                (None, None) if how.routed => {}
+                _ => absent.push(suspect),
+            }
+        }
+        let mut documents = read.present;
+        documents.retain(|document| rows.contains(&document.key));
+        let present: Vec<String> = documents.iter().map(|document| document.key.clone()).collect();
+        let places = absent.clone();
         let call = context.engine.call(move |client| {
-            let absent = read.absent.into_iter().map(|key| (key, Vec::new())).collect();
+            let place =
+                |suspect: Suspect| Document { key: suspect.key, routing: suspect.found.flatten(), text: Vec::new() };
+            let places = wanted(places.into_iter().map(place).collect());
             Ok(json!({
-                "present": codes(&client.compare(&index, &by_id(read.present), contents)?),
-                "absent": codes(&client.compare(&index, &by_id(absent), false)?),
+                "present": codes(&client.compare(&index, &wanted(documents), how)?),
+                "absent": codes(&client.compare(&index, &places, Compare { contents: false, ..how })?),
             }))
         });
         self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
@@ -402,12 +438,17 @@ impl Verify {
             return Ok(());
         }
         let index = self.index.clone().unwrap_or_default();
-        let keys: Vec<String> = ids
+        let routed = how(context).routed;
+        let found: Vec<Suspect> = ids
             .iter()
-            .filter_map(|id| id.as_str().map(key::of_document_id))
-            .filter(|key| self.is_sampled(key) && !Self::is_under_way(context, &index, key))
+            .filter_map(|id| {
+                let key = key::of_document_id(id[0].as_str()?);
+                Some(Suspect { key, found: routed.then(|| id[1].as_str().map(str::to_owned)) })
+            })
+            .filter(|found| self.is_sampled(&found.key))
+            .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
-        self.suspects.extend(missing_rows(context, keys)?);
+        self.suspects.extend(without_rows(context, found)?);
         let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));
         if self.suspects.len() >= MAX_SUSPECTS {
             self.await_then_again(context, now, next);
@@ -417,14 +458,26 @@ impl Verify {
         Ok(())
     }
 
-    fn mend(&mut self, keys: Vec<String>, context: &mut Context) -> Result<(), SqlError> {
-        if !self.repair || keys.is_empty() {
+    fn mend(&mut self, keys: Vec<String>, orphans: Vec<Suspect>, context: &mut Context) -> Result<(), SqlError> {
+        if !self.repair || (keys.is_empty() && orphans.is_empty()) {
             return Ok(());
         }
-        let texts: FxHashSet<Box<str>> = keys.into_iter().map(String::into_boxed_str).collect();
-        let source = context.attachment.relation.to_u32();
+        let (mut rows, mut moves) = (Changes::default(), Changes::default());
+        rows.texts.extend(keys.into_iter().map(String::into_boxed_str));
+        for orphan in orphans {
+            match orphan.found {
+                None => drop(rows.texts.insert(orphan.key.into_boxed_str())),
+                Some(routing) => {
+                    let mut noted = String::new();
+                    routing::push(&mut noted, &orphan.key, routing.as_deref());
+                    moves.texts.insert(noted.into_boxed_str());
+                }
+            }
+        }
+        let mut changes = vec![(context.attachment.relation.to_u32(), rows)];
+        changes.extend(context.attachment.routing_source.map(|source| (source, moves)));
         transaction::run(|| {
-            insert::write(Queue::Changes, vec![(source, Changes { texts, ..Changes::default() })], &[]);
+            insert::write(Queue::Changes, changes, &[]);
         })?;
         context.delivery.enqueued = true;
         Ok(())
@@ -462,11 +515,11 @@ impl Verify {
         match phase {
             Phase::Comparing { keys, last, .. } => {
                 // Seen again at the second look.
-                self.suspects.extend(keys);
+                self.suspects.extend(keys.into_iter().map(|key| Suspect { key, found: None }));
                 if last { self.after_rows() } else { Phase::Rows }
             }
             Phase::ComparingAgain { present, absent, then, .. } => {
-                self.suspects.extend(present.into_iter().chain(absent));
+                self.suspects.extend(present.into_iter().map(|key| Suspect { key, found: None }).chain(absent));
                 Phase::Again(then)
             }
             _ => Phase::Refresh,
@@ -522,9 +575,30 @@ const EQUAL: u8 = b'e';
 const MISSING: u8 = b'm';
 const DIFFERENT: u8 = b'd';
 
-/// Documents under their ids instead of their keys.
-fn by_id(documents: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
-    documents.into_iter().map(|(key, document)| (key::document_id(&key).into_owned(), document)).collect()
+/// A document as its row says.
+struct Document {
+    key: String,
+    routing: Option<String>,
+    text: Vec<u8>,
+}
+
+impl Document {
+    /// None where the row has no document.
+    fn of(row: Row) -> Option<Self> {
+        let text = row.document?.to_vec();
+        Some(Self { key: row.key.to_owned(), routing: row.routing.map(str::to_owned), text })
+    }
+}
+
+fn how(context: &Context) -> Compare {
+    let routed = context.attachment.routing_source.is_some();
+    Compare { contents: context.attachment.contents_comparable(), routed }
+}
+
+fn wanted(documents: Vec<Document>) -> Vec<Wanted> {
+    let wanted =
+        |Document { key, routing, text }| Wanted { id: key::document_id(&key).into_owned(), routing, document: text };
+    documents.into_iter().map(wanted).collect()
 }
 
 fn codes(compared: &[Compared]) -> Value {
@@ -538,21 +612,23 @@ fn codes(compared: &[Compared]) -> Value {
 
 #[derive(Default)]
 struct Read {
-    present: Vec<(String, Vec<u8>)>,
+    present: Vec<Document>,
     absent: Vec<String>,
     /// Did not fit.
     unread: Vec<String>,
+    /// The row is there, and Postgres cannot make a document of it.
+    unreadable: Vec<String>,
 }
 
-/// Reads the rows of `keys`. Keys that no row can have are absent; rows that cannot be read are left out.
+/// Reads the rows of `keys`. Keys that no row can have are absent.
 fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError> {
-    let mut present: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut present: Vec<Document> = Vec::new();
     let mut bytes = 0;
     let read = transaction::run(|| {
         let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
-        context.reader.by_keys(&texts, |text, document| {
-            bytes += document.len();
-            present.push((text.to_owned(), document.to_vec()));
+        context.reader.by_keys(&texts, |row| {
+            present.extend(Document::of(row));
+            bytes += row.document.map_or(0, <[u8]>::len);
             bytes < PAGE_BYTES
         })
     });
@@ -560,16 +636,17 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
         Ok(complete) => {
             let wanted: FxHashSet<&str> = keys.iter().map(String::as_str).collect();
             // A row under another text (1.00 for 1.0) is not the one that was asked for.
-            present.retain(|(key, _)| wanted.contains(key.as_str()));
-            let seen: FxHashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
+            present.retain(|document| wanted.contains(document.key.as_str()));
+            let seen: FxHashSet<&str> = present.iter().map(|document| document.key.as_str()).collect();
             let others: Vec<String> = keys.iter().filter(|key| !seen.contains(key.as_str())).cloned().collect();
             let (absent, unread) = if complete { (others, Vec::new()) } else { (Vec::new(), others) };
-            Ok(Read { present, absent, unread })
+            Ok(Read { present, absent, unread, ..Read::default() })
         }
         Err(error) if !error.is_in_the_data() => Err(error),
         Err(_) if keys.len() == 1 => {
-            let absent = !context.reader.is_key(&keys[0])?;
-            Ok(Read { absent: if absent { keys } else { Vec::new() }, ..Read::default() })
+            let possible = context.reader.is_key(&keys[0])?;
+            let (absent, unreadable) = if possible { (Vec::new(), keys) } else { (keys, Vec::new()) };
+            Ok(Read { absent, unreadable, ..Read::default() })
         }
         Err(_) => {
             let mut keys = keys;
@@ -578,19 +655,32 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
             one.present.extend(two.present);
             one.absent.extend(two.absent);
             one.unread.extend(two.unread);
+            one.unreadable.extend(two.unreadable);
             Ok(one)
         }
     }
 }
 
-/// Those of the keys that have no row.
-fn missing_rows(context: &mut Context, keys: Vec<String>) -> Result<Vec<String>, SqlError> {
-    let mut missing = Vec::new();
-    let mut left = keys;
+/// Those of the documents that have no row, or one that leads elsewhere.
+fn without_rows(context: &mut Context, documents: Vec<Suspect>) -> Result<Vec<Suspect>, SqlError> {
+    let (mut left, mut places) = (Vec::new(), FxHashMap::default());
+    for document in documents {
+        left.push(document.key.clone());
+        places.entry(document.key.clone()).or_insert_with(Vec::new).push(document);
+    }
+    left.sort_unstable();
+    left.dedup();
     while !left.is_empty() {
         let read = read_keys(context, left)?;
-        missing.extend(read.absent);
+        for document in read.present {
+            if let Some(found) = places.get_mut(&document.key) {
+                found.retain(|found| found.found.as_ref().is_some_and(|found| *found != document.routing));
+            }
+        }
+        for key in read.unreadable {
+            places.remove(&key);
+        }
         left = read.unread;
     }
-    Ok(missing)
+    Ok(places.into_values().flatten().collect())
 }

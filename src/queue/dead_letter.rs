@@ -2,7 +2,9 @@
 
 use pgrx::pg_sys;
 
-use crate::attachment::key;
+use super::insert::{self, Queue};
+use crate::attachment::{key, routing};
+use crate::capture::Changes;
 use crate::postgres::spi::{self, Plan};
 
 /// A refused document.
@@ -16,16 +18,19 @@ pub struct DeadLetter {
     pub kind: String,
     pub reason: String,
     pub attempts: i32,
+    /// Of a routed index: where the document may lie besides.
+    pub routings: Vec<Option<String>>,
 }
 
 /// Parks it; a document that was parked before keeps its first time.
 pub fn park(letter: &DeadLetter) {
     spi::run(
-        "insert into es_sync.dead_letter as d (attachment, key, document_id, status, kind, reason, attempts)
-         select a.id, $2, $3, $4, $5, $6, $7 from es_sync.attachment a where a.id = $1
+        "insert into es_sync.dead_letter as d (attachment, key, document_id, status, kind, reason, attempts, routings)
+         select a.id, $2, $3, $4, $5, $6, $7, $8 from es_sync.attachment a where a.id = $1
          on conflict (attachment, key) do update
          set status = excluded.status, kind = excluded.kind, reason = excluded.reason,
-             attempts = d.attempts + excluded.attempts, last_failed_at = excluded.last_failed_at",
+             attempts = d.attempts + excluded.attempts, last_failed_at = excluded.last_failed_at,
+             routings = array(select distinct r from pg_catalog.unnest(d.routings || excluded.routings) r)",
         &[
             (pg_sys::INT4OID, spi::value(letter.attachment)),
             (pg_sys::TEXTOID, spi::value(letter.key.as_str())),
@@ -34,16 +39,39 @@ pub fn park(letter: &DeadLetter) {
             (pg_sys::TEXTOID, spi::value(letter.kind.as_str())),
             (pg_sys::TEXTOID, spi::value(letter.reason.as_str())),
             (pg_sys::INT4OID, spi::value(letter.attempts)),
+            (pg_sys::TEXTARRAYOID, spi::value(letter.routings.clone())),
         ],
     );
 }
 
-/// Forgets a document's dead letter: a later version of it was taken.
-pub fn clear(attachment: i32, key: &str) {
-    spi::run(
-        "delete from es_sync.dead_letter d where d.attachment = $1 and d.key = $2",
+/// Forgets a document's dead letter: a later version of it was taken. What was taken may not have been told where else
+/// the document lies, so that goes back to the queue; true if there was something.
+pub fn clear(attachment: i32, key: &str) -> bool {
+    let rows = spi::run(
+        "delete from es_sync.dead_letter d
+         using es_sync.attachment a
+         where a.id = d.attachment and d.attachment = $1 and d.key = $2
+         returning a.routing_source, d.routings",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(key))],
     );
+    if rows.is_empty() {
+        return false;
+    }
+    let (source, texts) = moves(&rows, 0, 1, key);
+    let changes = Changes { texts: texts.into_iter().map(String::into_boxed_str).collect(), ..Changes::default() };
+    !changes.texts.is_empty() && insert::write(Queue::Changes, vec![(source, changes)], &[])
+}
+
+/// Where a letter's document may lie, as the queue has it: from two columns, the source and the routings.
+fn moves(rows: &spi::Rows, row: usize, column: usize, key: &str) -> (u32, Vec<String>) {
+    let source = rows.get::<i32>(row, column).unwrap_or_default() as u32;
+    let routings: Vec<Option<String>> = rows.get(row, column + 1).unwrap_or_default();
+    let text = |routing: Option<String>| {
+        let mut text = String::new();
+        routing::push(&mut text, key, routing.as_deref());
+        text
+    };
+    (source, if source == 0 { Vec::new() } else { routings.into_iter().map(text).collect() })
 }
 
 /// Attachment and key of every dead letter.
@@ -90,12 +118,12 @@ pub fn not_owned(ids: &[i64], role: pg_sys::Oid) -> Option<pg_sys::Oid> {
 /// Rows taken from the cursor at once.
 const FETCH: i64 = 1_000;
 
-/// Calls `visit` with table and key of each chosen letter; how many there are.
+/// Calls `visit` with source and key, as the queue has them, of each chosen letter; how many letters there are.
 pub fn each(chosen: &Chosen, mut visit: impl FnMut(u32, &str)) -> i64 {
     let (types, values): (Vec<_>, Vec<_>) = chosen.parameters().into_iter().unzip();
     let plan = Plan::prepare(
         &format!(
-            "select a.relation::oid, d.key
+            "select a.relation::oid, d.key, a.routing_source, d.routings
              from es_sync.dead_letter d
              join es_sync.attachment a on a.id = d.attachment
              join pg_catalog.pg_class c on c.oid = a.relation
@@ -110,6 +138,8 @@ pub fn each(chosen: &Chosen, mut visit: impl FnMut(u32, &str)) -> i64 {
         for row in 0..rows.len() {
             if let (Some(source), Some(key)) = (rows.get::<pg_sys::Oid>(row, 1), rows.get::<String>(row, 2)) {
                 visit(source.to_u32(), &key);
+                let (source, texts) = moves(&rows, row, 3, &key);
+                texts.iter().for_each(|text| visit(source, text));
                 count += 1;
             }
         }

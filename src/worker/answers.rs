@@ -54,7 +54,11 @@ impl Delivery {
         let mut taken = false;
         let mut missing = None;
         let mut retries = Vec::new();
-        for (operation, outcome) in flight.operations.into_iter().zip(outcomes) {
+        let mut outcomes = outcomes.into_iter();
+        for operation in flight.operations {
+            // A document is done when all of its items are.
+            let items = outcomes.by_ref().take(operation.items);
+            let outcome = items.max_by_key(|outcome| weight(outcome, flight.version)).unwrap_or(Outcome::Done);
             match outcome {
                 Outcome::Done => {
                     taken = true;
@@ -196,7 +200,9 @@ impl Delivery {
             // It may still arrive: after a delete that overtook it, once the engine has forgotten that delete.
             let again = Instant::now() + 2 * settings::request_timeout();
             let indexed = flight.operations.iter().filter(|operation| !operation.delete);
-            self.doubtful.extend(indexed.map(|operation| (again, flight.lane, operation.key.clone())));
+            self.doubtful.extend(
+                indexed.map(|operation| (again, flight.lane, operation.key.clone(), operation.routing.clone())),
+            );
         }
         let told = match failure.kind {
             // It may quote any of the documents.
@@ -222,6 +228,7 @@ impl Delivery {
     pub(super) fn park(&mut self, lane: u32, key: &Key, status: Option<i32>, kind: &str, reason: String) {
         let Some(state) = self.lane(lane) else { return };
         let (attachment, attempts) = (state.attachment, state.attempts(key) as i32 + 1);
+        let routings = state.elsewhere(key).to_vec();
         if let Some(counters) = counters(attachment) {
             counters.refused.fetch_add(1, Relaxed);
         }
@@ -236,9 +243,26 @@ impl Delivery {
             // Postgres' text knows no NUL.
             reason: reason.replace('\0', "\u{fffd}"),
             attempts,
+            routings: routings.iter().map(|routing| routing.as_deref().map(str::to_owned)).collect(),
         });
         self.parked.insert((attachment, key.clone()));
         self.finish(lane, key);
+    }
+}
+
+/// Of a document's items, the one with the highest weight decides what becomes of it.
+fn weight(outcome: &Outcome, version: i64) -> u8 {
+    match outcome {
+        Outcome::Done => 0,
+        Outcome::Newer { version: held }
+            if held % VERSION_STEP == 0 && held >> GENERATION_SHIFT <= version >> GENERATION_SHIFT =>
+        {
+            1
+        }
+        Outcome::Refused { .. } => 2,
+        Outcome::Newer { .. } => 3,
+        Outcome::Retry { .. } => 4,
+        Outcome::IndexMissing { .. } => 5,
     }
 }
 

@@ -144,6 +144,7 @@ impl Worker {
             // SAFETY: reads a variable of this process.
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
         }
+        self.delivery.take_moves(&self.attachments);
         self.delivery.apply_pauses(&self.attachments);
         self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();

@@ -152,12 +152,13 @@ impl Worker {
             .copied()
             .collect();
         let attachments = &self.attachments;
-        transaction::run(|| {
+        let enqueued = transaction::run(|| {
             for letter in &outbox.letters {
                 dead_letter::park(letter);
             }
+            let mut enqueued = false;
             for (attachment, key) in &outbox.cleared {
-                dead_letter::clear(*attachment, key);
+                enqueued |= dead_letter::clear(*attachment, key);
             }
             for (source, _) in &outbox.rebuilds {
                 for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
@@ -174,7 +175,9 @@ impl Worker {
                 }
             }
             claim::acknowledge(&places);
+            enqueued
         })?;
+        self.more |= enqueued;
         let stale = !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty();
         self.delivery.outbox = Default::default();
         self.delivery.forget_places(places);

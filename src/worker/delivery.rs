@@ -15,8 +15,11 @@ use super::engine::Engine;
 use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
+use crate::attachment::catalog::Attachment;
 use crate::attachment::key::{self, is_too_long};
-use crate::document::read::Reader;
+use crate::attachment::link;
+use crate::attachment::routing::{self, Routing};
+use crate::document::read::{Reader, Row as Found};
 use crate::document::shape::{MAX_NESTING, is_too_deep};
 use crate::postgres::error::SqlError;
 use crate::postgres::spi::Plan;
@@ -40,6 +43,8 @@ pub struct Delivery {
     pub(super) places: FxHashSet<Place>,
     pub(super) hold: Hold,
     pub(super) fans: Fans,
+    /// Sources under which the queue holds where documents lay before: attached table and attachment of each.
+    moves: FxHashMap<u32, (u32, i32)>,
     pub(super) flights: FxHashMap<u64, Flight>,
     later: Vec<Row>,
     bodies: Vec<Body>,
@@ -51,7 +56,7 @@ pub struct Delivery {
     /// The queue survives a crash, so nothing may be sent that would not.
     pub durable: bool,
     /// Index operations whose outcome is not known, and when they are looked at once more.
-    pub(super) doubtful: VecDeque<(Instant, u32, Key)>,
+    pub(super) doubtful: VecDeque<(Instant, u32, Key, Option<Routing>)>,
     /// Keys were enqueued by the worker itself: there is something to claim.
     pub enqueued: bool,
     /// What the next transaction writes down.
@@ -104,9 +109,14 @@ pub(super) struct Flight {
     pub(super) version: i64,
 }
 
+/// What becomes of one document.
 pub(super) struct Operation {
     pub(super) key: Key,
     pub(super) delete: bool,
+    /// Of a routed index: where it is indexed.
+    pub(super) routing: Option<Routing>,
+    /// So many items of the request, one after the other: one to index it, and one for each place where it must not be.
+    pub(super) items: usize,
 }
 
 /// A request under construction.
@@ -116,6 +126,10 @@ struct Batch {
     /// What the engine must not see: document, kind and reason of its dead letter.
     unfit: Vec<(Key, &'static str, String)>,
     version: i64,
+    /// With a routing: the version of deletes beside an index operation of the same document. It is the lower one, so in
+    /// whatever order they arrive on a shard that both routings lead to, the document stays.
+    former: i64,
+    routed: bool,
 }
 
 /// What became of reading a page.
@@ -153,6 +167,33 @@ impl Delivery {
         lane.paused = self.hold.is_paused(source);
         self.lanes.push(lane);
         self.next_lane
+    }
+
+    /// Takes in under which sources the queue holds where documents lay before.
+    pub fn take_moves(&mut self, attachments: &[Attachment]) {
+        let moves = attachments.iter().filter_map(|known| Some((known.routing_source?, known)));
+        self.moves = moves.map(|(source, known)| (source, (known.relation.to_u32(), known.id))).collect();
+    }
+
+    /// The attached table whose documents a source of the queue is about; None for a link that is gone.
+    pub fn root_of(&self, source: u32) -> Option<u32> {
+        if !link::is_link(source) {
+            return Some(source);
+        }
+        self.moves.get(&source).map(|(root, _)| *root).or_else(|| self.fans.root_of(source))
+    }
+
+    /// All sources of the queue that are about a table's documents.
+    pub fn sources_of(&self, root: u32) -> Vec<u32> {
+        let moves = self.moves.iter().filter(|(_, (its, _))| *its == root).map(|(source, _)| *source);
+        self.fans.links_of(root).chain(moves).chain([root]).collect()
+    }
+
+    /// Adds to the tables that are not claimed for now what else is about their documents.
+    pub(super) fn hold_moves(&self, held: &mut Vec<u32>) {
+        let moves = self.moves.iter().filter(|(_, (root, _))| held.contains(root)).map(|(source, _)| *source);
+        let moves: Vec<u32> = moves.collect();
+        held.extend(moves);
     }
 
     /// Closes a lane; what was on its way counts as done there.
@@ -255,7 +296,8 @@ impl Delivery {
             };
             self.next_ticket += 1;
             let ticket = self.next_ticket;
-            if row.source != root {
+            let moved = self.moves.get(&row.source).map(|(_, attachment)| *attachment);
+            if row.source != root && moved.is_none() {
                 let joined = self.accept_values(row.source, root, keys, ticket);
                 match joined.and_then(|ticket| self.claimed.get_mut(&ticket)) {
                     Some(claimed) => claimed.places.push(row.place),
@@ -268,6 +310,15 @@ impl Delivery {
             }
             let mut left = 0;
             for key in keys {
+                if let Some(attachment) = moved {
+                    let Some((key, routing)) = routing::pair(&key) else { continue };
+                    let key: Key = Rc::from(key);
+                    for lane in self.lanes.iter_mut().filter(|lane| lane.attachment == attachment) {
+                        lane.moved(&key, ticket, routing.clone());
+                        left += 1;
+                    }
+                    continue;
+                }
                 let key: Key = Rc::from(key);
                 for lane in self.lanes.iter_mut().filter(|lane| lane.source == row.source) {
                     lane.change(&key, ticket);
@@ -280,7 +331,7 @@ impl Delivery {
             } else {
                 self.claimed.insert(
                     ticket,
-                    Claimed { places: vec![row.place], source: row.source, left, enqueued_at: row.enqueued_at },
+                    Claimed { places: vec![row.place], source: root, left, enqueued_at: row.enqueued_at },
                 );
             }
         }
@@ -288,14 +339,14 @@ impl Delivery {
 
     /// Has documents read and sent once more whose earlier request may have arrived late; when the next ones are due.
     pub fn look_at_doubtful(&mut self, now: Instant) -> Option<Instant> {
-        while let Some((due, _, _)) = self.doubtful.front() {
+        while let Some((due, ..)) = self.doubtful.front() {
             if *due > now {
                 return Some(*due);
             }
-            if let Some((_, lane, key)) = self.doubtful.pop_front()
+            if let Some((_, lane, key, routing)) = self.doubtful.pop_front()
                 && let Some(lane) = self.lane(lane)
             {
-                lane.check(key);
+                lane.check(key, routing);
             }
         }
         None
@@ -340,24 +391,32 @@ impl Delivery {
         let target_bytes = engine.sizing.target_bytes();
         let max_content = engine.max_content;
         let in_flight = self.in_flight();
-        let Some(keys) = self.lane(lane).map(|lane| {
+        let routed = reader.shape().routing.is_some();
+        let Some((keys, elsewhere)) = self.lane(lane).map(|lane| {
             let share = engine.sizing.documents(lane.average_bytes, in_flight, Some(lane.ready()));
-            lane.take(if probe { 1 } else { share })
+            let keys = lane.take(if probe { 1 } else { share });
+            let elsewhere = |key: &Key| if routed { lane.elsewhere(key).to_vec() } else { Vec::new() };
+            let elsewhere: Vec<Vec<Routing>> = keys.iter().map(elsewhere).collect();
+            (keys, elsewhere)
         }) else {
             return;
         };
-        let mut batch = self.batch();
+        let mut batch = self.batch(routed);
         let mut seen = vec![false; keys.len()];
         let complete = transaction::run(|| {
+            if elsewhere.iter().any(|routings| !routings.is_empty()) {
+                batch.former = self.next_version();
+            }
             batch.version = self.next_version();
             let place: FxHashMap<&str, usize> = keys.iter().enumerate().map(|(place, key)| (&**key, place)).collect();
             let texts: Vec<&str> = keys.iter().map(|key| &**key).collect();
-            let complete = reader.by_keys(&texts, |text, document| {
+            let complete = reader.by_keys(&texts, |row| {
                 // A row under another text (1.00 for 1.0) is not the one that was asked for.
-                if let Some(&place) = place.get(text)
+                if let Some(&place) = place.get(row.key)
+                    && (row.document.is_some() || routed)
                     && !std::mem::replace(&mut seen[place], true)
                 {
-                    batch.add(&keys[place], document, max_content);
+                    batch.put(&keys[place], row, &elsewhere[place], max_content);
                 }
                 batch.body.len() < target_bytes
             });
@@ -368,10 +427,10 @@ impl Delivery {
             Ok(complete) => {
                 self.flush_what_was_read();
                 let mut unread = Vec::new();
-                for (key, seen) in keys.into_iter().zip(seen) {
+                for ((key, seen), elsewhere) in keys.into_iter().zip(seen).zip(&elsewhere) {
                     match (seen, complete) {
                         (true, _) => {}
-                        (false, true) => batch.remove(&key),
+                        (false, true) => batch.remove(&key, elsewhere),
                         (false, false) => unread.push(key),
                     }
                 }
@@ -384,7 +443,7 @@ impl Delivery {
             Err(error) if keys.len() == 1 && error.is_in_the_data() && reader.is_key(&keys[0]).is_ok_and(|is| !is) => {
                 batch.body.clear();
                 batch.operations.clear();
-                batch.remove(&keys[0]);
+                batch.remove(&keys[0], &elsewhere[0]);
                 self.send(lane, batch, engine);
             }
             Err(error) => self.read_failed(lane, keys, &error, engine),
@@ -411,21 +470,19 @@ impl Delivery {
         let limit = self
             .lane(lane)
             .map_or(1, |lane| engine.sizing.documents(lane.average_bytes, in_flight, left).min(lane.max_operations));
-        let mut batch = self.batch();
+        let mut batch = self.batch(reader.shape().routing.is_some());
         let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
         let place = self.lanes.iter().position(|candidate| candidate.id == lane);
         let result = transaction::run(|| {
             batch.version = self.next_version();
             let lane = place.map(|place| &self.lanes[place]);
             let mut last = String::new();
-            let uninterrupted = reader.page(after, limit as i64, |text, document| {
+            let uninterrupted = reader.page(after, limit as i64, |row| {
                 read.rows += 1;
                 last.clear();
-                last.push_str(text);
-                if let Some(document) = document
-                    && lane.is_some_and(|lane| !lane.contains(text))
-                {
-                    batch.add(&Rc::from(text), document, max_content);
+                last.push_str(row.key);
+                if row.document.is_some() && lane.is_some_and(|lane| !lane.contains(row.key)) {
+                    batch.put(&Rc::from(row.key), row, &[], max_content);
                 }
                 batch.body.len() < target_bytes
             });
@@ -468,9 +525,9 @@ impl Delivery {
         }
     }
 
-    fn batch(&mut self) -> Batch {
+    fn batch(&mut self, routed: bool) -> Batch {
         let body = self.bodies.pop().unwrap_or_default();
-        Batch { body, operations: Vec::new(), unfit: Vec::new(), version: 0 }
+        Batch { body, operations: Vec::new(), unfit: Vec::new(), version: 0, former: 0, routed }
     }
 
     pub(super) fn recycle(&mut self, mut body: Body) {
@@ -481,12 +538,11 @@ impl Delivery {
     }
 
     fn send(&mut self, lane: u32, batch: Batch, engine: &mut Engine) {
-        let Batch { body, operations, unfit, version } = batch;
+        let Batch { body, operations, unfit, version, .. } = batch;
         for (key, kind, reason) in unfit {
             self.park(lane, &key, None, kind, reason);
         }
-        // An id that the engine refuses would take its whole request along.
-        let (operations, body) = self.without_long_ids(lane, operations, body);
+        let operations = self.without_bodiless(lane, operations);
         if operations.is_empty() {
             self.recycle(body);
             return;
@@ -503,10 +559,11 @@ impl Delivery {
         engine.senders.send(es::Delivery { token, target, body });
     }
 
-    fn without_long_ids(&mut self, lane: u32, operations: Vec<Operation>, body: Body) -> (Vec<Operation>, Body) {
-        // `Batch::add` never puts a long id into the body: here only its operation is taken out.
-        let (kept, long): (Vec<_>, Vec<_>) = operations.into_iter().partition(|operation| !is_too_long(&operation.key));
-        for operation in long {
+    /// Takes out what has nothing in the body: ids that the engine refuses, which would take their whole request along,
+    /// and rows that are gone while nobody says where their documents lay (then another change does).
+    fn without_bodiless(&mut self, lane: u32, operations: Vec<Operation>) -> Vec<Operation> {
+        let (kept, bodiless): (Vec<_>, Vec<_>) = operations.into_iter().partition(|operation| operation.items > 0);
+        for operation in bodiless {
             if operation.delete {
                 self.finish(lane, &operation.key);
             } else {
@@ -518,7 +575,7 @@ impl Delivery {
                 self.park(lane, &operation.key, None, "id_too_long", reason);
             }
         }
-        (kept, body)
+        kept
     }
 
     fn read_failed(&mut self, lane: u32, keys: Vec<Key>, error: &SqlError, engine: &mut Engine) {
@@ -594,9 +651,17 @@ impl Delivery {
 }
 
 impl Batch {
-    fn add(&mut self, key: &Key, document: &[u8], max_content: usize) {
+    /// Adds what a row's document should be: indexed where it belongs, and nowhere else.
+    fn put(&mut self, key: &Key, row: Found, elsewhere: &[Routing], max_content: usize) {
         let id = key::document_id(key);
-        if es::operation_len(&id, document.len()) > max_content {
+        let Some(document) = row.document else {
+            // The row is there and its document must not be.
+            let here = row.routing.map(Rc::from);
+            let others = elsewhere.iter().filter(|routing| **routing != here).cloned();
+            let places: Vec<Routing> = others.chain([here.clone()]).collect();
+            return self.remove(key, &places);
+        };
+        if es::operation_len(&id, row.routing, document.len()) > max_content {
             let reason = format!("document of {} bytes is larger than the engine takes", document.len());
             self.unfit.push((key.clone(), "too_large", reason));
             return;
@@ -606,16 +671,31 @@ impl Batch {
             self.unfit.push((key.clone(), "too_deep", reason));
             return;
         }
+        let mut items = 0;
         if !is_too_long(key) {
-            self.body.index(&id, self.version, document);
+            // First, so that on a shard that both routings lead to the document is never missing.
+            self.body.index(&id, row.routing, self.version, document);
+            items = 1;
+            for former in elsewhere.iter().filter(|routing| routing.as_deref() != row.routing) {
+                self.body.delete(&id, former.as_deref(), self.former);
+                items += 1;
+            }
         }
-        self.operations.push(Operation { key: key.clone(), delete: false });
+        let routing = self.routed.then(|| row.routing.map(Rc::from));
+        self.operations.push(Operation { key: key.clone(), delete: false, routing, items });
     }
 
-    fn remove(&mut self, key: &Key) {
+    /// Adds what becomes of a document that must not be there; `places` are where it may lie, in a routed index.
+    fn remove(&mut self, key: &Key, places: &[Routing]) {
+        let mut items = 0;
         if !is_too_long(key) {
-            self.body.delete(&key::document_id(key), self.version);
+            let id = key::document_id(key);
+            let places: &[Routing] = if self.routed { places } else { &[None] };
+            for routing in places {
+                self.body.delete(&id, routing.as_deref(), self.version);
+            }
+            items = places.len();
         }
-        self.operations.push(Operation { key: key.clone(), delete: true });
+        self.operations.push(Operation { key: key.clone(), delete: true, routing: None, items });
     }
 }

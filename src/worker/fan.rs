@@ -69,6 +69,16 @@ impl Fans {
         self.fans.retain(|fan| keep(fan.ticket));
     }
 
+    /// The attached table of a link; None if it is gone.
+    pub fn root_of(&self, link: u32) -> Option<u32> {
+        self.roots.get(&link).copied()
+    }
+
+    /// The links that lead to a table's documents.
+    pub fn links_of(&self, root: u32) -> impl Iterator<Item = u32> {
+        self.roots.iter().filter(move |(_, its)| **its == root).map(|(source, _)| *source)
+    }
+
     /// Values and keys in memory.
     fn claimed(&self) -> usize {
         self.fans.iter().map(|fan| fan.values.len() + fan.found.len()).sum()
@@ -76,17 +86,6 @@ impl Fans {
 }
 
 impl Delivery {
-    /// The attached table whose documents a source of the queue is about; None for a link that is gone.
-    pub fn root_of(&self, source: u32) -> Option<u32> {
-        if link::is_link(source) { self.fans.roots.get(&source).copied() } else { Some(source) }
-    }
-
-    /// All sources of the queue that are about a table's documents.
-    pub fn sources_of(&self, root: u32) -> Vec<u32> {
-        let links = self.fans.roots.iter().filter(|(_, its)| **its == root).map(|(source, _)| *source);
-        links.chain([root]).collect()
-    }
-
     /// Adds the links that are not claimed for now to the tables that are not.
     pub(super) fn hold_links(&mut self, held: &mut Vec<u32>) {
         let mut full = std::mem::take(&mut self.fans.full);

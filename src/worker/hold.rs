@@ -82,6 +82,7 @@ impl Delivery {
             }
         }
         let mut held: Vec<u32> = self.hold.paused.union(&blocked).copied().collect();
+        self.hold_moves(&mut held);
         self.hold_links(&mut held);
         held.sort_unstable();
         self.hold.blocked = blocked;

@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::attachment::routing::Routing;
+
 /// Identifies a claimed queue row in the worker's memory.
 pub type Ticket = u64;
 /// Identifies a page of a job.
@@ -48,6 +50,10 @@ struct Document {
     /// Queue rows claimed after the outstanding operation was read.
     late: Vec<Ticket>,
     page: Option<Page>,
+    /// Of a routed index: where the document may lie besides, and must not.
+    elsewhere: Vec<Routing>,
+    /// The same, heard of after the outstanding operation was read.
+    late_elsewhere: Vec<Routing>,
     /// To be sent although nobody waits for it.
     check: bool,
     attempts: u32,
@@ -119,6 +125,25 @@ impl Lane {
         }
     }
 
+    /// A claimed row says that a document may lie elsewhere.
+    pub fn moved(&mut self, key: &Key, ticket: Ticket, routing: Routing) {
+        self.change(key, ticket);
+        self.note_elsewhere(key, routing);
+    }
+
+    fn note_elsewhere(&mut self, key: &str, routing: Routing) {
+        let Some(document) = self.documents.get_mut(key) else { return };
+        let known = if document.in_flight { &mut document.late_elsewhere } else { &mut document.elsewhere };
+        if !known.contains(&routing) {
+            known.push(routing);
+        }
+    }
+
+    /// Where a document may lie besides.
+    pub fn elsewhere(&self, key: &str) -> &[Routing] {
+        self.documents.get(key).map_or(&[], |document| &document.elsewhere)
+    }
+
     /// A document was read by a job and is being sent.
     pub fn backfill(&mut self, key: Key, page: Page) {
         self.documents.insert(key, Document { in_flight: true, page: Some(page), ..Document::default() });
@@ -134,11 +159,17 @@ impl Lane {
         true
     }
 
-    /// A document is to be read and sent although no change asked for it.
-    pub fn check(&mut self, key: Key) {
+    /// A document is to be read and sent although no change asked for it. One with a routing may lie there.
+    pub fn check(&mut self, key: Key, routing: Option<Routing>) {
         if !self.contains(&key) {
             self.documents.insert(key.clone(), Document { check: true, ..Document::default() });
-            self.ready.push_back(key);
+            self.ready.push_back(key.clone());
+        }
+        if let Some(routing) = routing {
+            self.note_elsewhere(&key, routing);
+            if let Some(document) = self.documents.get_mut(&key) {
+                document.check = true;
+            }
         }
     }
 
@@ -186,6 +217,11 @@ impl Lane {
                 document.in_flight = false;
                 let late = std::mem::take(&mut document.late);
                 document.tickets.extend(late);
+                for routing in std::mem::take(&mut document.late_elsewhere) {
+                    if !document.elsewhere.contains(&routing) {
+                        document.elsewhere.push(routing);
+                    }
+                }
                 if !document.is_wanted() {
                     // Its rows went back to the queue while it was in flight.
                     self.documents.remove(key);
@@ -201,8 +237,10 @@ impl Lane {
     pub fn finish(&mut self, key: &Key) -> Finished {
         let Some(mut document) = self.documents.remove(key) else { return Finished::default() };
         let finished = Finished { tickets: std::mem::take(&mut document.tickets), page: document.page.take() };
-        if !document.late.is_empty() {
-            let next = Document { tickets: document.late, ..Document::default() };
+        if !document.late.is_empty() || !document.late_elsewhere.is_empty() {
+            let (tickets, elsewhere) = (document.late, document.late_elsewhere);
+            let check = !elsewhere.is_empty();
+            let next = Document { tickets, elsewhere, check, ..Document::default() };
             self.documents.insert(key.clone(), next);
             self.ready.push_back(key.clone());
         }
@@ -346,11 +384,32 @@ mod tests {
     #[test]
     fn a_check_lasts_until_it_is_done() {
         let mut lane = lane();
-        lane.check(key("a"));
+        lane.check(key("a"), None);
         lane.unclaim(&FxHashSet::default());
         let keys = lane.take(1);
         lane.put_back(keys.into_iter());
         assert_eq!(lane.take(1), [key("a")], "its request failed");
+        lane.finish(&key("a"));
+        assert_eq!(lane.outstanding(), 0);
+    }
+
+    #[test]
+    fn where_a_document_may_lie_is_remembered_until_an_operation_that_was_read_later_is_done() {
+        let mut lane = lane();
+        let (x, y) = (Some(Rc::from("x")), Some(Rc::from("y")));
+        lane.moved(&key("a"), 1, x.clone());
+        lane.moved(&key("a"), 2, x.clone());
+        lane.take(1);
+        lane.moved(&key("a"), 3, y.clone());
+        lane.moved(&key("a"), 4, None);
+        assert_eq!(lane.elsewhere("a"), std::slice::from_ref(&x));
+        lane.put_back([key("a")].into_iter());
+        assert_eq!(lane.elsewhere("a"), [x.clone(), y.clone(), None], "it failed, and all of it is to be done");
+        lane.take(1);
+        lane.check(key("a"), Some(y.clone()));
+        assert_eq!(lane.finish(&key("a")).tickets, [1, 2, 3, 4]);
+        assert_eq!(lane.take(1), [key("a")], "what was heard of late");
+        assert_eq!(lane.elsewhere("a"), [y]);
         lane.finish(&key("a"));
         assert_eq!(lane.outstanding(), 0);
     }

@@ -61,7 +61,7 @@ struct Rules {
     /// Only for requests whose path contains this.
     path: String,
     judge: Option<Box<Judge>>,
-    /// Bulk operations whose document contains this are answered with this status, as if they alone had failed.
+    /// Bulk operations whose document or action line contains this are answered with this status, as if they alone had failed.
     spoiled: Option<(String, u16)>,
     /// Answers given in the engine's place: (path contains, status, body).
     answers: VecDeque<(String, u16, String)>,
@@ -129,7 +129,7 @@ impl Proxy {
         locked(&self.state.rules).judge = Some(Box::new(judge));
     }
 
-    /// Lets bulk operations whose document contains `text` look as if they alone had failed with `status`, although the
+    /// Lets bulk operations whose document or action line contains `text` look as if they alone had failed with `status`, although the
     /// engine has carried them out; none any more with an empty text.
     pub fn spoil(&self, text: &str, status: u16) {
         locked(&self.state.rules).spoiled = (!text.is_empty()).then(|| (text.to_owned(), status));
@@ -295,7 +295,7 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
     Ok(())
 }
 
-/// The answer to a bulk request, with other outcomes for the operations whose document contains `text`.
+/// The answer to a bulk request, with other outcomes for the operations whose document or action line contains `text`.
 fn spoil(request: &Message, answer: &Message, text: &str, status: u16) -> Vec<u8> {
     let mut body: serde_json::Value = serde_json::from_slice(&answer.whole_body()).expect("a bulk answer is JSON");
     let lines = String::from_utf8_lossy(request.body()).into_owned();
@@ -303,7 +303,7 @@ fn spoil(request: &Message, answer: &Message, text: &str, status: u16) -> Vec<u8
     for item in body["items"].as_array_mut().expect("a bulk answer has items") {
         let action = lines.next().unwrap_or_default();
         let document = if action.starts_with("{\"delete\"") { "" } else { lines.next().unwrap_or_default() };
-        if document.contains(text) {
+        if document.contains(text) || action.contains(text) {
             let error = serde_json::json!({"type": "spoiled", "reason": "spoiled by the proxy"});
             *item = serde_json::json!({"index": {"status": status, "error": error}});
         }

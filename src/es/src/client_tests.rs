@@ -18,7 +18,7 @@ fn client(urls: &str) -> Client {
 
 fn bulk(client: &Client) -> Result<Vec<crate::Outcome>, Failure> {
     let mut body = Body::new();
-    body.index("1", 1, b"{}");
+    body.index("1", None, 1, b"{}");
     client.bulk(&Target { alias: "a".into(), pipeline: None }, &body)
 }
 
@@ -31,7 +31,7 @@ fn a_bulk_request_names_the_write_alias_and_keeps_its_connection() {
     let stub = Stub::start(|_| Reply::Answer(200, OK));
     let client = client(&stub.url);
     let mut body = Body::new();
-    body.index("1", 1, b"{}");
+    body.index("1", None, 1, b"{}");
     for pipeline in [None, Some("p q".to_string())] {
         client.bulk(&Target { alias: "größe".into(), pipeline }, &body).unwrap();
     }
@@ -52,8 +52,8 @@ fn a_bulk_request_names_the_write_alias_and_keeps_its_connection() {
 fn deletes_are_not_sent_where_they_would_create_an_index() {
     let stub = Stub::start(|_| Reply::Answer(404, r#"{"error":"alias [a] missing","status":404}"#));
     let mut body = Body::new();
-    body.index("1", 1, b"{}");
-    body.delete("2", 2);
+    body.index("1", None, 1, b"{}");
+    body.delete("2", None, 2);
     let outcomes = client(&stub.url).bulk(&Target { alias: "a".into(), pipeline: None }, &body).unwrap();
     assert!(matches!(outcomes[..], [crate::Outcome::IndexMissing { .. }, crate::Outcome::IndexMissing { .. }]));
     assert_eq!(stub.seen().iter().map(|seen| seen.line.as_str()).collect::<Vec<_>>(), ["GET /_alias/a"]);

@@ -19,10 +19,29 @@ pub enum Compared {
     Different,
 }
 
-/// A page of ids.
+/// A document as it should be.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    pub id: String,
+    pub routing: Option<String>,
+    /// Its JSON text.
+    pub document: Vec<u8>,
+}
+
+/// What counts when documents are compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Compare {
+    /// Otherwise only whether they are there.
+    pub contents: bool,
+    /// A document is looked for where its routing leads, and one of another routing is another document: two routings
+    /// may share a shard, and there an id.
+    pub routed: bool,
+}
+
+/// A page of ids, with the documents' routings.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ids {
-    pub ids: Vec<String>,
+    pub ids: Vec<(String, Option<String>)>,
     /// For the next page; every answer may name another.
     pub scroll: String,
 }
@@ -37,6 +56,8 @@ struct MultiGet<'a> {
 struct Got<'a> {
     #[serde(default)]
     found: bool,
+    #[serde(rename = "_routing")]
+    routing: Option<String>,
     #[serde(rename = "_source", borrow)]
     source: Option<&'a RawValue>,
     error: Option<Value>,
@@ -67,27 +88,38 @@ struct Hits {
 struct Hit {
     #[serde(rename = "_id")]
     id: String,
+    #[serde(rename = "_routing")]
+    routing: Option<String>,
 }
 
 impl Client {
-    /// Compares documents, given as id and JSON text, with those in a concrete index, as they are now (not as they were
-    /// at the last refresh). With `contents` false only their presence counts. One result each, in order.
-    pub fn compare(
-        &self,
-        index: &str,
-        documents: &[(String, Vec<u8>)],
-        contents: bool,
-    ) -> Result<Vec<Compared>, Failure> {
+    /// Compares documents with those in a concrete index, as they are now (not as they were at the last refresh). One
+    /// result each, in order.
+    pub fn compare(&self, index: &str, documents: &[Wanted], how: Compare) -> Result<Vec<Compared>, Failure> {
         if documents.is_empty() {
             return Ok(Vec::new());
         }
-        let ids: Vec<&str> = documents.iter().map(|(id, _)| id.as_str()).collect();
         // No filter_path where contents count: with it the engine parses each document and writes it anew, its numbers
         // as doubles; without, it gives back the very bytes that it was sent.
-        let rest = if contents { "" } else { "&_source=false&filter_path=docs.found,docs.error" };
+        let rest = match how {
+            Compare { contents: true, .. } => "",
+            // Nothing stored is loaded, and so no routing, unless it is asked for.
+            Compare { routed: true, .. } => {
+                "&_source=false&stored_fields=_routing&filter_path=docs.found,docs._routing,docs.error"
+            }
+            _ => "&_source=false&filter_path=docs.found,docs.error",
+        };
         let path = format!("/{}/_mget?realtime=true{rest}", path_name(index)?);
-        let body = json!({ "ids": ids }).to_string();
-        let answer = self.call(Method::Post, &path, Some(body.as_bytes()))?.success()?;
+        let body = if how.routed {
+            let places = documents.iter().map(|wanted| match &wanted.routing {
+                Some(routing) => json!({"_id": wanted.id, "routing": routing}),
+                None => json!({"_id": wanted.id}),
+            });
+            json!({"docs": places.collect::<Vec<_>>()})
+        } else {
+            json!({"ids": documents.iter().map(|wanted| wanted.id.as_str()).collect::<Vec<_>>()})
+        };
+        let answer = self.call(Method::Post, &path, Some(body.to_string().as_bytes()))?.success()?;
         let got: MultiGet = read(&answer.body)?;
         if got.docs.len() != documents.len() {
             let reason = format!("{} documents were asked for, {} answered", documents.len(), got.docs.len());
@@ -96,16 +128,17 @@ impl Client {
         documents
             .iter()
             .zip(got.docs)
-            .map(|((_, expected), got)| match got {
+            .map(|(wanted, got)| match got {
                 Got { error: Some(error), .. } if error["type"] == "index_not_found_exception" => {
                     Err(Failure::new(FailureKind::NotFound, format!("index \"{index}\" is missing")))
                 }
                 Got { error: Some(error), .. } => Err(Failure::new(FailureKind::Unavailable, error.to_string())),
                 Got { found: false, .. } => Ok(Compared::Missing),
-                Got { source: Some(found), .. } if contents && !same(expected, found.get().as_bytes()) => {
+                Got { routing, .. } if how.routed && routing != wanted.routing => Ok(Compared::Missing),
+                Got { source: Some(found), .. } if how.contents && !same(&wanted.document, found.get().as_bytes()) => {
                     Ok(Compared::Different)
                 }
-                Got { source: None, .. } if contents => Ok(Compared::Different),
+                Got { source: None, .. } if how.contents => Ok(Compared::Different),
                 _ => Ok(Compared::Equal),
             })
             .collect()
@@ -136,12 +169,12 @@ impl Client {
         if answer.shards.is_some_and(|shards| shards.failed > 0) {
             return Err(Failure::new(FailureKind::Unavailable, "not all shards answered"));
         }
-        Ok(Ids { ids: answer.hits.hits.into_iter().map(|hit| hit.id).collect(), scroll: answer.scroll })
+        Ok(Ids { ids: answer.hits.hits.into_iter().map(|hit| (hit.id, hit.routing)).collect(), scroll: answer.scroll })
     }
 }
 
 /// `hits` itself must be there even when no hit is.
-const SCROLL_PATH: &str = "_scroll_id,_shards.failed,hits.hits._id,hits.max_score";
+const SCROLL_PATH: &str = "_scroll_id,_shards.failed,hits.hits._id,hits.hits._routing,hits.max_score";
 
 /// True if two JSON texts mean the same: the same bytes as a rule, for the engine gives back what it was sent.
 fn same(expected: &[u8], found: &[u8]) -> bool {
@@ -162,8 +195,12 @@ mod tests {
     use super::*;
     use crate::stub::{Reply, Stub, config};
 
-    fn documents() -> Vec<(String, Vec<u8>)> {
-        [("1", "{\"a\": 1}"), ("2", "{\"a\":2}"), ("3", "{}")].map(|(id, text)| (id.into(), text.into())).into()
+    const CONTENTS: Compare = Compare { contents: true, routed: false };
+
+    fn documents() -> Vec<Wanted> {
+        [("1", "{\"a\": 1}"), ("2", "{\"a\":2}"), ("3", "{}")]
+            .map(|(id, text)| Wanted { id: id.into(), routing: None, document: text.into() })
+            .into()
     }
 
     #[test]
@@ -175,8 +212,28 @@ mod tests {
             )
         });
         let client = Client::new(config(&stub.url)).unwrap();
-        let compared = client.compare("i-1", &documents(), true).unwrap();
+        let compared = client.compare("i-1", &documents(), CONTENTS).unwrap();
         assert_eq!(compared, [Compared::Equal, Compared::Different, Compared::Missing]);
+    }
+
+    #[test]
+    fn a_document_of_another_routing_is_another_document() {
+        let stub = Stub::start(|_| {
+            Reply::Answer(
+                200,
+                r#"{"docs":[{"found":true,"_routing":"x","_source":{}},{"found":true,"_routing":"x","_source":{}},{"found":true,"_source":{}}]}"#,
+            )
+        });
+        let client = Client::new(config(&stub.url)).unwrap();
+        let wanted = [("1", Some("x")), ("2", None), ("3", None)].map(|(id, routing)| Wanted {
+            id: id.into(),
+            routing: routing.map(String::from),
+            document: b"{}".into(),
+        });
+        let compared = client.compare("i-1", &wanted, Compare { contents: true, routed: true }).unwrap();
+        assert_eq!(compared, [Compared::Equal, Compared::Missing, Compared::Equal]);
+        let asked: Value = serde_json::from_slice(&stub.seen()[0].body).unwrap();
+        assert_eq!(asked, json!({"docs": [{"_id": "1", "routing": "x"}, {"_id": "2"}, {"_id": "3"}]}));
     }
 
     #[test]
@@ -188,7 +245,7 @@ mod tests {
         ] {
             let stub = Stub::start(move |_| Reply::Answer(200, body));
             let client = Client::new(config(&stub.url)).unwrap();
-            assert!(client.compare("i-1", &documents(), false).is_err(), "{body}");
+            assert!(client.compare("i-1", &documents(), Compare { contents: false, ..CONTENTS }).is_err(), "{body}");
         }
     }
 }

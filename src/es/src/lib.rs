@@ -54,7 +54,7 @@ pub use bulk::Target;
 pub use client::{Answer, Client, Method};
 pub use config::{Config, ConfigError, parse_urls};
 pub use disclose::{document_failure, request_failure};
-pub use documents::{Compared, Ids};
+pub use documents::{Compare, Compared, Ids, Wanted};
 pub use engine::{EngineInfo, Product};
 pub use failure::{Failure, FailureKind};
 pub use indices::IndexInfo;

@@ -5,7 +5,7 @@ const OK: &str = r#"{"errors":false,"items":[{"index":{"status":200}}]}"#;
 
 fn delivery(token: u64) -> Delivery {
     let mut body = Body::new();
-    body.index("1", 1, b"{}");
+    body.index("1", None, 1, b"{}");
     Delivery { token, target: Target { alias: "a".into(), pipeline: None }, body }
 }
 

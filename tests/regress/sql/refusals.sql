@@ -39,7 +39,7 @@ select es_sync.attach('good', filter => 'true) or (true');
 select es_sync.attach('good', options => '[]');
 select es_sync.attach('good', options => '{"mapings": {}}');
 select es_sync.attach('good', options => '{"load": "no"}');
-select es_sync.attach('good', options => '{"routing": "id"}');
+select es_sync.attach('good', options => '{"routing": "nothing"}');
 select es_sync.attach('good', document => 'stored');
 select es_sync.reindex('good');
 select es_sync.verify('good');
