@@ -4,11 +4,13 @@
 
 pub mod attach;
 pub mod catalog;
+pub mod definition;
 pub mod follow;
 pub mod key;
 pub mod link;
 pub mod options;
 pub mod partitions;
 pub mod pause;
+pub mod pin;
 pub mod switched;
 mod view;

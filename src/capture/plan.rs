@@ -27,7 +27,8 @@ pub struct Source {
     /// As the queue has it: the attached table, or the number of a link.
     pub oid: u32,
     pub part: Part,
-    /// The columns that are noted: place in the tuple (from 0) and the way to their text.
+    /// The columns that are noted: place in the tuple (from 0) and the way to their text. None where one of them was
+    /// dropped or renamed: then only that the table changed is noted.
     pub key: Vec<(usize, key::Column)>,
     /// Columns whose change matters; None where every UPDATE does.
     pub used: Option<Vec<Attribute>>,
@@ -88,16 +89,20 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
         for capture in catalog::captures(&candidates) {
             let columns = columns_of((*relation).rd_att);
             let place = |name: &str| columns.iter().find(|column| column.name == name);
-            // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.
-            let Some(key) = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
-                continue;
-            };
+            let key = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>().unwrap_or_default();
+            // Which column a used one has become is for the worker to find out.
+            let every = key.is_empty()
+                || match &capture.used {
+                    Used::Every => true,
+                    Used::AllBut(_) => false,
+                    Used::Only(used) => used.iter().any(|name| place(name).is_none()),
+                };
             let matters = |column: &Named| match &capture.used {
                 Used::Every => true,
                 Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
                 Used::Only(used) => used.contains(&column.name),
             };
-            let used = (!matches!(capture.used, Used::Every)).then(|| {
+            let used = (!every).then(|| {
                 columns
                     .iter()
                     .filter(|column| capture.columns.contains(&column.name) || matters(column))

@@ -15,6 +15,7 @@ use super::engine::Engine;
 use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
+use super::mapping::PutMapping;
 use crate::attachment::key::{self, is_too_long};
 use crate::document::read::Reader;
 use crate::document::shape::{MAX_NESTING, is_too_deep};
@@ -41,6 +42,7 @@ pub struct Delivery {
     pub(super) hold: Hold,
     pub(super) fans: Fans,
     pub(super) flights: FxHashMap<u64, Flight>,
+    pub(super) mappings: Vec<PutMapping>,
     later: Vec<Row>,
     bodies: Vec<Body>,
     version_plan: Option<Plan>,
@@ -76,6 +78,8 @@ pub struct Outbox {
     pub rebuilds: Vec<(u32, Place)>,
     /// Tables to compare and mend, likewise.
     pub repairs: Vec<(u32, Place)>,
+    /// Indexes that cannot have the fields that documents have by now: attachment, whether it is still being built, why.
+    pub misfits: Vec<(i32, bool, String)>,
 }
 
 impl Outbox {
@@ -85,6 +89,7 @@ impl Outbox {
             && self.cleared.is_empty()
             && self.rebuilds.is_empty()
             && self.repairs.is_empty()
+            && self.misfits.is_empty()
     }
 }
 
@@ -170,6 +175,7 @@ impl Delivery {
         self.claimed.clear();
         self.places.clear();
         self.flights.clear();
+        self.mappings.clear();
         self.later.clear();
         self.missing.clear();
         self.doubtful.clear();

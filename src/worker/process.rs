@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use pgrx::{IntoDatum, pg_sys};
+use rustc_hash::FxHashSet;
 
 use super::database::Worker;
 use super::launcher;
@@ -18,6 +19,29 @@ thread_local! {
     /// For the exit callback only: a FATAL does not unwind, so nothing is dropped.
     pub(super) static CLIENT: RefCell<Option<es::Client>> = const { RefCell::new(None) };
     pub(super) static RELATIONS_CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// Relations that documents depend on.
+    pub(super) static TRACKED: RefCell<FxHashSet<u32>> = RefCell::default();
+    static CHANGED: RefCell<Changed> = RefCell::default();
+}
+
+/// What may have been altered since it was last asked.
+#[derive(Default)]
+pub(super) struct Changed {
+    /// Anything: a function, an enum, the name of a schema.
+    pub anything: bool,
+    pub relations: FxHashSet<u32>,
+}
+
+/// True if a definition that documents depend on may have changed.
+pub(super) fn definitions_changed() -> bool {
+    // SAFETY: takes in what others have committed; the worker is between transactions.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    CHANGED.with_borrow(|changed| changed.anything || !changed.relations.is_empty())
+}
+
+/// What may have been altered; the next call says what has been since this one.
+pub(super) fn take_changed() -> Changed {
+    CHANGED.take()
 }
 
 unsafe extern "C-unwind" {
@@ -63,6 +87,10 @@ pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
     // SAFETY: the callback lasts as long as the process.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0usize));
+        use pg_sys::SysCacheIdentifier::{ENUMOID, NAMESPACEOID, PROCOID};
+        for cache in [ENUMOID, NAMESPACEOID, PROCOID] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(something_changed), pg_sys::Datum::from(0usize));
+        }
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
     pgrx::log!("es_sync worker started");
@@ -92,8 +120,26 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, argument: pg_sys::Datum) {
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, _relation: pg_sys::Oid) {
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     RELATIONS_CHANGED.set(true);
+    CHANGED.with(|changed| {
+        // Nobody holds it while invalidations are taken in; should that ever be, the next look at everything is near.
+        let Ok(mut changed) = changed.try_borrow_mut() else { return };
+        if relation == pg_sys::InvalidOid {
+            changed.anything = true;
+        } else if TRACKED.with(|tracked| tracked.try_borrow().is_ok_and(|it| it.contains(&relation.to_u32()))) {
+            changed.relations.insert(relation.to_u32());
+        }
+    });
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn something_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    CHANGED.with(|changed| {
+        if let Ok(mut changed) = changed.try_borrow_mut() {
+            changed.anything = true;
+        }
+    });
 }
 
 /// Database and role defaults must not reach the worker, and no session setting may change what is indexed.
