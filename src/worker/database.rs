@@ -11,7 +11,7 @@ use super::delivery::Delivery;
 use super::engine::Engine;
 use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
-use super::process::{CLIENT, definitions_changed, has_extension, stop_requested};
+use super::process::{CLIENT, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::Waiters;
 use crate::attachment::catalog::Attachment;
@@ -199,10 +199,7 @@ impl Worker {
         }
         // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge()?;
-        if definitions_changed() {
-            // Who waits has committed before he asked: what he has altered must be known first.
-            due.push(Instant::now());
-        } else if let Some(engine) = self.engine.as_mut() {
+        if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(
                 self.shared,
                 self.database,
