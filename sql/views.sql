@@ -12,9 +12,10 @@ select
         when w.trouble is not null then 'waiting'
         when a.live_index is null and j.state in ('failed', 'cancelled') then j.state
         when a.live_index is null then 'loading'
+        when a.obstacle is not null then 'stale'
         when j.state in ('queued', 'running') then 'reindexing'
         when s.cause is not null then 'retrying'
-        when coalesce(a.obstacle, a.stale) is not null then 'stale'
+        when a.stale is not null then 'stale'
         else 'ok'
     end as state,
     coalesce(w.trouble, a.obstacle, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,

@@ -351,7 +351,7 @@ pub fn rename(attachment: &Attachment) -> bool {
 pub fn obstacle(attachment: &Attachment) -> Option<String> {
     let rows = spi::run(
         "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.relforcerowsecurity,
-                pg_catalog.format('%I.%I', vn.nspname, v.relname), v.relowner is distinct from c.relowner,
+                case when v.oid is not null then pg_catalog.format('%I.%I', vn.nspname, v.relname) end, v.relowner is distinct from c.relowner,
                 (select pg_catalog.min(k) from pg_catalog.unnest($3) k
                  where not exists (select from pg_catalog.pg_attribute a
                                    where a.attrelid = c.oid and a.attname = k and not a.attisdropped)),

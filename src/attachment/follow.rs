@@ -592,6 +592,15 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
         "select w.related::oid, w.columns, w.used, w.nulls, w.query from es_sync.way w where w.attachment = $1 order by w.id",
         &[(pg_sys::INT4OID, spi::value(attachment.id))],
     );
+    let links = || -> Vec<i32> {
+        spi::run(
+            "select coalesce(pg_catalog.array_agg(w.source), '{}') from es_sync.way w
+             where w.attachment = $1 and w.source is not null",
+            &[(pg_sys::INT4OID, spi::value(attachment.id))],
+        )
+        .get(0, 1)
+        .unwrap_or_default()
+    };
     let stored: Vec<Way> = (0..rows.len())
         .filter_map(|row| {
             Some(Way {
@@ -606,7 +615,13 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
     if stored == followed.ways {
         return Ok(false);
     }
+    let before = links();
     renew(table, attachment, caller)?;
+    let after = links();
+    if before.iter().any(|link| !after.contains(link)) {
+        // What the queue holds under a link that is gone leads nowhere.
+        attach::create_repair(attachment.id, "changes of its related tables were followed otherwise until now");
+    }
     capture::announce_catalog_change();
     Ok(true)
 }
