@@ -1,6 +1,7 @@
 //! What documents depend on besides rows: columns and their types, the text of views, the bodies of functions, the labels
 //! of enums. Nobody tells us when DDL changes one of them, so the worker keeps what it last saw, and compares.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use pgrx::pg_sys;
@@ -12,7 +13,7 @@ use super::follow;
 use super::view::tree::Tree;
 use crate::capture;
 use crate::jobs::record;
-use crate::postgres::spi;
+use crate::postgres::spi::{self, Plan};
 use crate::postgres::transaction::{self, Scope};
 
 /// What was seen of an attachment's definitions, by kind and number.
@@ -66,7 +67,7 @@ impl Facts {
                 ("view", _) if !same => cause(format!("view {} was replaced", old.name)),
                 ("function", _) if !same => cause(format!("function {} was replaced", old.name)),
                 ("label" | "type", _) if !same => cause(format!("type {} was altered", old.name)),
-                ("table", _) if !same => difference.ways = true,
+                ("table" | "schema", _) if !same => difference.ways = true,
                 _ => {}
             }
         }
@@ -80,11 +81,11 @@ impl Facts {
         difference
     }
 
-    /// Relations whose change may mean a change of these.
-    pub fn relations(&self) -> impl Iterator<Item = u32> {
+    /// Kind and number of what these are about.
+    pub fn objects(&self) -> impl Iterator<Item = (&str, u32)> {
         self.0.keys().filter_map(|id| {
             let (kind, number) = id.split_once(' ')?;
-            matches!(kind, "view" | "table" | "type").then(|| number.parse().ok())?
+            Some((kind, number.parse().ok()?))
         })
     }
 }
@@ -197,6 +198,12 @@ const FACTS: &str = r"
     from types k join pg_catalog.pg_type t on t.oid = k.oid
     where t.typtype = 'c' and t.typrelid >= 16384 and t.typrelid not in (select oid from tables)
     union all
+    select 'schema ' || n.oid, n.nspname::text, n.nspname::text, false, null
+    from pg_catalog.pg_namespace n
+    where n.oid in (select c.relnamespace
+                    from (select oid from tables union select oid from views) r
+                    join pg_catalog.pg_class c on c.oid = r.oid)
+    union all
     select 'table ' || c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
            pg_catalog.md5(pg_catalog.concat_ws(
                '|', n.nspname, c.relname,
@@ -208,6 +215,11 @@ const FACTS: &str = r"
     from tables t
     join pg_catalog.pg_class c on c.oid = t.oid
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+
+thread_local! {
+    // Planning it takes much longer than running it.
+    static PLAN: OnceCell<Plan> = const { OnceCell::new() };
+}
 
 /// What the filter of an attachment calls and reads, as OIDs.
 #[derive(Debug, Default)]
@@ -230,15 +242,14 @@ pub fn called(attachment: &Attachment) -> Called {
 pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
     let mut tables = called.tables.clone();
     tables.extend(follow::tables_of(&[attachment.id]));
-    let rows = spi::run(
-        FACTS,
-        &[
-            (pg_sys::OIDOID, spi::value(attachment.relation)),
-            (pg_sys::OIDOID, attachment.document.and_then(spi::value)),
-            (pg_sys::OIDARRAYOID, spi::value(called.functions.clone())),
-            (pg_sys::OIDARRAYOID, spi::value(tables)),
-        ],
-    );
+    let values = [
+        spi::value(attachment.relation),
+        attachment.document.and_then(spi::value),
+        spi::value(called.functions.clone()),
+        spi::value(tables),
+    ];
+    let types = [pg_sys::OIDOID, pg_sys::OIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID];
+    let rows = PLAN.with(|plan| plan.get_or_init(|| Plan::prepare(FACTS, &types)).execute(&values, 0));
     let mut facts = BTreeMap::new();
     for row in 0..rows.len() {
         let (Some(id), Some(name)) = (rows.get::<String>(row, 1), rows.get::<String>(row, 2)) else { continue };

@@ -182,6 +182,10 @@ impl Worker {
             // SAFETY: reads a variable of this process.
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
         }
+        for attachment in &mut self.attachments {
+            // Nobody who waits is told that all is well.
+            attachment.stale |= self.doubtful_definitions.contains(&attachment.id);
+        }
         self.delivery.apply_pauses(&self.attachments);
         self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();

@@ -11,7 +11,7 @@ use super::delivery::Delivery;
 use super::engine::Engine;
 use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
-use super::process::{CLIENT, has_extension, stop_requested};
+use super::process::{CLIENT, Thing, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::Waiters;
 use crate::attachment::catalog::Attachment;
@@ -64,10 +64,12 @@ pub struct Worker {
     pub(super) catalog_was_read: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
-    /// Relations that the documents of an attachment depend on, for those whose definitions were looked at.
-    pub(super) definitions: FxHashMap<i32, FxHashSet<u32>>,
+    /// What the documents of an attachment depend on, for those whose definitions were looked at.
+    pub(super) definitions: FxHashMap<i32, FxHashSet<Thing>>,
     /// Attachments whose definitions could not be looked at, or acted upon, for the moment.
     pub(super) doubtful_definitions: FxHashSet<i32>,
+    /// Those where that was an error, which the status shows.
+    pub(super) failed_looks: FxHashSet<i32>,
     pub(super) definitions_due: Option<Instant>,
     /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
     pub(super) triggers_in_doubt: bool,
@@ -116,6 +118,7 @@ impl Worker {
             catalog_due: now,
             definitions: FxHashMap::default(),
             doubtful_definitions: FxHashSet::default(),
+            failed_looks: FxHashSet::default(),
             definitions_due: None,
             triggers_in_doubt: true,
             more: true,

@@ -6,14 +6,14 @@ use rustc_hash::FxHashSet;
 
 use super::answers::set_cause;
 use super::database::{REST, Worker};
-use super::process::{TRACKED, take_changed};
+use super::process::{TRACKED, Thing, take_changed};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::definition::{self, Difference};
 use crate::attachment::{attach, follow, pin};
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi;
-use crate::postgres::transaction;
+use crate::postgres::transaction::{self, Scope};
 
 /// What came of looking at an attachment's definitions.
 enum Looked {
@@ -32,7 +32,12 @@ impl Worker {
         for attachment in &self.attachments {
             let doubtful = match self.definitions.get(&attachment.id) {
                 None => true,
-                Some(relations) => changed.anything || !relations.is_disjoint(&changed.relations),
+                Some(tracked) => {
+                    changed.anything
+                        || !tracked.is_disjoint(&changed.tracked)
+                        // A function that was missing may be there.
+                        || (changed.functions && attachment.stale)
+                }
             };
             if doubtful && self.doubtful_definitions.insert(attachment.id) {
                 self.definitions_due = Some(now);
@@ -53,7 +58,13 @@ impl Worker {
                 .and_then(|()| look(&attachment))
                 .and_then(|looked| self.track(&attachment).map(|()| looked));
             match looked {
-                Ok(Looked::Known(news)) => written |= news,
+                Ok(Looked::Known(news)) => {
+                    written |= news;
+                    if self.failed_looks.remove(&id) {
+                        set_cause(id, "");
+                        written = true;
+                    }
+                }
                 Ok(Looked::Again) => {
                     written = true;
                     self.doubtful_definitions.insert(id);
@@ -62,6 +73,7 @@ impl Worker {
                 Ok(Looked::Later) => self.look_again(id),
                 Err(error) => {
                     set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
+                    self.failed_looks.insert(id);
                     self.look_again(id);
                 }
             }
@@ -79,19 +91,25 @@ impl Worker {
         self.doubtful_definitions.insert(attachment);
         self.definitions_due = Some(Instant::now() + REST);
         if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
-            // Nobody who waits is told that all is well.
             known.stale = true;
         }
     }
 
     /// Lets changes of what an attachment depends on be heard of.
     fn track(&mut self, attachment: &Attachment) -> Result<(), SqlError> {
-        let mut relations: FxHashSet<u32> =
-            transaction::run(|| definition::seen(attachment.id))?.iter().flat_map(|facts| facts.relations()).collect();
-        relations.insert(attachment.relation.to_u32());
-        relations.extend(attachment.document.map(|view| view.to_u32()));
-        TRACKED.with_borrow_mut(|tracked| tracked.extend(&relations));
-        self.definitions.insert(attachment.id, relations);
+        let mut things: FxHashSet<Thing> = transaction::run(|| {
+            let thing = |(kind, oid): (&str, u32)| match kind {
+                "view" | "table" | "type" => Some(Thing::Relation(oid)),
+                "function" => Some(Thing::function(oid)),
+                "schema" => Some(Thing::schema(oid)),
+                _ => None,
+            };
+            definition::seen(attachment.id).iter().flat_map(|facts| facts.objects()).filter_map(thing).collect()
+        })?;
+        let own = [Some(attachment.relation), attachment.document];
+        things.extend(own.into_iter().flatten().map(|relation| Thing::Relation(relation.to_u32())));
+        TRACKED.with_borrow_mut(|tracked| tracked.extend(&things));
+        self.definitions.insert(attachment.id, things);
         Ok(())
     }
 }
@@ -104,7 +122,12 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     if transaction::run(|| definition::rename(attachment))? {
         return Ok(Looked::Again);
     }
-    let called = match transaction::run(|| definition::called(attachment)) {
+    let called = transaction::run(|| {
+        // Whoever alters a table is not waited for: the worker comes back.
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+        definition::called(attachment)
+    });
+    let called = match called {
         Ok(called) => called,
         Err(error) if error.is_lock_timeout() => return Ok(Looked::Later),
         Err(error) => {
@@ -159,6 +182,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
 
 fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
     transaction::run(|| {
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
         let rows = spi::run(
             "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
             &[(pgrx::pg_sys::OIDOID, spi::value(attachment.relation))],
