@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
@@ -217,8 +218,8 @@ const FACTS: &str = r"
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
 
 thread_local! {
-    // Planning it takes much longer than running it.
-    static PLAN: OnceCell<Plan> = const { OnceCell::new() };
+    // Planning it takes much longer than running it. Never freed: a thread's end is no place for Postgres' memory.
+    static PLAN: OnceCell<ManuallyDrop<Plan>> = const { OnceCell::new() };
 }
 
 /// What the filter of an attachment calls and reads, as OIDs.
@@ -249,7 +250,8 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         spi::value(tables),
     ];
     let types = [pg_sys::OIDOID, pg_sys::OIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID];
-    let rows = PLAN.with(|plan| plan.get_or_init(|| Plan::prepare(FACTS, &types)).execute(&values, 0));
+    let rows =
+        PLAN.with(|plan| plan.get_or_init(|| ManuallyDrop::new(Plan::prepare(FACTS, &types))).execute(&values, 0));
     let mut facts = BTreeMap::new();
     for row in 0..rows.len() {
         let (Some(id), Some(name)) = (rows.get::<String>(row, 1), rows.get::<String>(row, 2)) else { continue };
