@@ -7,7 +7,7 @@ use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 use super::catalog;
 use super::follow::{self, Followed, Shown};
 use super::options::Options;
-use super::{pause, pin};
+use super::{definition, pause, pin};
 use crate::capture;
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -153,8 +153,8 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
         if drop_index {
             spi::run(
                 "insert into es_sync.job (kind, relation, index_name, target)
-                     select 'drop', a.relation::text, a.index_name, a.index_name
-                     from es_sync.attachment a where a.id = $1",
+                 select 'drop', a.relation::text, a.index_name, a.index_name
+                 from es_sync.attachment a where a.id = $1",
                 &[(pg_sys::INT4OID, spi::value(attachment.id))],
             );
         }
@@ -201,6 +201,7 @@ pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report
     as_extension(|| {
         let mut job = 0;
         for attachment in attached(relation, index)? {
+            let attachment = definition::with_names(attachment);
             if attachment.document.is_some() {
                 // The view may have been replaced: then it is made of other tables.
                 follow::renew(&table_of(&attachment), &attachment, caller)?;

@@ -360,6 +360,11 @@ pub fn rename(attachment: &Attachment) -> bool {
     true
 }
 
+/// The attachment, once its key columns and excluded columns have kept up.
+pub fn with_names(attachment: Attachment) -> Attachment {
+    if rename(&attachment) { catalog::of_id(attachment.id).unwrap_or(attachment) } else { attachment }
+}
+
 /// What keeps documents from being right until somebody acts: a sentence; None where nothing does. SPI must be connected.
 pub fn obstacle(attachment: &Attachment) -> Option<String> {
     let rows = spi::run(

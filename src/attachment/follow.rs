@@ -9,6 +9,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
+use super::definition;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use crate::capture;
@@ -72,6 +73,14 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     let column = |name: &String| columns.iter().find(|column| &column.name == name).cloned();
     let root =
         Root { oid: table.oid, name: table.name.clone(), key: table.key_columns.iter().filter_map(column).collect() };
+    if root.key.len() < table.key_columns.len() {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("table {} has lost a column of its key ({})", table.name, table.key_columns.join(", ")),
+        )
+        .detail("Documents are identified by their row's key.")
+        .hint("Detach the table and attach it anew."));
+    }
     let mut followed = Followed::default();
     let mut declared = declared(&root)?;
     if let Some(view) = shown.view {
@@ -554,7 +563,8 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
         find(table, &Shown { view: None, exclude: &[], filter: None })?;
     }
     for attachment in attachments {
-        renew(table, &attachment, caller)?;
+        let attachment = definition::with_names(attachment);
+        renew(&attach::table_of(&attachment), &attachment, caller)?;
         attach::create_repair(
             attachment.id,
             &format!("changes of {} were followed otherwise until now", attach::qualified(related)),

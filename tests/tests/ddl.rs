@@ -336,7 +336,14 @@ fn a_renamed_key_column_of_a_view_s_table_waits_for_the_view_and_loses_nothing()
     shop.run("alter view document rename column id to key");
     shop.rows = "select key, row_to_json(d) from document d".to_owned();
     shop.is_fine();
-    shop.each(&["update host set name = 'eins' where id = 1", "update root set title = 'last' where key = 7"]);
+    // All at once, with a reindex that the worker has not heard of yet.
+    shop.run(
+        "begin; alter table root rename key to id; alter view document rename column key to id;
+         select es_sync.reindex('root'); update root set title = 'at once' where id = 9; commit",
+    );
+    shop.rows = "select id, row_to_json(d) from document d".to_owned();
+    shop.is_fine();
+    shop.each(&["update host set name = 'eins' where id = 1", "update root set title = 'last' where id = 7"]);
 }
 
 #[test]
