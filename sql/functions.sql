@@ -8,6 +8,19 @@ as 'MODULE_PATHNAME', 'es_sync_capture';
 comment on function es_sync.capture() is
     'API: private. Trigger function of attached tables; notes the keys of changed rows.';
 
+create function es_sync.rewritten()
+returns event_trigger
+language c
+as 'MODULE_PATHNAME', 'es_sync_rewritten';
+
+comment on function es_sync.rewritten() is
+    'API: private. Notes attached tables that ALTER TABLE writes anew, for which no row trigger fires.';
+
+create event trigger es_sync_rewritten on table_rewrite execute function es_sync.rewritten();
+
+-- Whoever alters a table as a replica alters it all the same.
+alter event trigger es_sync_rewritten enable always;
+
 create function es_sync.attach(
     relation regclass,
     index text default null,

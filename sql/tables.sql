@@ -55,10 +55,22 @@ create table es_sync.attachment (
     paused boolean not null default false,
     -- Why index and table may differ; null when they do not, as far as is known. A repair clears it.
     stale text,
+    -- What keeps documents from being right until somebody acts; null where nothing does. The worker clears it when that
+    -- is over.
+    obstacle text,
+    -- The table's name when it was attached: syncing follows the table, not the name.
+    attached_as text,
     -- Number of the last concrete index that was begun.
     builds integer not null default 0,
     attached_at timestamptz not null default pg_catalog.now(),
     check ((routing_source is null) = (routing is null))
+);
+
+-- What documents depend on besides rows (columns, views, functions, types), as the worker last saw it. Not dumped: its
+-- numbers mean nothing elsewhere.
+create table es_sync.definition (
+    attachment integer primary key references es_sync.attachment (id) on delete cascade,
+    facts jsonb not null
 );
 
 -- Tables whose rows are shown in documents, and how a row of theirs leads to those documents. One row for each place

@@ -12,12 +12,13 @@ select
         when w.trouble is not null then 'waiting'
         when a.live_index is null and j.state in ('failed', 'cancelled') then j.state
         when a.live_index is null then 'loading'
+        when a.obstacle is not null then 'stale'
         when j.state in ('queued', 'running') then 'reindexing'
         when s.cause is not null then 'retrying'
         when a.stale is not null then 'stale'
         else 'ok'
     end as state,
-    coalesce(w.trouble, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,
+    coalesce(w.trouble, a.obstacle, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,
     coalesce(w.since, s.since) as since,
     s.pending,
     pg_catalog.clock_timestamp() - s.oldest as oldest_age,
@@ -33,6 +34,7 @@ select
     s.latency_p999_ms,
     w.next_try,
     a.stale,
+    a.obstacle,
     a.paused,
     a.live_index,
     a.key_columns,
@@ -43,12 +45,21 @@ select
      from es_sync.way w where w.attachment = a.id and w.related <> a.relation) as followed,
     a.not_followed,
     a.options,
+    a.attached_as,
+    case when a.attached_as <> n.name
+         then pg_catalog.format('the table was attached as %s; it was renamed, and its index follows it', a.attached_as)
+    end as note,
     a.attached_at,
     w.pid as worker_pid
 from es_sync.attachment a
 cross join lateral es_sync.index_statistics(a.id) s
 cross join es_sync.worker_state() w
 cross join es_sync.lease l
+left join lateral (
+    select pg_catalog.format('%I.%I', ns.nspname, c.relname) as name
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace ns on ns.oid = c.relnamespace
+    where c.oid = a.relation
+) n on true
 left join lateral (
     select x.state, x.error
     from es_sync.job x

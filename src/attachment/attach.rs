@@ -7,7 +7,7 @@ use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 use super::catalog;
 use super::follow::{self, Followed, Shown};
 use super::options::Options;
-use super::pause;
+use super::{definition, pause, pin};
 use crate::capture;
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -77,7 +77,8 @@ pub fn attach(request: Request) -> Result<i64, Report> {
     let caller = unsafe { pg_sys::GetUserId() };
 
     as_extension(|| {
-        let shown = Shown { view: request.document, exclude: &request.exclude, filtered: request.filter.is_some() };
+        let filter = request.filter.as_deref();
+        let shown = Shown { view: request.document, exclude: &request.exclude, filter };
         let followed = follow::find(&table, &shown)?;
         lock(&table, "share row exclusive")?;
         if let Some(owner) = catalog::owner_of_index(&index) {
@@ -96,8 +97,9 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         let options = serde_json::to_value(&request.options).unwrap_or_default();
         let rows = spi::run(
             "insert into es_sync.attachment (
-                 relation, index_name, key_columns, filter, exclude, options, document, routing_source)
-             values ($1::oid, $2, $3, $4, $5, $6, $7::oid, case when $6 ? 'routing' then (
+                 relation, index_name, key_columns, filter, exclude, options, document, attached_as,
+                 routing_source)
+             values ($1::oid, $2, $3, $4, $5, $6, $7::oid, $8, case when $6 ? 'routing' then (
                  select pg_catalog.min(n) from pg_catalog.generate_series(1, 16383) n
                  where not exists (select from es_sync.way w where w.source = n)
                    and not exists (select from es_sync.attachment a where a.routing_source = n)) end)
@@ -110,6 +112,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
                 (pg_sys::TEXTARRAYOID, spi::value(request.exclude.clone())),
                 (pg_sys::JSONBOID, spi::value(JsonB(options))),
                 (pg_sys::OIDOID, request.document.and_then(spi::value)),
+                (pg_sys::TEXTOID, spi::value(table.name.as_str())),
             ],
         );
         let attachment: i32 = rows.get(0, 1).unwrap_or_default();
@@ -119,6 +122,9 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             &[],
         );
         create_triggers(&table);
+        if let Some(view) = request.document {
+            pin::hold(table.oid, view);
+        }
         follow::store(attachment, table.oid, &followed, caller)?;
         let job = create_build(attachment, "load");
         catalog::invalidate_captures();
@@ -134,38 +140,46 @@ pub fn attach(request: Request) -> Result<i64, Report> {
 /// The table is not attached, or not the caller's.
 pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> Result<(), Report> {
     let table = owned(relation)?;
-    as_extension(|| {
-        let attachments = attached(relation, index)?;
-        let ids: Vec<i32> = attachments.iter().map(|attachment| attachment.id).collect();
-        let let_go = follow::only_followed_by(&ids);
-        for followed in follow::tables_of(&ids) {
-            // Dropping a trigger needs the table for itself.
-            let mode = if let_go.contains(&followed) { "access exclusive" } else { "share row exclusive" };
-            if followed == table.oid || let_go.contains(&followed) {
-                lock(&named(followed), mode)?;
-            }
+    as_extension(|| let_go(&table, &attached(relation, index)?, drop_index))
+}
+
+/// Detaches a table from the given indexes of its, whoever asks. SPI must be connected.
+///
+/// # Errors
+/// A table cannot be locked.
+pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bool) -> Result<(), Report> {
+    let ids: Vec<i32> = attachments.iter().map(|attachment| attachment.id).collect();
+    let let_go = follow::only_followed_by(&ids);
+    for followed in follow::tables_of(&ids) {
+        // Dropping a trigger needs the table for itself.
+        let mode = if let_go.contains(&followed) { "access exclusive" } else { "share row exclusive" };
+        if followed == table.oid || let_go.contains(&followed) {
+            lock(&named(followed), mode)?;
         }
-        for attachment in &attachments {
-            if drop_index {
-                spi::run(
-                    "insert into es_sync.job (kind, relation, index_name, target)
-                     select 'drop', a.relation::text, a.index_name, a.index_name
-                     from es_sync.attachment a where a.id = $1",
-                    &[(pg_sys::INT4OID, spi::value(attachment.id))],
-                );
-            }
+    }
+    for attachment in attachments {
+        if drop_index {
             spi::run(
-                "delete from es_sync.attachment a where a.id = $1",
+                "insert into es_sync.job (kind, relation, index_name, target)
+                 select 'drop', a.relation::text, a.index_name, a.index_name
+                 from es_sync.attachment a where a.id = $1",
                 &[(pg_sys::INT4OID, spi::value(attachment.id))],
             );
         }
-        for followed in let_go {
-            drop_triggers(&named(followed));
-        }
-        catalog::invalidate_captures();
-        capture::announce_catalog_change();
-        Ok(())
-    })
+        spi::run("delete from es_sync.attachment a where a.id = $1", &[(pg_sys::INT4OID, spi::value(attachment.id))]);
+    }
+    for followed in let_go {
+        drop_triggers(&named(followed));
+    }
+    pin::release(table.oid);
+    catalog::invalidate_captures();
+    capture::announce_catalog_change();
+    Ok(())
+}
+
+/// The table of an attachment, without any check.
+pub fn table_of(attachment: &catalog::Attachment) -> Table {
+    Table { key_columns: attachment.key_columns.clone(), ..named(attachment.relation) }
 }
 
 /// Declares which documents of a table show a row of another one; None takes that back.
@@ -195,10 +209,10 @@ pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report
     as_extension(|| {
         let mut job = 0;
         for attachment in attached(relation, index)? {
+            let attachment = definition::with_names(attachment);
             if attachment.document.is_some() {
                 // The view may have been replaced: then it is made of other tables.
-                let table = Table { key_columns: attachment.key_columns.clone(), ..named(relation) };
-                follow::renew(&table, &attachment, caller)?;
+                follow::renew(&table_of(&attachment), &attachment, caller)?;
             }
             job = create_build(attachment.id, "reindex");
         }
@@ -718,7 +732,11 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
         &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
     )
     .get::<String>(0, 1);
-    let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
+    // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
+    // queue up behind whoever waits for such a lock.
+    let timeout =
+        if unsafe { pg_sys::MyBgworkerEntry.is_null() } { settings::lock_timeout() } else { "100ms".to_owned() };
+    let timeout = std::ffi::CString::new(timeout).unwrap_or_default();
     transaction::set(c"lock_timeout", &timeout, Scope::Nested);
     let name = &table.name;
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
@@ -796,6 +814,13 @@ pub fn create_truncate_trigger(name: &str) {
     ] {
         spi::run(&statement, &[]);
     }
+}
+
+/// Gives a table, where it has lost one of its triggers, both of them.
+pub fn renew_triggers(table: pg_sys::Oid) {
+    let table = named(table);
+    drop_triggers(&table);
+    create_triggers(&table);
 }
 
 fn drop_triggers(table: &Table) {

@@ -26,7 +26,7 @@ pub struct Attachment {
     pub live: Option<String>,
     /// The engine's own id of the live index, once it has been seen.
     pub uuid: Option<String>,
-    /// Index and table may differ, and a repair is under way.
+    /// Index and table may differ: a repair is under way, or somebody has to act.
     pub stale: bool,
     /// Nothing is sent to it until es_sync.resume().
     pub paused: bool,
@@ -52,7 +52,7 @@ impl Attachment {
 }
 
 const COLUMNS: &str = "a.id, a.relation::oid, a.index_name, a.key_columns, a.filter, a.exclude, a.options::text, \
-                       a.live_index, a.live_uuid, a.stale is not null, a.paused, a.document::oid, a.routing_source";
+                       a.live_index, a.live_uuid, coalesce(a.obstacle, a.stale) is not null, a.paused, a.document::oid, a.routing_source";
 
 /// All attachments whose table still exists. SPI must be connected.
 pub fn all() -> Vec<Attachment> {

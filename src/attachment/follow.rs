@@ -9,6 +9,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
+use super::definition;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use crate::capture;
@@ -49,7 +50,7 @@ pub struct Shown<'a> {
     pub view: Option<pg_sys::Oid>,
     pub exclude: &'a [String],
     /// A condition may use any column.
-    pub filtered: bool,
+    pub filter: Option<&'a str>,
 }
 
 impl Followed {
@@ -72,16 +73,62 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     let column = |name: &String| columns.iter().find(|column| &column.name == name).cloned();
     let root =
         Root { oid: table.oid, name: table.name.clone(), key: table.key_columns.iter().filter_map(column).collect() };
+    if root.key.len() < table.key_columns.len() {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("table {} has lost a column of its key ({})", table.name, table.key_columns.join(", ")),
+        )
+        .detail("Documents are identified by their row's key.")
+        .hint("Detach the table and attach it anew."));
+    }
     let mut followed = Followed::default();
     let mut declared = declared(&root)?;
     if let Some(view) = shown.view {
         read_view(&root, view, shown, &mut declared, &mut followed)?;
     }
     // A row's own columns show no other table.
-    if shown.view.is_some() || shown.filtered {
+    if shown.view.is_some() || shown.filter.is_some() {
         followed.ways.extend(declared);
     }
+    if let Some(filter) = shown.filter {
+        read_filter(&root, shown.view, filter, &mut followed)?;
+    }
     Ok(followed)
+}
+
+/// What decides about documents besides their own row, and is not followed.
+///
+/// # Errors
+/// A filter that time alone would have to apply: rows would not leave the index by themselves.
+fn read_filter(root: &Root, view: Option<pg_sys::Oid>, filter: &str, followed: &mut Followed) -> Result<(), Report> {
+    let tree = Tree::of_filter(view.unwrap_or(root.oid), filter);
+    for (name, why) in &tree.unfollowed {
+        let known = format!("{name}: {why}");
+        // The view's own is told of already.
+        if followed.unfollowed.contains(&known) {
+            continue;
+        }
+        if why.contains("with time") {
+            return Err(Report::new(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "cannot filter by what changes with time",
+            )
+            .detail(format!("The filter uses {name}, and a row that stays as it is would not leave its index."))
+            .hint("Filter by columns only, and compare with the time when you search."));
+        }
+        followed.unfollowed.push(known);
+    }
+    for table in tree.graph.tables.iter().filter(|table| table.fires) {
+        let oid = pg_sys::Oid::from(table.oid);
+        let name = format!("{}: the filter reads it, and no way is declared", attach::qualified(oid));
+        if oid != root.oid
+            && !followed.ways.iter().any(|way| way.related == oid)
+            && !followed.unfollowed.contains(&name)
+        {
+            followed.unfollowed.push(name);
+        }
+    }
+    Ok(())
 }
 
 fn read_view(
@@ -97,7 +144,7 @@ fn read_view(
     let keys: Vec<_> =
         root.key.iter().filter_map(|column| place(&column.name)).map(|place| tree.output(place)).collect();
     let is_shown = |(name, kind): &(String, pg_sys::Oid)| {
-        shown.filtered
+        shown.filter.is_some()
             || root.key.iter().any(|key| &key.name == name)
             || (catalog::is_synced(*kind) && !shown.exclude.contains(name))
     };
@@ -514,10 +561,11 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
     let attachments = catalog::of_relation(table.oid, None);
     if attachments.is_empty() {
         // Only checked: the way is taken by the next attach.
-        find(table, &Shown { view: None, exclude: &[], filtered: false })?;
+        find(table, &Shown { view: None, exclude: &[], filter: None })?;
     }
     for attachment in attachments {
-        renew(table, &attachment, caller)?;
+        let attachment = definition::with_names(attachment);
+        renew(&attach::table_of(&attachment), &attachment, caller)?;
         attach::create_repair(
             attachment.id,
             &format!("changes of {} were followed otherwise until now", attach::qualified(related)),
@@ -533,13 +581,64 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
 /// # Errors
 /// As `find` and `store`.
 pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<(), Report> {
-    let shown =
-        Shown { view: attachment.document, exclude: &attachment.exclude, filtered: attachment.filter.is_some() };
-    let followed = find(table, &shown)?;
+    let followed = find(table, &shown_by(attachment))?;
+    // Who skipped an UPDATE by the former rules has ended then.
+    attach::lock(table, "share row exclusive")?;
     store(attachment.id, table.oid, &followed, caller)?;
     record::restart(Some(attachment.id));
     catalog::invalidate_captures();
+    // The worker looks whether anything is still in the way.
+    // SAFETY: the table exists; the message is sent at commit.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table.oid) };
     Ok(())
+}
+
+/// As `renew`, where the ways have changed; true if they have. What cannot be found is raised.
+///
+/// # Errors
+/// As `find` and `store`.
+pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<bool, Report> {
+    let followed = find(table, &shown_by(attachment))?;
+    let rows = spi::run(
+        "select w.related::oid, w.columns, w.used, w.nulls, w.query from es_sync.way w where w.attachment = $1 order by w.id",
+        &[(pg_sys::INT4OID, spi::value(attachment.id))],
+    );
+    let links = || -> Vec<i32> {
+        spi::run(
+            "select coalesce(pg_catalog.array_agg(w.source), '{}') from es_sync.way w
+             where w.attachment = $1 and w.source is not null",
+            &[(pg_sys::INT4OID, spi::value(attachment.id))],
+        )
+        .get(0, 1)
+        .unwrap_or_default()
+    };
+    let stored: Vec<Way> = (0..rows.len())
+        .filter_map(|row| {
+            Some(Way {
+                related: rows.get(row, 1)?,
+                columns: rows.get(row, 2)?,
+                used: rows.get(row, 3),
+                nulls: rows.get(row, 4)?,
+                query: rows.get(row, 5),
+            })
+        })
+        .collect();
+    if stored == followed.ways {
+        return Ok(false);
+    }
+    let before = links();
+    renew(table, attachment, caller)?;
+    let after = links();
+    if before.iter().any(|link| !after.contains(link)) {
+        // What the queue holds under a link that is gone leads nowhere.
+        attach::create_repair(attachment.id, "changes of its related tables were followed otherwise until now");
+    }
+    capture::announce_catalog_change();
+    Ok(true)
+}
+
+fn shown_by(attachment: &Attachment) -> Shown<'_> {
+    Shown { view: attachment.document, exclude: &attachment.exclude, filter: attachment.filter.as_deref() }
 }
 
 /// What is noted for a row of a table that documents of others show.

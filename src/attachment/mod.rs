@@ -4,12 +4,14 @@
 
 pub mod attach;
 pub mod catalog;
+pub mod definition;
 pub mod follow;
 pub mod key;
 pub mod link;
 pub mod options;
 pub mod partitions;
 pub mod pause;
+pub mod pin;
 pub mod routing;
 pub mod switched;
 mod view;

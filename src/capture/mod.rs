@@ -3,10 +3,12 @@
 //! May touch: backend memory, the queue's heap, the worker's latch. No SPI, no JSON, no network.
 //!
 //! `trigger` notes keys in a `pending` set that knows savepoints; `transaction` hears of commit, prepare, abort and
-//! savepoints and flushes the set; `plan` remembers what to note for each relation.
+//! savepoints and flushes the set; `plan` remembers what to note for each relation;
+//! `rewrite` hears of tables that are written anew as a whole.
 
 mod pending;
 mod plan;
+mod rewrite;
 mod transaction;
 mod trigger;
 

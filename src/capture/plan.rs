@@ -29,7 +29,8 @@ pub struct Source {
     /// As the queue has it: the attached table, or the number of a link.
     pub oid: u32,
     pub part: Part,
-    /// The columns that are noted: place in the tuple (from 0) and the way to their text.
+    /// The columns that are noted: place in the tuple (from 0) and the way to their text. None where one of them was
+    /// dropped or renamed: then only that the table changed is noted.
     pub key: Vec<(usize, key::Column)>,
     /// Columns whose change matters; None where every UPDATE does.
     pub used: Option<Vec<Attribute>>,
@@ -100,7 +101,8 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
         }
         let mut plan = Plan::default();
         let noted = catalog::captures(&candidates);
-        let columns = if noted.captures.is_empty() { Vec::new() } else { columns_of((*relation).rd_att) };
+        let is_empty = noted.captures.is_empty();
+        let columns = if is_empty { Vec::new() } else { columns_of((*relation).rd_att) };
         let place = |name: &str| columns.iter().find(|column| column.name == name);
         let maker = |column: &Named| (column.attribute.place, key::Column::new(column.kind));
         for moves in noted.moves {
@@ -113,10 +115,14 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             plan.moves.push(Moves { oid: moves.source, key, routing, used });
         }
         for capture in noted.captures {
-            // A key column that was dropped or renamed: nothing can be noted until the table is attached anew.
-            let Some(key) = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>() else {
-                continue;
-            };
+            let key = capture.columns.iter().map(|name| place(name)).collect::<Option<Vec<_>>>().unwrap_or_default();
+            // Which column a used one has become is for the worker to find out.
+            let every = key.is_empty()
+                || match &capture.used {
+                    Used::Every => true,
+                    Used::AllBut(_) => false,
+                    Used::Only(used) => used.iter().any(|name| place(name).is_none()),
+                };
             let matters = |column: &Named| match &capture.used {
                 Used::Every => true,
                 Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
@@ -125,7 +131,7 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             let used: Vec<&Named> =
                 columns.iter().filter(|column| capture.columns.contains(&column.name) || matters(column)).collect();
             // What a virtual generated column is made of cannot be seen here: neither row has its value.
-            let known = !matches!(capture.used, Used::Every) && !used.iter().any(|column| column.is_virtual);
+            let known = !every && !used.iter().any(|column| column.is_virtual);
             let used = known.then(|| used.iter().map(|column| column.attribute).collect::<Vec<_>>());
             let key: Vec<_> = key.iter().map(|column| maker(column)).collect();
             let places =

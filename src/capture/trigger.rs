@@ -113,6 +113,10 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
 unsafe fn note_row(source: &Source, row: &Row) {
     // SAFETY: key columns are not null, and each is read by the column made for its type.
     unsafe {
+        if source.key.is_empty() {
+            transaction::note_unnoted(source.oid);
+            return;
+        }
         if let Part::Related { nulls } = source.part {
             let has_null = source.key.iter().any(|(place, _)| row.is_null(*place));
             if has_null && !nulls {

@@ -1,8 +1,12 @@
 //! Reading documents: by keys, or page by page in the order of the key.
 
-use pgrx::pg_sys;
+use std::rc::Rc;
 
-use super::shape::Shape;
+use pgrx::pg_sys;
+use serde_json::json;
+
+use super::shape::{Dialect, Shape};
+use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi::{self, Plan, Rows, Value};
@@ -16,6 +20,7 @@ pub struct Reader {
     next_page: Option<Plan>,
     /// Rows taken from the cursor at once: adapted to the documents' size, so that memory stays bounded.
     fetch: i64,
+    mapping: Option<Rc<str>>,
 }
 
 /// A row as it was read.
@@ -36,11 +41,22 @@ impl Reader {
     pub fn new(shape: Shape) -> Self {
         // One row tells how large documents are, and the fetch then grows fourfold. A first fetch of more would hold as
         // many documents, of 5 MB for instance.
-        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 1 }
+        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 1, mapping: None }
     }
 
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// The fields that an index needs for these documents, as the body of a request.
+    pub fn mapping(&mut self, attachment: &Attachment, dialect: Dialect) -> Rc<str> {
+        let Self { shape, mapping, .. } = self;
+        mapping
+            .get_or_insert_with(|| {
+                let properties = shape.mappings(attachment, dialect)["properties"].take();
+                json!({ "properties": properties }).to_string().into()
+            })
+            .clone()
     }
 
     /// Reads the rows of `keys` that exist, as they are in the active snapshot; without a routing, those that have no

@@ -210,6 +210,22 @@ impl Shape {
     /// The body that creates an index for these documents: what was derived, with the user's own merged over it
     /// (RFC 7396), our mark of ownership, and settings for loading.
     pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, owner: &str) -> Value {
+        let mut mappings = self.mappings(attachment, dialect);
+        mappings["_meta"]["pg_es_sync"] = json!({"installation": owner, "index": attachment.index});
+        let mut settings = json!({"index": {
+            // A wide table must not fail on the engine's default of 1,000 fields; sub-fields count too.
+            "mapping": {"total_fields": {"limit": (self.fields.len() * 3).max(1_000)}},
+        }});
+        if let Some(own) = &attachment.options.settings {
+            merge(&mut settings, &nested(own));
+        }
+        settings["index"]["refresh_interval"] = json!("-1");
+        settings["index"]["number_of_replicas"] = json!(0);
+        json!({"settings": settings, "mappings": mappings})
+    }
+
+    /// The mapping of an index for these documents.
+    pub fn mappings(&self, attachment: &Attachment, dialect: Dialect) -> Value {
         let mut properties = Map::new();
         let own_type = |name: &str| {
             let own = attachment.options.mappings.as_ref()?.get("properties")?.get(name)?;
@@ -225,17 +241,7 @@ impl Shape {
         if let Some(own) = &attachment.options.mappings {
             merge(&mut mappings, own);
         }
-        mappings["_meta"]["pg_es_sync"] = json!({"installation": owner, "index": attachment.index});
-        let mut settings = json!({"index": {
-            // A wide table must not fail on the engine's default of 1,000 fields; sub-fields count too.
-            "mapping": {"total_fields": {"limit": (self.fields.len() * 3).max(1_000)}},
-        }});
-        if let Some(own) = &attachment.options.settings {
-            merge(&mut settings, &nested(own));
-        }
-        settings["index"]["refresh_interval"] = json!("-1");
-        settings["index"]["number_of_replicas"] = json!(0);
-        json!({"settings": settings, "mappings": mappings})
+        mappings
     }
 
     /// The settings that an index gets back once it is loaded.

@@ -4,17 +4,22 @@
 //! page's snapshot is taken, and whatever was claimed earlier was committed earlier, so the pages have it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
 use es::{Client, Failure, FailureKind};
+use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
 use super::record;
 use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::Attachment;
+use crate::capture::Changes;
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
+use crate::queue::dead_letter;
+use crate::queue::insert::{self, Queue};
 use crate::shared;
 use crate::worker::delivery::Delivery;
 use crate::worker::lane::Page;
@@ -43,6 +48,8 @@ pub struct Build {
     failures: u32,
     /// The first build of an attachment, not a rebuild.
     first: bool,
+    /// The fields that the target was created with; None for one that a former worker has created.
+    mapping: Option<Rc<str>>,
 }
 
 struct Sent {
@@ -100,6 +107,7 @@ impl Build {
             written_down: Instant::now(),
             failures: 0,
             first: job.kind == "load",
+            mapping: None,
         }
     }
 
@@ -259,6 +267,7 @@ impl Build {
         self.pages.clear();
         let (index, alias) = self.names(context);
         let mut body = context.reader.shape().index_body(context.attachment, dialect, context.owner);
+        self.mapping = Some(context.reader.mapping(context.attachment, dialect));
         body["aliases"] = json!({alias: {"is_hidden": true}});
         let public = context.attachment.index.clone();
         let owner = context.owner.to_owned();
@@ -280,7 +289,9 @@ impl Build {
         if !self.exhausted && !context.held {
             let busy = context.delivery.in_flight() > context.engine.sizing.concurrency();
             let open = context.delivery.lane(lane).is_some_and(|lane| lane.is_open(now));
-            if !busy && open && self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD {
+            let room = self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD;
+            let Context { delivery, reader, attachment, engine, .. } = &mut *context;
+            if !busy && open && room && delivery.fit_mapping(lane, reader, attachment, engine) {
                 let page = self.page_number();
                 let (after, left) = (self.after.as_deref(), self.left(context.reader.shape().estimated_rows));
                 let read = context.delivery.send_page(lane, context.reader, context.engine, after, left, page);
@@ -371,6 +382,9 @@ impl Build {
         match phase {
             Phase::Create => {
                 self.open_lane(context.delivery, context.attachment, context.generation);
+                if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
+                    lane.mapping = self.mapping.take();
+                }
                 self.exhausted = self.first && context.attachment.options.load == Some(false);
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
@@ -395,11 +409,21 @@ impl Build {
     /// The new index is live: the old lane closes, this one stays.
     fn complete(&mut self, context: &mut Context, uuid: Option<&str>) -> Result<(), SqlError> {
         let (index, _) = self.names(context);
-        let (job, attachment, done) = (self.job, self.attachment, self.done);
+        let (job, attachment, done, first) = (self.job, self.attachment, self.done, self.first);
+        let source = context.attachment.relation.to_u32();
         transaction::run(|| {
             record::set_live(attachment, &index, uuid);
             record::finish(job, "done", done, None);
+            if !first {
+                // What the former index has refused, the new one may take.
+                let texts: FxHashSet<Box<str>> =
+                    dead_letter::keys_of(attachment).into_iter().map(String::into_boxed_str).collect();
+                if !texts.is_empty() {
+                    insert::write(Queue::Changes, vec![(source, Changes { texts, ..Changes::default() })], &[]);
+                }
+            }
         })?;
+        context.delivery.enqueued |= !first;
         let old = context.delivery.lanes.iter().find(|lane| lane.attachment == attachment && !lane.building);
         if let Some(old) = old.map(|lane| lane.id) {
             context.delivery.close_lane(old);

@@ -90,6 +90,16 @@ impl SqlError {
     }
 }
 
+impl SqlError {
+    /// True if somebody else holds a lock, and the same works later.
+    pub fn is_lock_timeout(&self) -> bool {
+        matches!(
+            self.sqlstate,
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+        )
+    }
+}
+
 impl std::fmt::Display for SqlError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)

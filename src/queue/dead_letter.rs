@@ -115,6 +115,15 @@ pub fn not_owned(ids: &[i64], role: pg_sys::Oid) -> Option<pg_sys::Oid> {
     if rows.is_empty() { None } else { rows.get(0, 1) }
 }
 
+/// The keys of an attachment's letters.
+pub fn keys_of(attachment: i32) -> Vec<String> {
+    let rows = spi::run(
+        "select d.key from es_sync.dead_letter d where d.attachment = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
+}
+
 /// Rows taken from the cursor at once.
 const FETCH: i64 = 1_000;
 

@@ -274,7 +274,7 @@ fn counters(attachment: i32) -> Option<&'static Index> {
 /// Says why an index does not go on. What is shown here is shown to whoever may watch: no document is quoted.
 pub(super) fn set_cause(attachment: i32, cause: &str) {
     let cause = es::request_failure(cause);
-    if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) {
+    if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) && !cause.is_empty() {
         shared::note_failure(attachment, &cause);
     }
 }

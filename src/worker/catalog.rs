@@ -9,10 +9,10 @@ use rustc_hash::FxHashMap;
 
 use super::database::{REST, Worker};
 use super::delivery::Delivery;
-use super::process::RELATIONS_CHANGED;
+use super::process::{RELATIONS_CHANGED, definitions_changed};
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::{follow, partitions, switched};
+use crate::attachment::{definition, follow, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -28,24 +28,48 @@ use crate::shared::QueueState;
 
 /// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
 const CATALOG_EVERY: Duration = Duration::from_secs(5);
+/// How often definitions are looked at in a row while what they are goes on changing.
+const MAX_LOOKS: usize = 3;
 /// No count of catalog changes.
 pub(super) const NOT_READ: u32 = u32::MAX;
 
 impl Worker {
     /// Reads attachments and jobs when they have changed.
     pub(super) fn read_catalog(&mut self) -> Result<(), SqlError> {
-        if RELATIONS_CHANGED.replace(false) {
+        // Who has committed what is read next has told before what he altered.
+        let altered = definitions_changed();
+        if RELATIONS_CHANGED.replace(false) || altered {
             // A column was added, a table altered: statements are made anew.
             self.readers.clear();
             self.finders.clear();
             self.triggers_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
+        let in_doubt = self.doubt_definitions(Instant::now());
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
-        let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
-        if changes == self.seen_changes && Instant::now() < self.catalog_due && !lost {
+        if changes == self.seen_changes
+            && Instant::now() < self.catalog_due
+            && !in_doubt
+            && !self.database.lost_note.load(Ordering::Acquire)
+        {
             return Ok(());
         }
+        self.take_catalog()?;
+        for _ in 0..MAX_LOOKS {
+            if !self.doubt_definitions(Instant::now()) {
+                break;
+            }
+            if self.look_at_definitions() {
+                self.take_catalog()?;
+            }
+        }
+        self.inherit_intake()?;
+        self.mend_triggers()
+    }
+
+    fn take_catalog(&mut self) -> Result<(), SqlError> {
+        let changes = self.database.catalog_changes.load(Ordering::Acquire);
+        let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
         let first = !self.catalog_was_read;
         let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
         let (attachments, links, jobs, parked) = transaction::run(|| {
@@ -74,8 +98,7 @@ impl Worker {
         self.take_attachments(attachments);
         self.take_links(links);
         self.take_jobs(jobs);
-        self.inherit_intake()?;
-        self.mend_triggers()
+        Ok(())
     }
 
     /// True if attachments and jobs were read since everything was forgotten.
@@ -99,6 +122,21 @@ impl Worker {
                 Err(error) => {
                     // Somebody writes to it, or it is gone: looked at again when the catalog is.
                     pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
+                    self.triggers_in_doubt = true;
+                }
+            }
+        }
+        for (table, name) in transaction::run(definition::without_trigger)? {
+            match transaction::run(|| definition::give_trigger_back(table, &name)) {
+                Ok(()) => {
+                    pgrx::warning!(
+                        "table {name} had lost its trigger: it has it again, and is compared with its indexes"
+                    );
+                    self.catalog_due = Instant::now();
+                }
+                Err(error) => {
+                    // Likewise.
+                    pgrx::debug1!("could not give {name} its trigger back yet: {error}");
                     self.triggers_in_doubt = true;
                 }
             }
@@ -145,6 +183,10 @@ impl Worker {
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
         }
         self.delivery.take_moves(&self.attachments);
+        for attachment in &mut self.attachments {
+            // Nobody who waits is told that all is well.
+            attachment.stale |= self.doubtful_definitions.contains(&attachment.id);
+        }
         self.delivery.apply_pauses(&self.attachments);
         self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
@@ -221,7 +263,10 @@ pub(super) fn reader_of<'a>(
     match readers.entry(attachment.id) {
         Entry::Occupied(reader) => Some(reader.into_mut()),
         Entry::Vacant(place) => {
-            let shape = transaction::run(|| Shape::of(attachment)).ok().flatten()?;
+            // An excluded column must not be taken for another one because it was renamed a moment ago.
+            let shape =
+                transaction::run(|| if definition::names_hold(attachment) { Shape::of(attachment) } else { None });
+            let shape = shape.ok().flatten()?;
             Some(place.insert(Reader::new(shape)))
         }
     }

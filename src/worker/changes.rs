@@ -112,9 +112,13 @@ impl Worker {
             };
             let Some(attachment) = self.delivery.lane(lane).map(|lane| lane.attachment) else { continue };
             let in_flight = self.delivery.in_flight();
-            let found = self.attachments.iter().find(|known| known.id == attachment).cloned();
-            match found.and_then(|attachment| reader_of(&mut self.readers, &attachment)) {
-                Some(reader) => self.delivery.send_changes(lane, reader, engine, probe),
+            let found = self.attachments.iter().find(|known| known.id == attachment);
+            match found.and_then(|found| Some((found, reader_of(&mut self.readers, found)?))) {
+                Some((attachment, reader)) => {
+                    if self.delivery.fit_mapping(lane, reader, attachment, engine) {
+                        self.delivery.send_changes(lane, reader, engine, probe);
+                    }
+                }
                 None => {
                     // The table or its key is gone or locked, or its view is: look again soon.
                     set_cause(
@@ -163,7 +167,7 @@ impl Worker {
             for (source, _) in &outbox.rebuilds {
                 for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
                     record::restart(Some(attachment.id));
-                    record::mark_stale(attachment.id, "the table was truncated");
+                    record::mark_stale(attachment.id, "the table was truncated or rewritten");
                     attach::create_build(attachment.id, "reindex");
                 }
             }
@@ -174,11 +178,18 @@ impl Worker {
                     attach::create_repair(attachment.id, "changes were not captured one by one");
                 }
             }
+            for (attachment, building, why) in &outbox.misfits {
+                if *building {
+                    record::restart(Some(*attachment));
+                }
+                record::mark_stale(*attachment, why);
+                attach::create_build(*attachment, "reindex");
+            }
             claim::acknowledge(&places);
             enqueued
         })?;
         self.more |= enqueued;
-        let stale = !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty();
+        let stale = !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty() || !outbox.misfits.is_empty();
         self.delivery.outbox = Default::default();
         self.delivery.forget_places(places);
         // SAFETY: outside a transaction, as it must be; it is what makes autovacuum see the queue's dead rows.

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use es::Event;
 use pgrx::pg_sys;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::catalog::NOT_READ;
 use super::delivery::Delivery;
 use super::engine::Engine;
 use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
-use super::process::{CLIENT, has_extension, stop_requested};
+use super::process::{CLIENT, Thing, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::Waiters;
 use crate::attachment::catalog::Attachment;
@@ -64,6 +64,13 @@ pub struct Worker {
     pub(super) catalog_was_read: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
+    /// What the documents of an attachment depend on, for those whose definitions were looked at.
+    pub(super) definitions: FxHashMap<i32, FxHashSet<Thing>>,
+    /// Attachments whose definitions could not be looked at, or acted upon, for the moment.
+    pub(super) doubtful_definitions: FxHashSet<i32>,
+    /// Those where that was an error, which the status shows.
+    pub(super) failed_looks: FxHashSet<i32>,
+    pub(super) definitions_due: Option<Instant>,
     /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
     pub(super) triggers_in_doubt: bool,
     /// Somebody committed, or there may be more than was claimed.
@@ -109,6 +116,10 @@ impl Worker {
             catalog_was_read: false,
             seen_changes: NOT_READ,
             catalog_due: now,
+            definitions: FxHashMap::default(),
+            doubtful_definitions: FxHashSet::default(),
+            failed_looks: FxHashSet::default(),
+            definitions_due: None,
             triggers_in_doubt: true,
             more: true,
             seen_commits: 0,
@@ -204,6 +215,7 @@ impl Worker {
         self.publish()?;
         self.look_after_queue()?;
         due.push(self.catalog_due);
+        due.extend(self.definitions_due);
         let now = Instant::now();
         if self.more && self.may_claim() {
             due.push(self.last_claim + self.linger());
@@ -331,7 +343,13 @@ impl Worker {
                             }
                             Err(error) => self.delivery.trouble = Some(error),
                         }
-                    } else if self.lease_answered(token, &result)? || self.wiring_answered(token, &result)? {
+                    } else if self.lease_answered(token, &result)?
+                        || self.wiring_answered(token, &result)?
+                        || self
+                            .engine
+                            .as_mut()
+                            .is_some_and(|engine| self.delivery.mapping_answered(token, &result, engine))
+                    {
                         // Heard.
                     } else if !self.waiters.answered(token, &result) {
                         self.job_answered(token, &result)?;

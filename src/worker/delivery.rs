@@ -15,6 +15,7 @@ use super::engine::Engine;
 use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Finished, Key, Lane, Page, Ticket};
+use super::mapping::PutMapping;
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key::{self, is_too_long};
 use crate::attachment::link;
@@ -46,6 +47,7 @@ pub struct Delivery {
     /// Sources under which the queue holds where documents lay before: attached table and attachment of each.
     moves: FxHashMap<u32, (u32, i32)>,
     pub(super) flights: FxHashMap<u64, Flight>,
+    pub(super) mappings: Vec<PutMapping>,
     later: Vec<Row>,
     bodies: Vec<Body>,
     version_plan: Option<Plan>,
@@ -81,6 +83,8 @@ pub struct Outbox {
     pub rebuilds: Vec<(u32, Place)>,
     /// Tables to compare and mend, likewise.
     pub repairs: Vec<(u32, Place)>,
+    /// Indexes that cannot have the fields that documents have by now: attachment, whether it is still being built, why.
+    pub misfits: Vec<(i32, bool, String)>,
 }
 
 impl Outbox {
@@ -90,6 +94,7 @@ impl Outbox {
             && self.cleared.is_empty()
             && self.rebuilds.is_empty()
             && self.repairs.is_empty()
+            && self.misfits.is_empty()
     }
 }
 
@@ -211,6 +216,7 @@ impl Delivery {
         self.claimed.clear();
         self.places.clear();
         self.flights.clear();
+        self.mappings.clear();
         self.later.clear();
         self.missing.clear();
         self.doubtful.clear();

@@ -28,6 +28,10 @@ pub struct Lane {
     /// Not yet behind its public alias.
     pub building: bool,
     pub target: es::Target,
+    /// The fields that the index is known to have; None where that is not known.
+    pub mapping: Option<Rc<str>>,
+    /// The engine is asked to give it fields: documents wait until it has them.
+    pub awaits_mapping: bool,
     documents: FxHashMap<Key, Document>,
     ready: VecDeque<Key>,
     waiting: BinaryHeap<Reverse<(Instant, Key)>>,
@@ -86,6 +90,8 @@ impl Lane {
             index,
             building,
             target,
+            mapping: None,
+            awaits_mapping: false,
             documents: FxHashMap::default(),
             ready: VecDeque::new(),
             waiting: BinaryHeap::new(),
@@ -264,7 +270,7 @@ impl Lane {
 
     /// Whether the lane may read and send now.
     pub fn is_open(&self, now: Instant) -> bool {
-        !self.paused && self.blocked_until.is_none_or(|until| until <= now)
+        !self.paused && !self.awaits_mapping && self.blocked_until.is_none_or(|until| until <= now)
     }
 
     /// True while its index takes nothing.

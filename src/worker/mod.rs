@@ -5,19 +5,21 @@
 //! Processes: `launcher` keeps a worker in each database that has the extension, `process` is such a worker's start and
 //! end, `database` what it knows and its loop.
 //!
-//! A turn of the loop: `catalog` reads what is attached and asked for; `ownership` sees to the right to write, of which
+//! A turn of the loop: `catalog` reads what is attached and asked for, `definitions` hears of DDL; `ownership` sees to the right to write, of which
 //! `lease` is the decision in the engine and `succession` what follows from it here; `changes` claims, reads, sends and
 //! acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep` looks after the queue as a
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
-//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes
+//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `mapping` what an index is
+//! given before documents carry it, `fan` what changes
 //! of related rows become.
 
 mod answers;
 mod catalog;
 mod changes;
 pub mod database;
+mod definitions;
 pub mod delivery;
 pub mod engine;
 mod fan;
@@ -25,6 +27,7 @@ mod hold;
 pub mod lane;
 pub mod launcher;
 pub mod lease;
+mod mapping;
 pub mod ownership;
 pub mod process;
 mod publish;

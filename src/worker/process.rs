@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use pgrx::{IntoDatum, pg_sys};
+use rustc_hash::FxHashSet;
 
 use super::database::Worker;
 use super::launcher;
@@ -18,6 +19,54 @@ thread_local! {
     /// For the exit callback only: a FATAL does not unwind, so nothing is dropped.
     pub(super) static CLIENT: RefCell<Option<es::Client>> = const { RefCell::new(None) };
     pub(super) static RELATIONS_CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// What documents depend on.
+    pub(super) static TRACKED: RefCell<FxHashSet<Thing>> = RefCell::default();
+    static CHANGED: RefCell<Changed> = RefCell::default();
+}
+
+/// What may have been altered since it was last asked.
+#[derive(Default)]
+pub(super) struct Changed {
+    pub anything: bool,
+    /// A function, though maybe none that is tracked.
+    pub functions: bool,
+    pub tracked: FxHashSet<Thing>,
+}
+
+/// A relation by its OID, or an entry of another system cache by its hash: invalidations tell no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Thing {
+    Relation(u32),
+    Cached(i32, u32),
+}
+
+impl Thing {
+    pub(super) fn function(oid: u32) -> Self {
+        Self::cached(pg_sys::SysCacheIdentifier::PROCOID as i32, oid)
+    }
+
+    pub(super) fn schema(oid: u32) -> Self {
+        Self::cached(pg_sys::SysCacheIdentifier::NAMESPACEOID as i32, oid)
+    }
+
+    fn cached(cache: i32, oid: u32) -> Self {
+        let none = pg_sys::Datum::from(0usize);
+        let key = pg_sys::Datum::from(pg_sys::Oid::from(oid));
+        // SAFETY: both caches have an OID as their only key; in a transaction.
+        Self::Cached(cache, unsafe { pg_sys::GetSysCacheHashValue(cache, key, none, none, none) })
+    }
+}
+
+/// True if a definition that documents depend on may have changed.
+pub(super) fn definitions_changed() -> bool {
+    // SAFETY: takes in what others have committed; the worker is between transactions.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    CHANGED.with_borrow(|changed| changed.anything || !changed.tracked.is_empty())
+}
+
+/// What may have been altered; the next call says what has been since this one.
+pub(super) fn take_changed() -> Changed {
+    CHANGED.take()
 }
 
 unsafe extern "C-unwind" {
@@ -63,6 +112,10 @@ pub unsafe extern "C-unwind" fn es_sync_worker_main(argument: pg_sys::Datum) {
     // SAFETY: the callback lasts as long as the process.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0usize));
+        use pg_sys::SysCacheIdentifier::{ENUMOID, NAMESPACEOID, PROCOID};
+        for cache in [ENUMOID, NAMESPACEOID, PROCOID] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(something_changed), pg_sys::Datum::from(0usize));
+        }
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
     pgrx::log!("es_sync worker started");
@@ -92,8 +145,34 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, argument: pg_sys::Datum) {
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, _relation: pg_sys::Oid) {
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     RELATIONS_CHANGED.set(true);
+    note_change((relation != pg_sys::InvalidOid).then_some(Thing::Relation(relation.to_u32())));
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn something_changed(_argument: pg_sys::Datum, cache: i32, hash: u32) {
+    use pg_sys::SysCacheIdentifier::{ENUMOID, PROCOID};
+    // A label that was added is not tracked yet, and could be renamed.
+    note_change((hash != 0 && cache != ENUMOID as i32).then_some(Thing::Cached(cache, hash)));
+    if cache == PROCOID as i32 {
+        CHANGED.with(|changed| changed.try_borrow_mut().map(|mut changed| changed.functions = true).ok());
+    }
+}
+
+/// Notes a change; None for one that may be of anything. Nobody holds these sets while invalidations are taken in.
+fn note_change(thing: Option<Thing>) {
+    CHANGED.with(|changed| {
+        let Ok(mut changed) = changed.try_borrow_mut() else { return };
+        match thing {
+            None => changed.anything = true,
+            Some(thing) => {
+                if TRACKED.with(|tracked| tracked.try_borrow().is_ok_and(|tracked| tracked.contains(&thing))) {
+                    changed.tracked.insert(thing);
+                }
+            }
+        }
+    });
 }
 
 /// Database and role defaults must not reach the worker, and no session setting may change what is indexed.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::delivery::Delivery;
 use super::engine::Engine;
+use super::process::definitions_changed;
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -61,6 +62,10 @@ impl Waiters {
             return Ok(Some(due));
         }
         let waiting: Vec<_> = waiting.collect();
+        // What the caller has altered before he asked must be known first.
+        if definitions_changed() {
+            return Ok(Some(now));
+        }
         if announced.catalog_changes.load(std::sync::atomic::Ordering::Acquire) != seen_changes {
             // What the caller has attached or resumed just before must be known first.
             return Ok(Some(now));

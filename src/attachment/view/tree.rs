@@ -11,6 +11,7 @@ use std::rc::Rc;
 use pgrx::{PgList, PgRelation, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
+use crate::attachment::attach;
 use crate::postgres::error::relation_name;
 use crate::postgres::spi;
 
@@ -21,6 +22,8 @@ pub struct Tree {
     pub columns: Vec<(String, pg_sys::Oid)>,
     /// What changes without a trigger firing: its name, and why.
     pub unfollowed: Vec<(String, String)>,
+    /// Functions that are not Postgres' own, those of operators included.
+    pub functions: Vec<pg_sys::Oid>,
     queries: Vec<Built>,
     top: usize,
     _relations: Vec<PgRelation>,
@@ -72,6 +75,7 @@ struct Reader {
     graph: Graph,
     queries: Vec<Built>,
     unfollowed: Vec<(String, String)>,
+    functions: Vec<pg_sys::Oid>,
     relations: Vec<PgRelation>,
     /// What the expression that is being read uses.
     found: Vec<Node>,
@@ -116,6 +120,11 @@ impl Tree {
         reader.into_tree(top, Vec::new())
     }
 
+    /// Reads a condition on the rows of a relation.
+    pub fn of_filter(relation: pg_sys::Oid, filter: &str) -> Self {
+        Self::of_statement(&format!("select from {} where (\n{filter}\n)", attach::qualified(relation)))
+    }
+
     /// The keys' places in the view's result.
     pub fn output(&self, column: usize) -> Node {
         Node::Output { query: self.top, column }
@@ -158,6 +167,7 @@ impl Reader {
             graph: Graph::default(),
             queries: Vec::new(),
             unfollowed: Vec::new(),
+            functions: Vec::new(),
             relations: Vec::new(),
             found: Vec::new(),
             depth: 0,
@@ -165,10 +175,10 @@ impl Reader {
     }
 
     fn into_tree(self, top: usize, columns: Vec<(String, pg_sys::Oid)>) -> Tree {
-        let Self { graph, queries, mut unfollowed, relations, .. } = self;
+        let Self { graph, queries, mut unfollowed, functions, relations, .. } = self;
         unfollowed.sort();
         unfollowed.dedup();
-        Tree { graph, columns, unfollowed, queries, top, _relations: relations }
+        Tree { graph, columns, unfollowed, functions, queries, top, _relations: relations }
     }
 
     /// Reads a query within its surroundings; its number.
@@ -606,10 +616,17 @@ impl Reader {
         }
     }
 
+    fn call(&mut self, function: pg_sys::Oid) {
+        if function.to_u32() >= FIRST_NORMAL_OID {
+            self.functions.push(function);
+        }
+    }
+
     fn visit_function(&mut self, function: pg_sys::Oid) {
         // SAFETY: syscache lookups in a live transaction.
         let (volatility, strange) =
             unsafe { (pg_sys::func_volatile(function) as u8, function.to_u32() >= FIRST_NORMAL_OID) };
+        self.call(function);
         let name = || {
             // SAFETY: as above; the palloc'd result is copied.
             unsafe { CStr::from_ptr(pg_sys::format_procedure_qualified(function)).to_string_lossy().into_owned() }
@@ -684,6 +701,12 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
                 return false;
             }
             pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
+            pg_sys::NodeTag::T_OpExpr | pg_sys::NodeTag::T_DistinctExpr | pg_sys::NodeTag::T_NullIfExpr => {
+                visit.reader.call((*node.cast::<pg_sys::OpExpr>()).opfuncid);
+            }
+            pg_sys::NodeTag::T_ScalarArrayOpExpr => {
+                visit.reader.call((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opfuncid);
+            }
             pg_sys::NodeTag::T_SQLValueFunction => {
                 let what = "its result changes with time or user".to_owned();
                 visit.reader.unfollowed.push(("current_timestamp or the like".to_owned(), what));

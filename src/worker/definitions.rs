@@ -1,0 +1,215 @@
+//! DDL on what documents are made of: noticed here, and acted upon before the next document is read.
+
+use std::time::Instant;
+
+use rustc_hash::FxHashSet;
+
+use super::answers::set_cause;
+use super::database::{REST, Worker};
+use super::process::{TRACKED, Thing, take_changed};
+use crate::attachment::catalog::Attachment;
+use crate::attachment::definition::{self, Difference};
+use crate::attachment::{attach, follow, pin};
+use crate::jobs::record;
+use crate::postgres::error::SqlError;
+use crate::postgres::spi;
+use crate::postgres::transaction::{self, Scope};
+
+/// What came of looking at an attachment's definitions.
+enum Looked {
+    /// They are known; true where something was written down that is to be read again.
+    Known(bool),
+    /// Something was written down that has to be read before the rest can be looked at.
+    Again,
+    /// Somebody holds a lock that is needed.
+    Later,
+}
+
+impl Worker {
+    /// Notes whose definitions may have changed since the last look; true if anybody's are to be looked at now.
+    pub(super) fn doubt_definitions(&mut self, now: Instant) -> bool {
+        let changed = take_changed();
+        for attachment in &self.attachments {
+            let doubtful = match self.definitions.get(&attachment.id) {
+                None => true,
+                Some(tracked) => {
+                    changed.anything
+                        || !tracked.is_disjoint(&changed.tracked)
+                        // A function that was missing may be there.
+                        || (changed.functions && attachment.stale)
+                }
+            };
+            if doubtful && self.doubtful_definitions.insert(attachment.id) {
+                self.definitions_due = Some(now);
+            }
+        }
+        self.definitions_due.is_some_and(|due| due <= now)
+    }
+
+    /// Looks at the definitions that are in doubt; true if something was written down that is to be read again.
+    pub(super) fn look_at_definitions(&mut self) -> bool {
+        self.definitions_due = None;
+        let mut written = false;
+        for id in std::mem::take(&mut self.doubtful_definitions) {
+            let Some(attachment) = self.attachments.iter().find(|known| known.id == id).cloned() else { continue };
+            // Before, so that what is altered from now on is heard of; after, for there may be more to hear of.
+            let looked = self
+                .track(&attachment)
+                .and_then(|()| look(&attachment))
+                .and_then(|looked| self.track(&attachment).map(|()| looked));
+            match looked {
+                Ok(Looked::Known(news)) => {
+                    written |= news;
+                    if self.failed_looks.remove(&id) {
+                        set_cause(id, "");
+                        written = true;
+                    }
+                }
+                Ok(Looked::Again) => {
+                    written = true;
+                    self.doubtful_definitions.insert(id);
+                    self.definitions_due = Some(Instant::now());
+                }
+                Ok(Looked::Later) => self.look_again(id),
+                Err(error) => {
+                    set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
+                    self.failed_looks.insert(id);
+                    self.look_again(id);
+                }
+            }
+        }
+        let known: FxHashSet<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
+        self.definitions.retain(|id, _| known.contains(id));
+        TRACKED.with_borrow_mut(|tracked| {
+            tracked.clear();
+            tracked.extend(self.definitions.values().flatten());
+        });
+        written
+    }
+
+    fn look_again(&mut self, attachment: i32) {
+        self.doubtful_definitions.insert(attachment);
+        self.definitions_due = Some(Instant::now() + REST);
+        if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
+            known.stale = true;
+        }
+    }
+
+    /// Lets changes of what an attachment depends on be heard of.
+    fn track(&mut self, attachment: &Attachment) -> Result<(), SqlError> {
+        let mut things: FxHashSet<Thing> = transaction::run(|| {
+            let thing = |(kind, oid): (&str, u32)| match kind {
+                "view" | "table" | "type" => Some(Thing::Relation(oid)),
+                "function" => Some(Thing::function(oid)),
+                "schema" => Some(Thing::schema(oid)),
+                _ => None,
+            };
+            definition::seen(attachment.id).iter().flat_map(|facts| facts.objects()).filter_map(thing).collect()
+        })?;
+        let own = [Some(attachment.relation), attachment.document];
+        things.extend(own.into_iter().flatten().map(|relation| Thing::Relation(relation.to_u32())));
+        TRACKED.with_borrow_mut(|tracked| tracked.extend(&things));
+        self.definitions.insert(attachment.id, things);
+        Ok(())
+    }
+}
+
+fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
+    let id = attachment.id;
+    if transaction::run(|| definition::view_is_gone(attachment))? {
+        return let_go(attachment);
+    }
+    if transaction::run(|| definition::rename(attachment))? {
+        return Ok(Looked::Again);
+    }
+    let called = transaction::run(|| {
+        // Whoever alters a table is not waited for: the worker comes back.
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+        definition::called(attachment)
+    });
+    let called = match called {
+        Ok(called) => called,
+        Err(error) if error.is_lock_timeout() => return Ok(Looked::Later),
+        Err(error) => {
+            // What it depends on is not known then; looked at once it is mended.
+            let obstacle = format!("its filter cannot be evaluated: {}", error.message);
+            return Ok(Looked::Known(transaction::run(|| definition::set_obstacle(id, Some(&obstacle)))?));
+        }
+    };
+    let (old, new, obstacle, obstructed) = transaction::run(|| {
+        let new = definition::gather(attachment, &called);
+        (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id))
+    })?;
+    let Difference { causes, ways } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
+    let cause = causes.join("; ");
+    let mut obstacle = obstacle;
+    // What kept the ways from being found before may be over.
+    let ways = (ways || obstructed) && obstacle.is_none();
+    if ways {
+        match renew_ways(attachment) {
+            Ok(()) => {}
+            Err(error) if error.is_lock_timeout() => {
+                // Only the ways are missing: what is known to be wrong by then is shown.
+                if !cause.is_empty() {
+                    transaction::run(|| record::mark_stale(id, &cause))?;
+                }
+                return Ok(Looked::Later);
+            }
+            Err(error) => obstacle = Some(format!("its related tables cannot be followed: {}", error.message)),
+        }
+    }
+    let written = transaction::run(|| {
+        if old.as_ref() != Some(&new) {
+            definition::remember(id, &new);
+        }
+        if let Some(view) = attachment.document {
+            pin::hold(attachment.relation, view);
+        }
+        let news = definition::set_obstacle(id, obstacle.as_deref());
+        if !cause.is_empty() {
+            definition::rebuild(id, &cause);
+        }
+        news || !cause.is_empty()
+    })?;
+    if !cause.is_empty() {
+        pgrx::log!("index \"{}\" is built anew: {cause}", attachment.index);
+    }
+    if let Some(obstacle) = obstacle.filter(|_| written) {
+        pgrx::warning!("index \"{}\" cannot be kept right: {obstacle}", attachment.index);
+    }
+    Ok(Looked::Known(written || ways))
+}
+
+fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
+    transaction::run(|| {
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+        let rows = spi::run(
+            "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
+            &[(pgrx::pg_sys::OIDOID, spi::value(attachment.relation))],
+        );
+        let Some(owner) = (if rows.is_empty() { None } else { rows.get(0, 1) }) else { return };
+        if let Err(report) = follow::renew_where_changed(&attach::table_of(attachment), attachment, owner) {
+            report.raise();
+        }
+    })
+}
+
+/// The view was dropped with CASCADE: there is nothing to make documents of any more.
+fn let_go(attachment: &Attachment) -> Result<Looked, SqlError> {
+    let gone = transaction::run(|| {
+        if let Err(report) = attach::let_go(&attach::table_of(attachment), std::slice::from_ref(attachment), false) {
+            report.raise();
+        }
+    });
+    match gone {
+        Ok(()) => {
+            pgrx::warning!(
+                "index \"{}\" is detached, and stays as it is: the view that its documents were read from was dropped",
+                attachment.index
+            );
+            Ok(Looked::Known(true))
+        }
+        Err(error) if error.is_lock_timeout() => Ok(Looked::Later),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,770 @@
+//! DDL on attached tables, and on everything that their documents are made of.
+
+use pg_es_sync_tests::{Engine, Fault, Proxy, Server, expect, unique, wait};
+use postgres::Client;
+use serde_json::{Value, json};
+
+/// A server of its own with a database, and an index of its own name.
+struct Shop {
+    engine: Engine,
+    server: Server,
+    client: Client,
+    index: String,
+    /// What the index should hold: id and document.
+    rows: String,
+}
+
+impl Shop {
+    fn new(sql: &str) -> Self {
+        let engine = Engine::elasticsearch();
+        let url = engine.url().to_owned();
+        Self::behind(engine, &url, sql)
+    }
+
+    fn behind(engine: Engine, url: &str, sql: &str) -> Self {
+        let server = Server::with_url(url);
+        let client = server.create_database("shop");
+        let rows = "select id, row_to_json(t) from root t".to_owned();
+        let mut shop = Self { engine, server, client, index: unique("ddl"), rows };
+        shop.run(sql);
+        shop
+    }
+
+    /// Attaches `root`, with further arguments, and waits for the first load.
+    #[track_caller]
+    fn attach(mut self, arguments: &str) -> Self {
+        let index = self.index.clone();
+        self.run(&format!("select es_sync.attach('root', index => '{index}'{arguments})"));
+        self.settle();
+        self
+    }
+
+    /// The same with the view `document`.
+    #[track_caller]
+    fn attach_view(mut self) -> Self {
+        self.rows = "select id, row_to_json(d) from document d".to_owned();
+        self.attach(", document => 'document'")
+    }
+
+    #[track_caller]
+    fn run(&mut self, sql: &str) {
+        self.client.batch_execute(sql).unwrap_or_else(|error| panic!("{error:?} in: {sql}"));
+    }
+
+    fn refused(&mut self, sql: &str) -> String {
+        let error = self.client.batch_execute(sql).expect_err("it is refused");
+        let error = error.as_db_error().expect("the server refuses it");
+        format!("{} {}", error.message(), error.detail().unwrap_or_default())
+    }
+
+    /// All is searchable, no job runs, and the index is what it should be.
+    #[track_caller]
+    fn settle(&mut self) {
+        expect::settled(&mut self.client);
+        expect::documents_equal(&mut self.client, &self.rows, &self.engine, &self.index);
+    }
+
+    #[track_caller]
+    fn each(&mut self, statements: &[&str]) {
+        for statement in statements {
+            self.run(statement);
+            self.settle();
+        }
+    }
+
+    fn text(&mut self, query: &str) -> String {
+        self.client.query_one(query, &[]).unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    fn count(&mut self, query: &str) -> i64 {
+        self.client.query_one(query, &[]).unwrap().get(0)
+    }
+
+    fn found(&self, query: Value) -> usize {
+        self.engine.search_ids(&self.index, query).len()
+    }
+
+    fn rebuilds(&mut self) -> i64 {
+        self.count("select count(*) from es_sync.jobs where kind = 'reindex'")
+    }
+
+    /// The statement makes the documents different: the index follows by itself, and says why it was built anew.
+    #[track_caller]
+    fn rebuilt_by(&mut self, statement: &str, cause: &str) {
+        let before = self.rebuilds();
+        self.run(statement);
+        self.settle();
+        assert!(self.rebuilds() > before, "no rebuild after: {statement}");
+        let log = self.server.log();
+        let said =
+            log.lines().any(|line| line.contains(&self.index) && line.contains("built anew") && line.contains(cause));
+        assert!(said, "nobody said {cause}");
+    }
+
+    /// The statement leaves all documents as they are: nothing is built, and changes arrive as before.
+    #[track_caller]
+    fn not_rebuilt_by(&mut self, statement: &str) {
+        let before = self.rebuilds();
+        self.run(statement);
+        self.settle();
+        assert_eq!(self.rebuilds(), before, "a rebuild after: {statement}");
+    }
+
+    /// Waits until status says so.
+    #[track_caller]
+    fn says(&mut self, cause: &str) {
+        let query = "select state || ': ' || coalesce(cause, '') from es_sync.status";
+        wait::until(&format!("status says: {cause}"), wait::LONG, || {
+            let said = self.text(query);
+            if said.contains(cause) { Ok(()) } else { Err(said) }
+        });
+    }
+
+    #[track_caller]
+    fn is_fine(&mut self) {
+        self.settle();
+        self.says("ok: ");
+    }
+}
+
+const ROOT: &str = "
+    create table root (id int primary key, title text, price int, secret text);
+    insert into root select i, 'title ' || i, i, 'secret ' || i from generate_series(1, 50) i;";
+
+const HOSTS: &str = "
+    create table host (id int primary key, name text, note text);
+    create table root (id int primary key, title text, host_id int references host);
+    create index on root (host_id);
+    create view document as
+        select r.id, r.title, h.name as host from root r left join host h on h.id = r.host_id;
+    insert into host values (1, 'one'), (2, 'two');
+    insert into root select i, 'title ' || i, i % 2 + 1 from generate_series(1, 30) i;";
+
+#[test]
+fn an_added_column_is_searchable_from_its_first_document_on_both_products() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let url = engine.url().to_owned();
+        let mut shop = Shop::behind(engine, &url, ROOT).attach("");
+        shop.not_rebuilt_by("alter table root add column tag text; update root set tag = 'blue' where id <= 5");
+        assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 5);
+        shop.not_rebuilt_by(
+            "begin; alter table root add column size int; update root set size = 3 where id <= 7; commit",
+        );
+        assert_eq!(shop.found(json!({"term": {"size": 3}})), 7);
+        // Documents from before do not have the fields, which is no difference.
+        shop.run("select es_sync.verify('root')");
+        shop.settle();
+        assert_eq!(
+            shop.text("select sum(different + missing + orphaned)::text from es_sync.jobs where kind = 'verify'"),
+            "0"
+        );
+    }
+}
+
+#[test]
+fn a_column_added_with_a_default_is_in_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by("alter table root add column size int default 7", "column \"size\" was added with values");
+    assert_eq!(shop.found(json!({"term": {"size": 7}})), 50);
+    shop.rebuilt_by(
+        "alter table root add column mark text default 'x'; alter table root alter column mark drop default",
+        "mark",
+    );
+    assert_eq!(shop.found(json!({"match": {"mark": "x"}})), 50);
+}
+
+#[test]
+fn a_column_added_with_a_default_that_rewrites_the_table_is_in_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    for statement in [
+        "alter table root add column u uuid not null default gen_random_uuid()",
+        "alter table root add column s serial",
+        "alter table root add column i int generated always as identity",
+    ] {
+        let before = shop.rebuilds();
+        shop.run(statement);
+        shop.settle();
+        assert!(shop.rebuilds() > before, "{statement}");
+    }
+    assert_eq!(shop.found(json!({"exists": {"field": "u"}})), 50);
+}
+
+#[test]
+fn a_generated_column_that_is_added_is_in_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by("alter table root add column twice int generated always as (price * 2) stored", "twice");
+    assert_eq!(shop.found(json!({"range": {"twice": {"gte": 60}}})), 21);
+    shop.not_rebuilt_by("update root set price = 1000 where id = 1");
+    assert_eq!(shop.found(json!({"term": {"twice": 2000}})), 1);
+}
+
+#[test]
+fn a_column_added_through_a_partitioned_root_is_in_every_document() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, title text) partition by range (id);
+         create table low partition of root for values from (0) to (20);
+         create table high partition of root for values from (20) to (100);
+         insert into root select i, 'title ' || i from generate_series(1, 50) i;",
+    )
+    .attach("");
+    shop.rebuilt_by("alter table root add column size int default 7", "size");
+    shop.run("alter table root alter column size type text using 's' || size");
+    shop.settle();
+    shop.not_rebuilt_by("alter table root add column tag text; update root set tag = 'blue' where id < 30");
+    assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 29);
+}
+
+#[test]
+fn a_column_added_during_a_reindex_is_searchable_afterwards() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let url = proxy.url().to_owned();
+    let mut shop = Shop::behind(engine, &url, ROOT).attach("");
+    shop.run("insert into root select i, 't', i, 's' from generate_series(100, 20000) i");
+    shop.settle();
+    // The new index is there, and its load cannot go on.
+    proxy.judge(|head, _| head.contains("_bulk").then(|| (503, "{}".to_owned())));
+    shop.run("select es_sync.reindex('root')");
+    wait::until("the load has begun", wait::LONG, || {
+        shop.text("select max(phase) from es_sync.jobs where kind = 'reindex' and state = 'running'") == "load"
+    });
+    shop.run("alter table root add column tag text; update root set tag = 'blue' where id <= 5");
+    proxy.judge(|_, _| None);
+    shop.settle();
+    assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 5);
+}
+
+#[test]
+fn a_column_added_while_the_engine_is_down_is_searchable_afterwards() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let url = proxy.url().to_owned();
+    let mut shop = Shop::behind(engine, &url, ROOT).attach("");
+    proxy.set(Fault::Refuse);
+    shop.run("alter table root add column tag text; update root set tag = 'blue' where id <= 5");
+    shop.run("alter table root add column size int default 7");
+    proxy.set(Fault::Pass);
+    shop.settle();
+    assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 5);
+    assert_eq!(shop.found(json!({"term": {"size": 7}})), 50);
+}
+
+#[test]
+fn a_column_added_while_no_worker_runs_is_noticed_by_the_next_one() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run("select pg_terminate_backend(worker_pid) from es_sync.status");
+    shop.run("alter table root add column tag text; update root set tag = 'blue' where id <= 5");
+    shop.run("alter table root rename title to name");
+    shop.settle();
+    assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 5);
+}
+
+#[test]
+fn a_column_whose_type_conflicts_with_a_field_of_the_index_is_indexed_anew() {
+    let mut shop = Shop::new(ROOT).attach("");
+    let concrete = shop.engine.indexes_of(&shop.index)[0].clone();
+    shop.engine.put(&format!("/{concrete}/_mapping"), json!({"properties": {"tag": {"type": "integer"}}}));
+    shop.run("alter table root add column tag text; update root set tag = 'blue' where id <= 5");
+    shop.settle();
+    assert_eq!(shop.found(json!({"match": {"tag": "blue"}})), 5);
+    assert_eq!(shop.rebuilds(), 1);
+    // The same name again with another type.
+    shop.run("alter table root drop column tag; alter table root add column tag jsonb default '{\"a\": 1}'");
+    shop.settle();
+    assert_eq!(shop.count("select count(*) from es_sync.dead_letters"), 0);
+}
+
+#[test]
+fn ddl_that_rolls_back_leaves_nothing() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, row_to_json(t) from (select id, title, price from root) t".to_owned();
+    let mut shop = shop.attach(", exclude => '{secret}'");
+    shop.not_rebuilt_by(
+        "begin; alter table root add column size int default 7; alter table root rename title to name;
+         alter table root alter column price type text; alter table root rename secret to hidden;
+         alter table root rename id to key; update root set name = 'x'; truncate root; rollback;
+         update root set title = 'y' where id = 1",
+    );
+    assert_eq!(shop.text("select key_columns::text || exclude::text from es_sync.status"), "{id}{secret}");
+}
+
+#[test]
+fn a_dropped_column_leaves_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by("alter table root drop column price", "column \"price\" was dropped");
+}
+
+#[test]
+fn a_renamed_column_is_renamed_in_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by("alter table root rename title to name", "column \"title\" was renamed to \"name\"");
+    assert_eq!(shop.found(json!({"match": {"name": "title"}})), 50);
+    shop.not_rebuilt_by("update root set name = 'other' where id = 3");
+}
+
+#[test]
+fn an_excluded_column_stays_excluded_under_another_name() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, row_to_json(t) from (select id, title, price from root) t".to_owned();
+    let mut shop = shop.attach(", exclude => '{secret}'");
+    shop.not_rebuilt_by("alter table root rename secret to hidden; update root set title = title || '!'");
+    assert_eq!(shop.text("select exclude::text from es_sync.status"), "{hidden}");
+    shop.not_rebuilt_by("alter table root drop column hidden; update root set title = title || '!'");
+}
+
+#[test]
+fn a_renamed_key_column_goes_on_identifying_documents() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rows = "select key, row_to_json(t) from root t".to_owned();
+    shop.rebuilt_by(
+        "alter table root rename id to key; update root set title = 'changed' where key < 10; delete from root where key = 50",
+        "column \"id\" was renamed to \"key\"",
+    );
+    assert_eq!(shop.text("select key_columns::text from es_sync.status"), "{key}");
+    shop.run("begin; alter table root rename key to nr; update root set title = 'again' where nr > 40; commit; delete from root where nr = 1");
+    shop.rows = "select nr, row_to_json(t) from root t".to_owned();
+    shop.settle();
+    shop.not_rebuilt_by("insert into root values (100, 'new'); update root set nr = 200 where nr = 2");
+}
+
+#[test]
+fn a_renamed_key_column_of_a_view_s_table_waits_for_the_view_and_loses_nothing() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.run("alter table root rename id to key");
+    shop.says("view public.document has no column \"key\"");
+    shop.run("update root set title = 'changed' where key < 5; delete from root where key = 30; update host set name = 'uno' where id = 1");
+    shop.run("alter view document rename column id to key");
+    shop.rows = "select key, row_to_json(d) from document d".to_owned();
+    shop.is_fine();
+    // All at once, with a reindex that the worker has not heard of yet.
+    shop.run(
+        "begin; alter table root rename key to id; alter view document rename column key to id;
+         select es_sync.reindex('root'); update root set title = 'at once' where id = 9; commit",
+    );
+    shop.rows = "select id, row_to_json(d) from document d".to_owned();
+    shop.is_fine();
+    shop.each(&["update host set name = 'eins' where id = 1", "update root set title = 'last' where id = 7"]);
+}
+
+#[test]
+fn a_column_s_type_changed_with_a_rewrite_is_changed_in_every_document() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by(
+        "alter table root alter column price type text using 'EUR ' || price",
+        "column \"price\" was altered",
+    );
+    assert_eq!(shop.found(json!({"match": {"price": "EUR"}})), 50);
+    // The same type, other values: no trigger fires, and no column looks different.
+    let before = shop.rebuilds();
+    shop.run("alter table root alter column title type text using upper(title)");
+    shop.settle();
+    assert_eq!(shop.rebuilds(), before + 1);
+    assert_eq!(shop.found(json!({"term": {"title.keyword": "TITLE 7"}})), 1);
+}
+
+#[test]
+fn a_column_s_type_changed_without_a_rewrite_is_followed() {
+    let mut shop = Shop::new(
+        "set timezone = 'UTC';
+         create table root (id int primary key, name varchar(10), at timestamptz);
+         insert into root select i, 'name ' || i, '2024-01-01'::timestamptz + i * interval '1 hour' from generate_series(1, 40) i;",
+    )
+    .attach("");
+    shop.not_rebuilt_by("alter table root alter column name type varchar(20)");
+    shop.not_rebuilt_by(
+        "alter table root alter column name type text; update root set name = repeat('long ', 10) where id = 1",
+    );
+    let file = "select pg_relation_filenode('root')::text";
+    let before = shop.text(file);
+    shop.rebuilt_by("alter table root alter column at type timestamp", "column \"at\" was altered");
+    assert_eq!(shop.text(file), before, "it was no rewrite");
+}
+
+#[test]
+fn a_key_column_s_type_may_change() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rebuilt_by(
+        "alter table root alter column id type bigint; update root set title = 'a' where id = 1",
+        "column \"id\" was altered",
+    );
+    shop.rebuilt_by("alter table root alter column id type text using 'k' || id", "column \"id\" was altered");
+    shop.not_rebuilt_by("insert into root values ('new', 'x'); delete from root where id = 'k3'; update root set id = 'other' where id = 'k4'");
+    // What the queue holds is no key any more.
+    shop.rebuilt_by(
+        "begin; update root set title = 'x' where id = 'other'; delete from root where id in ('new', 'other');
+         alter table root alter column id type int using substr(id, 2)::int; commit",
+        "column \"id\" was altered",
+    );
+    assert_eq!(shop.count("select count(*) from es_sync.dead_letters"), 0);
+}
+
+#[test]
+fn a_renamed_table_and_schema_are_followed() {
+    let mut shop = Shop::new(&format!("{HOSTS} create schema other")).attach_view();
+    shop.not_rebuilt_by("alter table root rename to moved; update moved set title = 'a' where id = 1");
+    shop.not_rebuilt_by("alter table moved set schema other; update other.moved set title = 'b' where id = 2");
+    shop.not_rebuilt_by("alter schema other rename to another; update another.moved set title = 'c' where id = 3");
+    shop.not_rebuilt_by("alter table host rename to place; update place set name = 'uno' where id = 1");
+    shop.not_rebuilt_by("alter view document rename to shown; alter view shown set schema another; create view document as table another.shown");
+    shop.not_rebuilt_by("update place set name = 'due' where id = 2; delete from another.moved where id = 4");
+    let note = shop.text("select note from es_sync.status");
+    assert!(note.contains("attached as public.root"), "{note}");
+    assert_eq!(shop.text("select relation::text from es_sync.status"), "another.moved");
+}
+
+#[test]
+fn tables_swapped_by_rename_are_followed_as_the_tables_that_they_are_and_status_says_so() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.rows = "select id, row_to_json(t) from root_old t".to_owned();
+    shop.not_rebuilt_by(
+        "create table root_new (like root including all); insert into root_new values (1000, 'new');
+         begin; alter table root rename to root_old; alter table root_new rename to root; commit;
+         insert into root values (1001, 'not followed'); update root_old set title = 'followed' where id = 1",
+    );
+    assert_eq!(shop.text("select relation::text from es_sync.status"), "root_old");
+    let note = shop.text("select note from es_sync.status");
+    assert!(note.contains("attached as public.root"), "{note}");
+}
+
+#[test]
+fn a_replaced_view_is_noticed_with_its_new_columns_and_tables() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS} create table city (id int primary key, name text); insert into city values (1, 'Bonn')"
+    ))
+    .attach_view();
+    shop.rebuilt_by(
+        "create or replace view document as
+             select r.id, r.title, h.name as host, c.name as city
+             from root r left join host h on h.id = r.host_id left join city c on c.id = r.host_id",
+        "view public.document was replaced",
+    );
+    shop.each(&["update city set name = 'Rom'", "insert into city values (2, 'Oslo')", "update host set name = 'x'"]);
+    // The same text again is no other view.
+    shop.not_rebuilt_by(
+        "create or replace view document as
+             select r.id, r.title,   h.name as host, c.name as city
+             from root r left join host h on h.id = r.host_id left join city c on c.id = r.host_id",
+    );
+}
+
+#[test]
+fn a_replaced_inner_view_is_noticed() {
+    let mut shop = Shop::new(
+        "create table host (id int primary key, name text, note text);
+         create table root (id int primary key, title text, host_id int);
+         create view inner_hosts as select id, name from host;
+         create view middle as select * from inner_hosts;
+         create view document as select r.id, r.title, h.name as host from root r left join middle h on h.id = r.host_id;
+         insert into host values (1, 'one', 'eins'), (2, 'two', 'zwei');
+         insert into root select i, 'title ' || i, i % 2 + 1 from generate_series(1, 30) i;",
+    )
+    .attach_view();
+    shop.rebuilt_by(
+        "create or replace view inner_hosts as select id, note as name from host",
+        "view public.inner_hosts was replaced",
+    );
+    shop.each(&["update host set note = 'uno' where id = 1"]);
+}
+
+#[test]
+fn a_replaced_view_whose_tables_cannot_be_followed_is_told_in_status_until_it_is_mended() {
+    let mut shop = Shop::new(&format!(
+        "{HOSTS} create table city (id int primary key, name text); insert into city values (1, 'Bonn')"
+    ))
+    .attach_view();
+    shop.run(
+        "create or replace view document as
+             select r.id, r.title, h.name as host, (select max(c.name) from city c) as city
+             from root r left join host h on h.id = r.host_id",
+    );
+    shop.says("stale: its related tables cannot be followed: cannot follow table public.city");
+    shop.run("select es_sync.relate('root', 'city', 'select id from public.root where related.id is not null')");
+    shop.is_fine();
+    shop.each(&["update city set name = 'Rom'"]);
+}
+
+#[test]
+fn a_view_replaced_under_a_running_writer_misses_none_of_its_changes() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    let mut writer = shop.server.connect("shop");
+    // By the rules of now, nobody shows the note.
+    writer.batch_execute("begin; update host set note = 'written by the former rules' where id = 1").unwrap();
+    shop.run(
+        "create or replace view document as
+             select r.id, r.title, h.name as host, h.note from root r left join host h on h.id = r.host_id",
+    );
+    shop.says("view public.document was replaced");
+    writer.batch_execute("commit").unwrap();
+    shop.is_fine();
+    shop.each(&["update host set note = 'new' where id = 2"]);
+}
+
+#[test]
+fn a_replaced_function_of_a_view_makes_every_document_anew() {
+    let mut shop = Shop::new(
+        "create function shown(text) returns text immutable language sql as 'select upper($1)';
+         create table root (id int primary key, title text);
+         create view document as select id, shown(title) as title from root;
+         insert into root select i, 'title ' || i from generate_series(1, 30) i;",
+    )
+    .attach_view();
+    shop.rebuilt_by(
+        "create or replace function shown(text) returns text immutable language sql as 'select reverse($1)'",
+        "function public.shown(text) was replaced",
+    );
+    shop.not_rebuilt_by("create function other(text) returns text immutable language sql as 'select $1'");
+}
+
+#[test]
+fn a_replaced_function_of_a_filter_is_noticed() {
+    let mut shop = Shop::new(ROOT);
+    shop.run("create function passes(int) returns boolean immutable language sql as 'select $1 > 10'");
+    shop.rows = "select id, row_to_json(t) from root t where public.passes(price)".to_owned();
+    let mut shop = shop.attach(", filter => 'public.passes(price)'");
+    shop.rebuilt_by(
+        "create or replace function passes(int) returns boolean immutable language sql as 'select $1 < 5'",
+        "function public.passes(integer) was replaced",
+    );
+    shop.run("alter function passes(int) rename to passed");
+    shop.says("its filter cannot be evaluated");
+    shop.run("update root set price = 1 where id = 20; alter function passed(int) rename to passes");
+    shop.is_fine();
+}
+
+#[test]
+fn a_renamed_value_of_an_enum_is_renamed_in_every_document_and_a_new_one_costs_nothing() {
+    let mut shop = Shop::new(
+        "create type mood as enum ('sad', 'happy');
+         create domain feeling as mood;
+         create table root (id int primary key, mood mood, feelings mood[], feeling feeling);
+         insert into root select i, 'sad', '{sad,happy}', 'happy' from generate_series(1, 30) i;",
+    )
+    .attach("");
+    shop.not_rebuilt_by("alter type mood add value 'new'");
+    shop.not_rebuilt_by("update root set mood = 'new' where id < 5");
+    shop.rebuilt_by("alter type mood rename value 'sad' to 'blue'", "type public.mood was altered");
+    assert_eq!(shop.found(json!({"term": {"mood": "blue"}})), 26);
+}
+
+#[test]
+fn an_altered_composite_type_makes_every_document_anew() {
+    let mut shop = Shop::new(
+        "create type place as (street text, town text);
+         create table root (id int primary key, place place);
+         insert into root select i, row('street', 'town')::place from generate_series(1, 20) i;",
+    )
+    .attach("");
+    shop.rebuilt_by("alter type place rename attribute town to city", "type public.place was altered");
+    shop.run("alter type place add attribute zip text; update root set place.zip = '1' where id = 1");
+    shop.settle();
+}
+
+#[test]
+fn a_dropped_table_is_let_go_with_its_view_or_without() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    let message = shop.refused("drop table root");
+    assert!(message.contains("cannot drop table root because other objects depend on it"), "{message}");
+    shop.run("drop table root cascade");
+    wait::until("the attachment is gone", wait::LONG, || shop.count("select count(*) from es_sync.status") == 0);
+    shop.run("update host set name = 'x'; drop table host");
+    shop.run(&format!("{ROOT} select es_sync.attach('root', index => '{}')", unique("ddl")));
+    expect::settled(&mut shop.client);
+    shop.run("drop table root");
+    wait::until("the attachment is gone", wait::LONG, || shop.count("select count(*) from es_sync.status") == 0);
+    assert_eq!(
+        shop.server.unexpected_log_lines(&["is detached, and stays as it is", "cannot drop table root"]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_document_view_is_dropped_with_cascade_only_and_detached_then() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    let plain = unique("plain");
+    shop.run(&format!("select es_sync.attach('root', index => '{plain}')"));
+    shop.settle();
+    let message = shop.refused("drop view document");
+    assert!(message.contains("trigger es_sync_capture on table root depends on view document"), "{message}");
+    shop.run("begin; drop view document cascade; rollback; update root set title = 'kept' where id = 1");
+    shop.settle();
+    shop.run(
+        "drop view document cascade; update root set title = 'changed' where id < 10; update host set name = 'gone'",
+    );
+    // The other index of the table goes on, and misses nothing.
+    wait::until("one index is left", wait::LONG, || shop.count("select count(*) from es_sync.status") == 1);
+    expect::table_equal(&mut shop.client, "root", "id", &shop.engine, &plain);
+    shop.run("insert into root values (100, 'new'); delete from root where id = 2");
+    expect::table_equal(&mut shop.client, "root", "id", &shop.engine, &plain);
+    let triggers = "select count(*) from pg_trigger where tgname like 'es_sync%' and tgrelid = 'host'::regclass";
+    assert_eq!(shop.count(triggers), 0, "its related table is let go");
+    assert!(shop.engine.exists(&shop.index));
+    // Nothing depends on a view any more that is no longer read.
+    shop.run("create view document as select id from root; drop view document");
+}
+
+#[test]
+fn a_dropped_trigger_is_given_back_and_what_it_missed_is_mended() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.run("drop trigger es_sync_capture on root; update root set title = 'missed' where id = 1");
+    shop.run("drop trigger es_sync_capture on host; update host set name = 'missed'");
+    let triggers = "select count(*) from pg_trigger where tgname like 'es_sync%'";
+    wait::until("the triggers are back", wait::LONG, || shop.count(triggers) == 4);
+    shop.settle();
+    shop.each(&["update host set name = 'x' where id = 1", "update root set title = 'y' where id = 2"]);
+}
+
+#[test]
+fn columns_of_a_related_table_may_be_renamed_and_dropped_where_no_document_shows_them() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.not_rebuilt_by("alter table host drop column note");
+    shop.not_rebuilt_by("alter table host rename name to label; update host set label = 'uno' where id = 1");
+    shop.not_rebuilt_by("alter table root rename host_id to place_id; update root set place_id = 2 where id = 2");
+    shop.not_rebuilt_by("alter table host rename id to nr; update host set label = 'due' where nr = 2");
+    shop.not_rebuilt_by("insert into host values (3, 'three'); update root set place_id = 3 where id < 5");
+    let message = shop.refused("alter table host drop column label");
+    assert!(message.contains("other objects depend on it"), "{message}");
+    shop.run("alter table host drop column label cascade");
+    wait::until("the index is detached with its view", wait::LONG, || {
+        shop.count("select count(*) from es_sync.status") == 0
+    });
+    shop.run("update root set title = 'x'; insert into host values (4)");
+}
+
+#[test]
+fn a_lost_primary_key_is_told_in_status_until_there_is_one_again() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run("alter table root drop constraint root_pkey");
+    shop.says("stale: nothing keeps (id) of table public.root unique");
+    shop.run("update root set title = 'still' where id = 1");
+    shop.run("alter table root add primary key (id)");
+    shop.is_fine();
+    shop.not_rebuilt_by("alter table root replica identity nothing; update root set title = 'again' where id = 1");
+    shop.not_rebuilt_by("alter table root replica identity full; delete from root where id = 2");
+    // Another primary key: documents keep theirs as long as it identifies rows.
+    shop.not_rebuilt_by("alter table root alter price set not null, drop constraint root_pkey, add primary key (price), add unique (id)");
+    shop.not_rebuilt_by("update root set title = 'third', price = 1000 where id = 3");
+    shop.run("alter table root drop constraint root_id_key");
+    shop.says("stale: nothing keeps (id) of table public.root unique");
+}
+
+#[test]
+fn a_lost_key_column_is_told_in_status_and_no_writer_fails() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run("alter table root drop column id; update root set title = 'x'; delete from root where price = 1");
+    shop.says("stale: table public.root has lost its key column \"id\": detach it and attach it anew");
+    let waited: bool = shop.client.query_one("select es_sync.wait(timeout => '1 s')", &[]).unwrap().get(0);
+    assert!(!waited);
+    let index = shop.index.clone();
+    shop.run(&format!(
+        "alter table root add primary key (price); select es_sync.detach('root'); select es_sync.attach('root', index => '{index}')"
+    ));
+    shop.rows = "select price, row_to_json(t) from root t".to_owned();
+    shop.settle();
+}
+
+#[test]
+fn truncate_cascade_empties_every_index_of_the_tables_that_it_reaches() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    let hosts = unique("hosts");
+    shop.run(&format!("select es_sync.attach('host', index => '{hosts}')"));
+    expect::settled(&mut shop.client);
+    shop.run("truncate host cascade; insert into host values (7, 'new'); insert into root values (8, 'new', 7)");
+    shop.settle();
+    expect::table_equal(&mut shop.client, "host", "id", &shop.engine, &hosts);
+}
+
+#[test]
+fn rewrites_that_leave_the_rows_as_they_are_cost_no_rebuild() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    for statement in [
+        "vacuum full root",
+        "cluster root using root_pkey",
+        "alter table root set (fillfactor = 50)",
+        "alter table root set tablespace pg_default",
+        "analyze root",
+        "vacuum full host",
+        "reindex table root",
+    ] {
+        shop.not_rebuilt_by(statement);
+        shop.not_rebuilt_by("update root set title = title || '!' where id < 5; update host set name = name || '!'");
+    }
+    let mut shop = Shop::new(ROOT).attach("");
+    for statement in ["alter table root set unlogged", "alter table root set logged"] {
+        shop.not_rebuilt_by(statement);
+        shop.not_rebuilt_by("update root set title = title || '!' where id < 5");
+    }
+}
+
+#[test]
+fn a_new_owner_of_the_table_reads_from_then_on() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run("create role other");
+    shop.not_rebuilt_by("alter table root owner to other; update root set title = 'x' where id = 1");
+}
+
+#[test]
+fn an_owner_of_the_view_alone_lends_nobody_his_rights_and_status_says_so() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.run("create role other; alter view document owner to other; update root set title = 'x' where id = 1");
+    shop.says("view public.document has another owner than table public.root");
+    let waited: bool = shop.client.query_one("select es_sync.wait(timeout => '1 s')", &[]).unwrap().get(0);
+    assert!(!waited);
+    let source = shop.engine.source(&shop.index, "1").unwrap();
+    assert!(!source.contains('x'), "nothing was read with the rights of another: {source}");
+    // At each build, too.
+    shop.run("select es_sync.reindex('root')");
+    shop.run("alter view document owner to postgres");
+    shop.is_fine();
+}
+
+#[test]
+fn forced_row_level_security_is_told_in_status_and_hides_no_row() {
+    let mut shop = Shop::new(ROOT);
+    shop.run("create role owner; alter table root owner to owner");
+    let mut shop = shop.attach("");
+    shop.run(
+        "alter table root enable row level security; create policy few on root using (id < 10);
+         update root set title = 'not forced' where id = 40",
+    );
+    shop.settle();
+    shop.run("alter table root force row level security; update root set title = 'forced'");
+    shop.says("table public.root has forced row-level security");
+    assert_eq!(shop.engine.count(&shop.index), 50);
+    shop.run("alter table root no force row level security");
+    shop.is_fine();
+}
+
+#[test]
+fn a_filter_by_the_time_is_refused_and_what_a_filter_reads_elsewhere_is_listed() {
+    let mut shop = Shop::new(&format!("{ROOT} create table allowed (id int primary key)"));
+    for filter in ["title < now()::text", "current_date > date ''2024-01-01''"] {
+        let message = shop.refused(&format!("select es_sync.attach('root', index => 'x', filter => '{filter}')"));
+        assert!(message.starts_with("cannot filter by what changes with time"), "{message}");
+    }
+    shop.rows = "select id, row_to_json(t) from root t where id in (select id from allowed)".to_owned();
+    let mut shop = shop.attach(", filter => 'id in (select id from public.allowed)'");
+    let listed = shop.text("select not_followed::text from es_sync.status");
+    assert!(listed.contains("public.allowed: the filter reads it"), "{listed}");
+}
+
+#[test]
+fn what_a_before_trigger_sets_and_whole_rows_that_a_view_shows_count_as_changed() {
+    let mut shop = Shop::new(
+        "create table host (id int primary key, name text, note text, size int generated always as (length(note)) stored);
+         create table root (id int primary key, title text, stamp int default 0, host_id int);
+         create function stamp() returns trigger language plpgsql as 'begin new.stamp := new.stamp + 1; return new; end';
+         create trigger stamp before update on root for each row execute function stamp();
+         create view document as
+             select r.id, r.stamp, to_jsonb(h) as host from root r left join host h on h.id = r.host_id;
+         insert into host values (1, 'one', 'note');
+         insert into root select i, 'title', 0, 1 from generate_series(1, 20) i;",
+    )
+    .attach_view();
+    // No document shows the title, but the stamp that comes with it.
+    shop.each(&[
+        "update root set title = 'x' where id = 1",
+        "update host set note = 'changed'",
+        "update host set name = 'y'",
+    ]);
+    assert!(shop.text("select note from host").contains("changed"));
+}
