@@ -14,10 +14,16 @@ select
         when a.live_index is null then 'loading'
         when j.state in ('queued', 'running') then 'reindexing'
         when s.cause is not null then 'retrying'
-        when a.stale is not null then 'stale'
+        when a.stale is not null or c.inherits then 'stale'
         else 'ok'
     end as state,
-    coalesce(w.trouble, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,
+    coalesce(
+        w.trouble,
+        s.cause,
+        case when j.state = 'failed' then j.error end,
+        a.stale,
+        case when c.inherits then 'other tables inherit from ' || a.relation::text || ', whose changes are not noticed' end
+    ) as cause,
     coalesce(w.since, s.since) as since,
     s.pending,
     pg_catalog.clock_timestamp() - s.oldest as oldest_age,
@@ -49,6 +55,12 @@ from es_sync.attachment a
 cross join lateral es_sync.index_statistics(a.id) s
 cross join es_sync.worker_state() w
 cross join es_sync.lease l
+cross join lateral (
+    select exists (
+        select from pg_catalog.pg_inherits i
+        join pg_catalog.pg_class t on t.oid = i.inhparent and t.relkind = 'r'
+        where i.inhparent = a.relation) as inherits
+) c
 left join lateral (
     select x.state, x.error
     from es_sync.job x

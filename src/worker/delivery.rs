@@ -76,6 +76,8 @@ pub struct Outbox {
     pub rebuilds: Vec<(u32, Place)>,
     /// Tables to compare and mend, likewise.
     pub repairs: Vec<(u32, Place)>,
+    /// Tables whose indexes may have documents without a row, likewise.
+    pub sweeps: Vec<(u32, Place)>,
 }
 
 impl Outbox {
@@ -85,6 +87,7 @@ impl Outbox {
             && self.cleared.is_empty()
             && self.rebuilds.is_empty()
             && self.repairs.is_empty()
+            && self.sweeps.is_empty()
     }
 }
 
@@ -207,6 +210,7 @@ impl Delivery {
         self.outbox.finished.clear();
         self.outbox.rebuilds.clear();
         self.outbox.repairs.clear();
+        self.outbox.sweeps.clear();
     }
 
     pub fn is_known(&self, place: &Place) -> bool {
@@ -250,6 +254,10 @@ impl Delivery {
                 }
                 Asked::Repair => {
                     self.outbox.repairs.push((root, row.place));
+                    continue;
+                }
+                Asked::Sweep => {
+                    self.outbox.sweeps.push((root, row.place));
                     continue;
                 }
             };
