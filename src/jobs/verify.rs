@@ -18,6 +18,7 @@ use crate::capture::Changes;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::insert::{self, Queue};
+use crate::worker::lane::Lane;
 
 /// Rows and bytes of documents compared at once.
 const PAGE_ROWS: i64 = 2_000;
@@ -132,13 +133,14 @@ impl UnderWay for Verify {
     }
 
     fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
-        if self.orphans_only
-            && context.delivery.lanes.iter().any(|lane| lane.building && lane.attachment == self.attachment)
-        {
-            // A build may have read rows before they went: its index is looked through once it is live.
+        let live = context.attachment.live.clone();
+        let waits =
+            |lane: &Lane| lane.attachment == self.attachment && (lane.building || live.as_ref() != Some(&lane.index));
+        if self.orphans_only && context.delivery.lanes.iter().any(waits) {
+            // A build may have read rows before they went. Its index is looked through once it is known to be live.
             return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));
         }
-        let Some(live) = context.attachment.live.clone() else {
+        let Some(live) = live else {
             // It is being built: then it will be as the table is.
             return self.finish(context, "the index is being built anew").map(|()| Step::Over);
         };

@@ -110,7 +110,7 @@ fn changes_through_the_root_and_through_partitions_are_captured() {
          when matched and m.title is null then delete
          when matched then update set title = m.title
          when not matched then insert values (m.id, m.region, m.title)",
-        "begin; declare c cursor for select * from {T} where region = 'b' for update; fetch 2 from c;
+        "begin; declare c cursor for select * from {T} for update; fetch 2 from c;
          update {T} set title = 'current' where current of c; fetch 1 from c; delete from {T} where current of c; commit",
         "begin; savepoint s; delete from {T}_b; rollback to s; commit",
     ]);
@@ -319,9 +319,10 @@ fn a_truncated_partition_is_emptied_and_nothing_is_rebuilt() {
         "truncate {T}_a",
         "begin; insert into {T}_b values (5000, 'b', 'before'); truncate {T}_b; insert into {T}_b values (5001, 'b', 'after'); commit",
         "begin; savepoint s; truncate {T}_rest; rollback to s; commit",
-        "begin; truncate {T}_b; prepare transaction 'emptied'",
-        "commit prepared 'emptied'",
     ]);
+    parted.run("begin; truncate {T}_b; prepare transaction 'emptied'");
+    parted.run("commit prepared 'emptied'");
+    parted.equal();
     assert_eq!(parted.number("select count(*) from {T}"), 300);
     parted.run("truncate {T}");
     parted.equal();
@@ -434,7 +435,7 @@ fn a_table_truncated_during_a_reindex_is_emptied() {
         parted.equal();
         assert_eq!(parted.number("select count(*) from {T} where region = 'b'"), 1);
         parted.run(
-            "insert into {T} select i, (array['a', 'b', 'x'])[1 + i % 3], 'again' from generate_series(10, 900) i",
+            "delete from {T}; insert into {T} select i, (array['a', 'b', 'x'])[1 + i % 3], 'again' from generate_series(10, 900) i",
         );
         parted.equal();
     }
@@ -470,7 +471,7 @@ impl Shown {
              create table {T}_items_b partition of {T}_items for values in ('b');
              insert into {T}_items select i, (array['a', 'b'])[1 + i % 2], 1 + i % 200, 'item ' || i from generate_series(1, 1000) i;
              create view {T}_document as select o.id, o.title,
-                 (select json_agg(json_build_object('id', i.id, 'name', i.name) order by i.region, i.id)
+                 (select jsonb_agg(jsonb_build_object('id', i.id, 'name', i.name) order by i.region, i.id)
                   from {T}_items i where i.order_id = o.id) as items
              from {T} o",
         );
