@@ -88,6 +88,8 @@ select
         then pg_catalog.make_interval(secs => (j.total - j.done) / r.rate)
     end as eta,
     j.repair,
+    j.orphans_only,
+    j.part as partition,
     j.missing,
     j.different,
     j.orphaned,
@@ -103,7 +105,7 @@ cross join lateral (
 ) r;
 
 comment on view es_sync.jobs is
-    'API: public. Loads, reindexes and drops: how far they are (rows, rows per second, time left) and how they ended.';
+    'API: public. Loads, reindexes, comparisons and drops: how far they are (rows, rows per second, time left) and how they ended.';
 
 create view es_sync.dead_letters as
 select
