@@ -212,7 +212,7 @@ fn an_attached_partitions_rows_are_loaded_under_writes_and_nothing_is_rebuilt() 
             parted.client.query_one("select es_sync.wait(timeout => '60 s')", &[]).expect("wait").get(0);
         assert!(answered);
         // What was brought along and never changed is searchable, as wait() says.
-        assert!(parted.engine.source(&name, "c|1899").is_some_and(|document| document.contains("1899")));
+        assert!(parted.engine.source(name, "c|1899").is_some_and(|document| document.contains("1899")));
         wait::until("more was written", wait::SHORT, || parted.number("select max(id)::int8 from {T}_c") > 100_020);
         stop.store(true, Ordering::Relaxed);
         writing.join().expect("the writer")
