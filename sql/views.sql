@@ -15,10 +15,17 @@ select
         when a.obstacle is not null then 'stale'
         when j.state in ('queued', 'running') then 'reindexing'
         when s.cause is not null then 'retrying'
-        when a.stale is not null then 'stale'
+        when a.stale is not null or c.inherits then 'stale'
         else 'ok'
     end as state,
-    coalesce(w.trouble, a.obstacle, s.cause, case when j.state = 'failed' then j.error end, a.stale) as cause,
+    coalesce(
+        w.trouble,
+        a.obstacle,
+        s.cause,
+        case when j.state = 'failed' then j.error end,
+        a.stale,
+        case when c.inherits then 'other tables inherit from ' || a.relation::text || ', whose changes are not noticed' end
+    ) as cause,
     coalesce(w.since, s.since) as since,
     s.pending,
     pg_catalog.clock_timestamp() - s.oldest as oldest_age,
@@ -55,6 +62,12 @@ from es_sync.attachment a
 cross join lateral es_sync.index_statistics(a.id) s
 cross join es_sync.worker_state() w
 cross join es_sync.lease l
+cross join lateral (
+    select exists (
+        select from pg_catalog.pg_inherits i
+        join pg_catalog.pg_class t on t.oid = i.inhparent and t.relkind = 'r'
+        where i.inhparent = a.relation) as inherits
+) c
 left join lateral (
     select pg_catalog.format('%I.%I', ns.nspname, c.relname) as name
     from pg_catalog.pg_class c join pg_catalog.pg_namespace ns on ns.oid = c.relnamespace
@@ -87,6 +100,8 @@ select
         then pg_catalog.make_interval(secs => (j.total - j.done) / r.rate)
     end as eta,
     j.repair,
+    j.orphans_only,
+    j.part as partition,
     j.missing,
     j.different,
     j.orphaned,
@@ -102,7 +117,7 @@ cross join lateral (
 ) r;
 
 comment on view es_sync.jobs is
-    'API: public. Loads, reindexes and drops: how far they are (rows, rows per second, time left) and how they ended.';
+    'API: public. Loads, reindexes, comparisons and drops: how far they are (rows, rows per second, time left) and how they ended.';
 
 create view es_sync.dead_letters as
 select

@@ -7,7 +7,7 @@ use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 use super::catalog;
 use super::follow::{self, Followed, Shown};
 use super::options::Options;
-use super::{definition, pause, pin};
+use super::{definition, partitions, pause, pin};
 use crate::capture;
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -800,6 +800,9 @@ pub fn create_triggers(table: &Table) {
         }
         create_truncate_trigger(&name);
     }
+    if !partitions::are_known(table.oid) {
+        partitions::remember(Some(table.oid));
+    }
 }
 
 /// Truncate triggers are not cloned: one for each partition.
@@ -830,6 +833,7 @@ fn drop_triggers(table: &Table) {
         }
         spi::run(&format!("drop trigger if exists es_sync_truncate on {name}"), &[]);
     }
+    partitions::forget(table.oid);
 }
 
 /// Asks for a build of an attachment's index, unless one is under way; the job's id.
@@ -863,17 +867,29 @@ pub fn create_repair(attachment: i32, why: &str) -> i64 {
 
 /// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
 pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
+    create_comparison(attachment, repair, sample, false)
+}
+
+/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale.
+pub fn create_sweep(attachment: i32) {
+    crate::jobs::record::mark_partitions(attachment);
+    create_comparison(attachment, true, 1.0, true);
+}
+
+fn create_comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) -> i64 {
     let rows = spi::run(
-        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample)
-         select 'verify', a.id, a.relation::text, a.index_name, $2, $3 from es_sync.attachment a where a.id = $1
+        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
+         select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
          on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
          set state = 'queued', repair = j.repair or excluded.repair, sample = greatest(j.sample, excluded.sample),
+             orphans_only = j.orphans_only and excluded.orphans_only,
              phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
          returning j.id",
         &[
             (pg_sys::INT4OID, spi::value(attachment)),
             (pg_sys::BOOLOID, spi::value(repair)),
             (pg_sys::FLOAT4OID, spi::value(sample)),
+            (pg_sys::BOOLOID, spi::value(orphans_only)),
         ],
     );
     if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }

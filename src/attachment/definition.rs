@@ -345,10 +345,7 @@ pub fn rename(attachment: &Attachment) -> bool {
     let key_columns = now("own ", &attachment.key_columns);
     let exclude = now("shown ", &attachment.exclude);
     let routing = now("own ", attachment.options.routing.as_slice()).pop();
-    if key_columns == attachment.key_columns
-        && exclude == attachment.exclude
-        && routing == attachment.options.routing
-    {
+    if key_columns == attachment.key_columns && exclude == attachment.exclude && routing == attachment.options.routing {
         return false;
     }
     spi::run(

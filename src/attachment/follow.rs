@@ -12,6 +12,7 @@ use super::catalog::{self, Attachment, Column};
 use super::definition;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
+use super::{key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::jobs::record;
@@ -648,6 +649,41 @@ pub struct Note {
     pub columns: Vec<String>,
 }
 
+impl Note {
+    /// What is noted of a row whose columns have these values, in the text that capture makes of them; None for a row
+    /// that leads nowhere.
+    pub fn text(&self, values: &[Option<String>]) -> Option<String> {
+        let mut text = String::new();
+        if link::is_link(self.source) {
+            for (place, value) in values.iter().enumerate() {
+                link::push_value(&mut text, place == 0, value.as_deref());
+            }
+        } else if let [value] = values {
+            text.clone_from(value.as_ref()?);
+        } else {
+            for (place, value) in values.iter().enumerate() {
+                key::push_part(&mut text, place == 0, value.as_ref()?);
+            }
+        }
+        Some(text)
+    }
+}
+
+/// What an attachment wants noted of a partition's rows: keys, or values that lead to keys. Nothing once it is no partition
+/// of a table that the attachment's documents show. SPI must be connected.
+pub fn notes_of_partition(attachment: i32, part: pg_sys::Oid) -> Vec<Note> {
+    let rows = spi::run(
+        "with above as (select p.relid::oid as oid from pg_catalog.pg_partition_ancestors($2) p)
+         select coalesce(w.source, w.root::oid::int8), w.columns from es_sync.way w
+         where w.attachment = $1 and w.related::oid in (select oid from above)
+         union
+         select a.relation::oid::int8, a.key_columns from es_sync.attachment a
+         where a.id = $1 and a.document is null and a.relation::oid in (select oid from above)",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(part))],
+    );
+    read_notes(&rows)
+}
+
 /// What is noted for rows of a table, its own documents left out. SPI must be connected.
 pub fn notes(related: pg_sys::Oid) -> Vec<Note> {
     let rows = spi::run(
@@ -656,6 +692,10 @@ pub fn notes(related: pg_sys::Oid) -> Vec<Note> {
              select a.key_columns from es_sync.attachment a where a.id = w.attachment))",
         &[(pg_sys::OIDOID, spi::value(related))],
     );
+    read_notes(&rows)
+}
+
+fn read_notes(rows: &spi::Rows) -> Vec<Note> {
     (0..rows.len())
         .filter_map(|row| Some(Note { source: rows.get::<i64>(row, 1)? as u32, columns: rows.get(row, 2)? }))
         .collect()

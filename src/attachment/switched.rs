@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::{attach, catalog};
+use super::{attach, catalog, partitions};
 use crate::jobs::record;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -19,15 +19,15 @@ pub struct Trigger {
 /// Triggers of attached tables and their partitions that do not always fire. SPI must be connected.
 pub fn off() -> Vec<Trigger> {
     let rows = spi::run(
-        "select distinct c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), t.tgname::text
-         from (select relation from es_sync.attachment union select related from es_sync.way) a
-         cross join lateral (
-             select a.relation::oid as oid
-             union select p.relid::oid from pg_catalog.pg_partition_tree(a.relation) p) x
-         join pg_catalog.pg_trigger t on t.tgrelid = x.oid
-         join pg_catalog.pg_class c on c.oid = x.oid
-         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-         where t.tgname in ('es_sync_capture', 'es_sync_truncate') and t.tgenabled <> 'A'",
+        &format!(
+            "{} select distinct c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), t.tgname::text
+             from tree x
+             join pg_catalog.pg_trigger t on t.tgrelid = x.child
+             join pg_catalog.pg_class c on c.oid = x.child
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+             where t.tgname in ('es_sync_capture', 'es_sync_truncate') and t.tgenabled <> 'A'",
+            partitions::TREES
+        ),
         &[],
     );
     let read = |row| Some(Trigger { table: rows.get(row, 1)?, table_name: rows.get(row, 2)?, name: rows.get(row, 3)? });

@@ -16,6 +16,8 @@ pub struct Changes {
     pub whole_table: bool,
     /// Rows changed that were not noted one by one.
     pub unnoted: bool,
+    /// A partition of the table was emptied.
+    pub part_emptied: bool,
 }
 
 impl Changes {
@@ -37,6 +39,7 @@ impl Changes {
         self.texts.extend(other.texts);
         self.whole_table |= other.whole_table;
         self.unnoted |= other.unnoted;
+        self.part_emptied |= other.part_emptied;
     }
 }
 
@@ -117,6 +120,11 @@ impl Pending {
     /// Notes that rows of a table changed, without saying which.
     pub fn note_unnoted(&mut self, subtransaction: u32, source: u32) {
         self.level(subtransaction).table(source).unnoted = true;
+    }
+
+    /// Notes that a partition of a table was emptied.
+    pub fn note_part_emptied(&mut self, subtransaction: u32, source: u32) {
+        self.level(subtransaction).table(source).part_emptied = true;
     }
 
     /// A savepoint is released: its keys are its parent's now.

@@ -74,23 +74,24 @@ pub fn note_key(source: u32, key: &str) {
 
 /// Notes that a whole table changed.
 pub fn note_whole_table(source: u32) {
-    let level = subtransaction();
-    let late = STATE.with_borrow_mut(|state| {
-        state.register();
-        state.pending.note_whole_table(level, source);
-        state.flushed.is_some()
-    });
-    if late {
-        spill(level);
-    }
+    note(|pending, level| pending.note_whole_table(level, source));
 }
 
 /// Notes that rows of a table changed, without saying which: the worker compares the whole table.
 pub fn note_unnoted(source: u32) {
+    note(|pending, level| pending.note_unnoted(level, source));
+}
+
+/// Notes that a partition of a table was emptied: the worker looks for documents without a row.
+pub fn note_part_emptied(source: u32) {
+    note(|pending, level| pending.note_part_emptied(level, source));
+}
+
+fn note(note: impl FnOnce(&mut Pending, u32)) {
     let level = subtransaction();
     let late = STATE.with_borrow_mut(|state| {
         state.register();
-        state.pending.note_unnoted(level, source);
+        note(&mut state.pending, level);
         state.flushed.is_some()
     });
     if late {

@@ -49,9 +49,12 @@ unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {
     unsafe {
         match trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_TRUNCATE => {
+                let table = (*trigger.tg_relation).rd_id.to_u32();
                 for source in &plan.sources {
                     match source.part {
-                        Part::Root => transaction::note_whole_table(source.oid),
+                        Part::Root if source.oid == table => transaction::note_whole_table(source.oid),
+                        // A TRUNCATE of the whole table fires the root's trigger too.
+                        Part::Root => transaction::note_part_emptied(source.oid),
                         // The documents are still there, and look different.
                         Part::Related { .. } => transaction::note_unnoted(source.oid),
                     }

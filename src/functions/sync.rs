@@ -7,7 +7,7 @@ use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
 use crate::attachment::attach as attachments;
-use crate::attachment::{catalog, follow, key, link};
+use crate::attachment::{catalog, follow, key};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
@@ -97,14 +97,8 @@ fn values_of(
 }
 
 fn note_values(note: &follow::Note, values: &[Option<String>]) {
-    if link::is_link(note.source) {
-        let mut text = String::new();
-        for (place, value) in values.iter().enumerate() {
-            link::push_value(&mut text, place == 0, value.as_deref());
-        }
+    if let Some(text) = note.text(values) {
         capture::note_key(note.source, &text);
-    } else if let Some(parts) = values.iter().cloned().collect::<Option<Vec<_>>>() {
-        capture::note_key(note.source, &key_of_parts(&parts));
     }
 }
 

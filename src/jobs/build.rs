@@ -252,7 +252,7 @@ impl Build {
         let target = transaction::run(|| {
             let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
             let target = record::next_target(attachment)?;
-            record::begin(job, &target, total);
+            record::begin(job, Some(&target), total);
             Some(target)
         })?;
         let Some(target) = target else {

@@ -5,6 +5,7 @@
 //! A job's row is its durable state: where the worker dies, the next one goes on from there.
 
 pub mod build;
+pub mod partition;
 pub mod record;
 pub mod step;
 pub mod verify;

@@ -19,7 +19,10 @@ pub struct Job {
     /// Of a verify: mend what differs; which share of the keys; what it has found so far.
     pub repair: bool,
     pub sample: f32,
+    pub orphans_only: bool,
     pub counts: Counts,
+    /// Of a partition's load: the partition.
+    pub part: Option<pg_sys::Oid>,
 }
 
 /// What a comparison found.
@@ -34,7 +37,7 @@ pub struct Counts {
 pub fn open_jobs() -> Vec<Job> {
     let rows = spi::run(
         "select j.id, j.kind, j.attachment, j.target, j.position, j.done, j.phase, j.state,
-                j.repair, j.sample, j.missing, j.different, j.orphaned
+                j.repair, j.sample, j.missing, j.different, j.orphaned, j.orphans_only, j.part::oid
          from es_sync.job j where j.state in ('queued', 'running') order by j.id",
         &[],
     );
@@ -56,6 +59,8 @@ pub fn open_jobs() -> Vec<Job> {
                     different: rows.get(row, 12).unwrap_or_default(),
                     orphaned: rows.get(row, 13).unwrap_or_default(),
                 },
+                orphans_only: rows.get(row, 14)?,
+                part: rows.get(row, 15),
             })
         })
         .collect()
@@ -80,13 +85,13 @@ pub fn next_target(attachment: i32) -> Option<String> {
 }
 
 /// The job begins, or begins again, to fill a new target.
-pub fn begin(job: i64, target: &str, total: Option<i64>) {
+pub fn begin(job: i64, target: Option<&str>, total: Option<i64>) {
     spi::run(
         "update es_sync.job j
          set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",
-        &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],
+        &[id(job), text(target), (pg_sys::INT8OID, total.and_then(spi::value))],
     );
 }
 
@@ -137,6 +142,15 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
 /// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
 const QUEUE_MISSES_CHANGES: &str = "not exists (select from es_sync.marker)";
 
+/// Rows that came with a partition are not loaded yet, or documents whose rows went with one not yet taken out. No build
+/// need begin again for that: its index gets the same changes, or is looked through when it is live.
+const PARTITIONS_UNDER_WAY: &str = "exists (
+    select from es_sync.job j
+    where j.attachment = a.id and j.state in ('queued', 'running') and (j.kind = 'partition' or j.orphans_only))";
+
+/// Why an index is stale while that is so.
+const PARTITIONS: &str = "rows came or went with a partition";
+
 /// A running job is done; false if it was cancelled, or sent back to its beginning, meanwhile.
 pub fn finish_running(job: i64, done: i64) -> bool {
     let rows = spi::run(
@@ -156,7 +170,9 @@ pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
     spi::run(
         &format!(
             "update es_sync.attachment a
-         set live_index = $2, live_uuid = $3, stale = case when a.paused or {QUEUE_MISSES_CHANGES} then a.stale end
+         set live_index = $2, live_uuid = $3,
+             stale = case when a.paused or {QUEUE_MISSES_CHANGES} then a.stale
+                          when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
          where a.id = $1"
         ),
         &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index)), text(uuid)],
@@ -174,8 +190,30 @@ pub fn set_uuid(attachment: i32, uuid: &str) {
 /// Index and table are equal, as far as is known.
 pub fn clear_stale(attachment: i32) {
     spi::run(
-        &format!("update es_sync.attachment a set stale = null where a.id = $1 and not ({QUEUE_MISSES_CHANGES})"),
+        &format!(
+            "update es_sync.attachment a set stale = case when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
+             where a.id = $1 and not ({QUEUE_MISSES_CHANGES})"
+        ),
         &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+}
+
+/// Rows came or went with a partition: the index differs from its table until the jobs that see to it have ended.
+pub fn mark_partitions(attachment: i32) {
+    spi::run(
+        "update es_sync.attachment a set stale = $2 where a.id = $1 and a.stale is null",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(PARTITIONS))],
+    );
+}
+
+/// One of those jobs has ended. Whatever else makes the index stale is not its business.
+pub fn settle_partitions(attachment: i32) {
+    spi::run(
+        &format!(
+            "update es_sync.attachment a set stale = null
+             where a.id = $1 and a.stale = $2 and not {PARTITIONS_UNDER_WAY} and not ({QUEUE_MISSES_CHANGES})"
+        ),
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(PARTITIONS))],
     );
 }
 

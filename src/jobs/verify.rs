@@ -20,6 +20,7 @@ use crate::document::read::Row;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::insert::{self, Queue};
+use crate::worker::lane::Lane;
 
 /// Rows and bytes of documents compared at once.
 const PAGE_ROWS: i64 = 2_000;
@@ -35,6 +36,8 @@ pub struct Verify {
     pub attachment: i32,
     repair: bool,
     sample: f32,
+    /// Rows went without being noted: only documents without one are looked for.
+    orphans_only: bool,
     phase: Phase,
     /// The concrete index that is compared; None before the first step.
     index: Option<String>,
@@ -103,8 +106,13 @@ impl Verify {
             attachment,
             repair: job.repair,
             sample: job.sample,
+            orphans_only: job.orphans_only,
             // The ids are gone through from the beginning again: the engine forgets a scroll.
-            phase: if job.phase.as_deref() == Some("documents") { Phase::Refresh } else { Phase::Rows },
+            phase: if job.orphans_only || job.phase.as_deref() == Some("documents") {
+                Phase::Refresh
+            } else {
+                Phase::Rows
+            },
             index: None,
             position: job.position.clone(),
             done: job.done,
@@ -136,7 +144,14 @@ impl UnderWay for Verify {
     }
 
     fn step(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
-        let Some(live) = context.attachment.live.clone() else {
+        let live = context.attachment.live.clone();
+        let waits =
+            |lane: &Lane| lane.attachment == self.attachment && (lane.building || live.as_ref() != Some(&lane.index));
+        if self.orphans_only && context.delivery.lanes.iter().any(waits) {
+            // A build may have read rows before they went. Its index is looked through once it is known to be live.
+            return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));
+        }
+        let Some(live) = live else {
             // It is being built: then it will be as the table is.
             return self.finish(context, "the index is being built anew").map(|()| Step::Over);
         };
@@ -148,7 +163,7 @@ impl UnderWay for Verify {
                 self.settled = (None, 0);
                 self.counts = Counts::default();
                 self.suspects.clear();
-                self.phase = Phase::Rows;
+                self.phase = if self.orphans_only { Phase::Refresh } else { Phase::Rows };
             }
             self.index = Some(live);
             self.begin(context)?;
@@ -288,7 +303,7 @@ impl Verify {
         let estimate = context.reader.shape().estimated_rows;
         let (position, done) = self.settled.clone();
         transaction::run(|| {
-            record::begin(job, &index, (estimate >= 0.0).then_some(estimate as i64));
+            record::begin(job, Some(&index), (estimate >= 0.0).then_some(estimate as i64));
             record::progress(job, "rows", position.as_deref(), done);
         })
     }
@@ -540,7 +555,8 @@ impl Verify {
     fn finish(&mut self, context: &Context, why: &str) -> Result<(), SqlError> {
         let (job, attachment, done, counts, repair) =
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
-        let everything = repair && self.sample >= 1.0 && context.attachment.contents_comparable();
+        let whole = repair && self.sample >= 1.0;
+        let everything = whole && !self.orphans_only && context.attachment.contents_comparable();
         let over = transaction::run(|| {
             let over = if why.is_empty() {
                 record::finish_running(job, done)
@@ -553,6 +569,8 @@ impl Verify {
             }
             if over && everything {
                 record::clear_stale(attachment);
+            } else if over && whole {
+                record::settle_partitions(attachment);
             }
             over
         })?;

@@ -39,6 +39,8 @@ pub enum Asked {
     Rebuild,
     /// Changes of the table were not captured one by one: its indexes are compared with it and mended.
     Repair,
+    /// A partition was emptied: documents without a row are looked for.
+    Sweep,
 }
 
 /// Walks through a queue in the order of its blocks, again and again.
@@ -138,8 +140,11 @@ impl Claims {
                 keys += row_keys.as_ref().map_or(1, Vec::len);
                 let asked = match row_keys {
                     Some(keys) => Asked::Keys(keys),
-                    None if fetched.get::<i32>(row, 6) == Some(0) => Asked::Rebuild,
-                    None => Asked::Repair,
+                    None => match fetched.get::<i32>(row, 6) {
+                        Some(0) => Asked::Rebuild,
+                        Some(2) => Asked::Sweep,
+                        _ => Asked::Repair,
+                    },
                 };
                 rows.push(Row { place, source: source.to_u32(), asked, enqueued_at });
                 if keys >= max_keys {

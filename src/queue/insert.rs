@@ -44,6 +44,7 @@ const COLUMNS: usize = 5;
 /// What a row without keys asks for, in its column `count`.
 const REBUILD: i32 = 0;
 const REPAIR: i32 = 1;
+const SWEEP: i32 = 2;
 
 /// Writes the changes of `tables`, and a request to repair each table in `repair`. True if anything was written;
 /// nothing is where the extension was dropped.
@@ -57,6 +58,8 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
             writer.insert(source, Err(REBUILD));
         } else if changes.unnoted && !repair.contains(&source) {
             writer.insert(source, Err(REPAIR));
+        } else if changes.part_emptied && !repair.contains(&source) {
+            writer.insert(source, Err(SWEEP));
         }
         // In order, because the worker then reads neighbours together.
         changes.sort();

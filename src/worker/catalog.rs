@@ -16,6 +16,7 @@ use crate::attachment::{definition, follow, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
+use crate::jobs::partition::Load;
 use crate::jobs::record;
 use crate::jobs::step::UnderWay;
 use crate::jobs::verify::Verify;
@@ -43,9 +44,15 @@ impl Worker {
             self.readers.clear();
             self.finders.clear();
             self.triggers_in_doubt = true;
+            self.partitions_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
         let in_doubt = self.doubt_definitions(Instant::now());
+        // SAFETY: reads a variable of this process.
+        let waited_for = self.shared.waiting(unsafe { pg_sys::MyDatabaseId }).next().is_some();
+        if self.partitions_in_doubt && (waited_for || Instant::now() >= self.catalog_due) {
+            self.notice_partitions()?;
+        }
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
         if changes == self.seen_changes
             && Instant::now() < self.catalog_due
@@ -106,6 +113,18 @@ impl Worker {
         self.seen_changes != NOT_READ
     }
 
+    /// Sees to partitions that came or went since they were written down.
+    fn notice_partitions(&mut self) -> Result<(), SqlError> {
+        for difference in transaction::run(partitions::differences)? {
+            // Where somebody alters it just now: its load finds out.
+            let filled = transaction::run(|| difference.is_filled()).unwrap_or(true);
+            transaction::run(|| difference.take(filled))?;
+            self.catalog_due = Instant::now();
+        }
+        self.partitions_in_doubt = false;
+        Ok(())
+    }
+
     /// Gives partitions that came since they were last looked at their TRUNCATE triggers, and lets triggers that were
     /// switched off fire again.
     fn mend_triggers(&mut self) -> Result<(), SqlError> {
@@ -141,6 +160,13 @@ impl Worker {
                 }
             }
         }
+        for stray in transaction::run(partitions::strays)? {
+            if let Err(error) = transaction::run(|| partitions::unwatch(&stray)) {
+                // Likewise.
+                pgrx::debug1!("could not drop a trigger of {} yet: {error}", stray.name);
+                self.triggers_in_doubt = true;
+            }
+        }
         for trigger in transaction::run(switched::off)? {
             match transaction::run(|| switched::mend(&trigger)) {
                 Ok(()) => {
@@ -174,6 +200,7 @@ impl Worker {
             lanes.into_iter().for_each(|lane| self.delivery.close_lane(lane));
             self.builds.retain(|build| build.attachment != gone.id);
             self.verifies.retain(|verify| verify.attachment != gone.id);
+            self.loads.retain(|load| load.attachment != gone.id);
         }
         for attachment in &self.attachments {
             if old.iter().find(|old| old.id == attachment.id) != Some(attachment) {
@@ -228,6 +255,7 @@ impl Worker {
         self.queued_drops.retain(|(id, _)| jobs.iter().any(|job| job.id == *id));
         self.builds = builds;
         self.verifies.retain(|verify| jobs.iter().any(|job| job.id == verify.job));
+        self.loads.retain(|load| jobs.iter().any(|job| job.id == load.job));
         for job in jobs {
             match (job.kind.as_str(), job.attachment) {
                 ("drop", _) => {
@@ -240,6 +268,10 @@ impl Worker {
                 ("verify", Some(attachment)) => match self.verifies.iter_mut().find(|known| known.job == job.id) {
                     Some(verify) => verify.take(&job),
                     None => self.verifies.push(Verify::new(&job, attachment)),
+                },
+                ("partition", Some(attachment)) => match self.loads.iter_mut().find(|known| known.job == job.id) {
+                    Some(load) => load.take(&job),
+                    None => self.loads.extend(Load::new(&job, attachment)),
                 },
                 (_, Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
                     let mut build = Build::new(&job, attachment);

@@ -152,7 +152,7 @@ impl Worker {
         let places: Vec<_> = outbox
             .finished
             .iter()
-            .chain(outbox.rebuilds.iter().chain(&outbox.repairs).map(|(_, place)| place))
+            .chain(outbox.rebuilds.iter().chain(&outbox.repairs).chain(&outbox.sweeps).map(|(_, place)| place))
             .copied()
             .collect();
         let attachments = &self.attachments;
@@ -185,11 +185,19 @@ impl Worker {
                 record::mark_stale(*attachment, why);
                 attach::create_build(*attachment, "reindex");
             }
+            for (source, _) in &outbox.sweeps {
+                for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
+                    attach::create_sweep(attachment.id);
+                }
+            }
             claim::acknowledge(&places);
             enqueued
         })?;
         self.more |= enqueued;
-        let stale = !outbox.rebuilds.is_empty() || !outbox.repairs.is_empty() || !outbox.misfits.is_empty();
+        let stale = !outbox.rebuilds.is_empty()
+            || !outbox.repairs.is_empty()
+            || !outbox.misfits.is_empty()
+            || !outbox.sweeps.is_empty();
         self.delivery.outbox = Default::default();
         self.delivery.forget_places(places);
         // SAFETY: outside a transaction, as it must be; it is what makes autovacuum see the queue's dead rows.

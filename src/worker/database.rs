@@ -19,6 +19,7 @@ use crate::attachment::follow::Link;
 use crate::document::read::Reader;
 use crate::document::related::Finder;
 use crate::jobs::build::Build;
+use crate::jobs::partition;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::latch::{self, WaitSet};
@@ -49,6 +50,8 @@ pub struct Worker {
     pub(super) fans_rest_until: Option<Instant>,
     pub(super) builds: Vec<Build>,
     pub(super) verifies: Vec<Verify>,
+    /// Rows of partitions that came.
+    pub(super) loads: Vec<partition::Load>,
     /// Drops under way: token and job.
     pub(super) drops: Vec<(u64, i64)>,
     /// Jobs that drop an index, not yet begun.
@@ -73,6 +76,8 @@ pub struct Worker {
     pub(super) definitions_due: Option<Instant>,
     /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
     pub(super) triggers_in_doubt: bool,
+    /// Partitions may have come or gone.
+    pub(super) partitions_in_doubt: bool,
     /// Somebody committed, or there may be more than was claimed.
     pub(super) more: bool,
     /// Commits that were announced before the last claim.
@@ -104,6 +109,7 @@ impl Worker {
             fans_rest_until: None,
             builds: Vec::new(),
             verifies: Vec::new(),
+            loads: Vec::new(),
             drops: Vec::new(),
             queued_drops: Vec::new(),
             waiters: Waiters::default(),
@@ -121,6 +127,7 @@ impl Worker {
             failed_looks: FxHashSet::default(),
             definitions_due: None,
             triggers_in_doubt: true,
+            partitions_in_doubt: true,
             more: true,
             seen_commits: 0,
             last_claim: now,
@@ -308,6 +315,7 @@ impl Worker {
         self.delivery.forget();
         self.builds.clear();
         self.verifies.clear();
+        self.loads.clear();
         self.drops.clear();
         self.waiters = Waiters::default();
         self.rewind_claims();

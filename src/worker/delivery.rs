@@ -85,6 +85,8 @@ pub struct Outbox {
     pub repairs: Vec<(u32, Place)>,
     /// Indexes that cannot have the fields that documents have by now: attachment, whether it is still being built, why.
     pub misfits: Vec<(i32, bool, String)>,
+    /// Tables whose indexes may have documents without a row, likewise.
+    pub sweeps: Vec<(u32, Place)>,
 }
 
 impl Outbox {
@@ -95,6 +97,7 @@ impl Outbox {
             && self.rebuilds.is_empty()
             && self.repairs.is_empty()
             && self.misfits.is_empty()
+            && self.sweeps.is_empty()
     }
 }
 
@@ -254,6 +257,7 @@ impl Delivery {
         self.outbox.finished.clear();
         self.outbox.rebuilds.clear();
         self.outbox.repairs.clear();
+        self.outbox.sweeps.clear();
     }
 
     pub fn is_known(&self, place: &Place) -> bool {
@@ -297,6 +301,10 @@ impl Delivery {
                 }
                 Asked::Repair => {
                     self.outbox.repairs.push((root, row.place));
+                    continue;
+                }
+                Asked::Sweep => {
+                    self.outbox.sweeps.push((root, row.place));
                     continue;
                 }
             };

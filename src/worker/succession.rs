@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::lease::Note;
-use crate::attachment::{attach, catalog};
+use crate::attachment::{attach, catalog, partitions};
 use crate::jobs::record;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -86,6 +86,7 @@ pub fn repair_everything(why: &str) {
             attach::create_build(attachment.id, "load");
         }
     }
+    partitions::remember(None);
     claim::write_marker();
 }
 

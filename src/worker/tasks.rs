@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::catalog::reader_of;
 use super::database::Worker;
 use crate::jobs::build::{self, Build};
+use crate::jobs::partition::Load;
 use crate::jobs::record;
 use crate::jobs::step::{Context, Step, UnderWay};
 use crate::jobs::verify::Verify;
@@ -46,9 +47,10 @@ impl Worker {
             }
         }
         let missing = std::mem::take(&mut self.delivery.missing);
-        let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
+        let (mut builds, mut verifies, mut loads) =
+            (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies), std::mem::take(&mut self.loads));
         let mut result = Ok(());
-        for job in all(&mut builds, &mut verifies) {
+        for job in all(&mut builds, &mut verifies, &mut loads) {
             if self.attachments.iter().any(|known| known.id == job.attachment() && known.paused) {
                 continue;
             }
@@ -68,7 +70,8 @@ impl Worker {
         }
         builds.retain(|build| !build.is_over());
         verifies.retain(|verify| !verify.is_over());
-        (self.builds, self.verifies) = (builds, verifies);
+        loads.retain(|load| !load.is_over());
+        (self.builds, self.verifies, self.loads) = (builds, verifies, loads);
         self.more |= std::mem::take(&mut self.delivery.enqueued);
         if missing.iter().any(|lane| self.delivery.lane(*lane).is_some_and(|lane| !lane.building)) {
             // Gone, or only its write alias is: the engine is asked.
@@ -96,7 +99,7 @@ impl Worker {
         // Put back whatever happens: a job that is forgotten here is begun a second time.
         let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
         let mut result_of_all = Ok(());
-        for job in all(&mut builds, &mut verifies) {
+        for job in all(&mut builds, &mut verifies, &mut []) {
             let taken = self.with_context(job.attachment(), false, |context| job.answered(token, result, context));
             match taken.transpose() {
                 Ok(Some(true)) => break,
@@ -109,7 +112,12 @@ impl Worker {
     }
 }
 
-fn all<'a>(builds: &'a mut [Build], verifies: &'a mut [Verify]) -> impl Iterator<Item = &'a mut dyn UnderWay> {
+fn all<'a>(
+    builds: &'a mut [Build],
+    verifies: &'a mut [Verify],
+    loads: &'a mut [Load],
+) -> impl Iterator<Item = &'a mut dyn UnderWay> {
     let builds = builds.iter_mut().map(|build| build as &mut dyn UnderWay);
-    builds.chain(verifies.iter_mut().map(|verify| verify as &mut dyn UnderWay))
+    let verifies = verifies.iter_mut().map(|verify| verify as &mut dyn UnderWay);
+    builds.chain(verifies).chain(loads.iter_mut().map(|load| load as &mut dyn UnderWay))
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::delivery::Delivery;
 use super::engine::Engine;
-use super::process::definitions_changed;
+use super::process::{RELATIONS_CHANGED, definitions_changed};
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -82,6 +82,10 @@ impl Waiters {
             let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
             if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
                 continue;
+            }
+            if RELATIONS_CHANGED.get() {
+                // Heard of at the latest with the transaction above: the caller may have attached a partition.
+                return Ok(Some(now));
             }
             if concerned.peek().is_none() {
                 waiter.answer(serial);
