@@ -1,7 +1,7 @@
 # Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
 # root or sudo, and Rust are enough.
 
-.PHONY: help setup build install demo demo-stop example test test-unit test-e2e lint fmt bench bench-long clean
+.PHONY: help setup build install demo demo-stop example test test-unit test-e2e test-breaks lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ test-unit: ## the tests that need no engine, and the ones inside the server
 
 test-e2e: ## the end-to-end tests; ARGS='--test smoke' chooses
 	@scripts/test.sh e2e $(ARGS)
+
+test-breaks: ## show that the randomised test can fail: builds each break of tests/breaks and expects it to be found
+	@scripts/test.sh breaks $(ARGS)
 
 lint: ## rustfmt, shellcheck, clippy
 	@scripts/test.sh lint
