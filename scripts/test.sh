@@ -164,6 +164,7 @@ stage_breaks() {
     local patch name
     local sources=$RUN/breaks patches=(tests/breaks/*.patch) missed=()
     if [ $# != 0 ]; then patches=("tests/breaks/$1.patch"); fi
+    [ -e "${patches[0]}" ] || die "there is no ${patches[0]}"
     cargo test -p pg_es_sync_tests --no-run --test random
     engines elasticsearch
     harness_environment
