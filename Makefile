@@ -1,7 +1,7 @@
 # Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
 # root or sudo, and Rust are enough.
 
-.PHONY: help setup build install demo demo-stop test test-unit test-e2e lint fmt bench bench-long clean
+.PHONY: help setup build install demo demo-stop example test test-unit test-e2e test-breaks lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -21,6 +21,9 @@ demo: ## see it work on Debian's package catalogue; KEEP=1 leaves it up to try
 demo-stop: ## stop what make demo KEEP=1 left up
 	@demo/run.sh stop
 
+example: ## load examples/opencollective into the database that psql finds, such as $PGDATABASE
+	@cd examples/opencollective && psql -X -v ON_ERROR_STOP=1 -f schema.sql -f rows.sql -f documents.sql -f attach.sql
+
 test: ## every check and test, as CI does
 	@scripts/test.sh
 
@@ -30,6 +33,9 @@ test-unit: ## the tests that need no engine, and the ones inside the server
 
 test-e2e: ## the end-to-end tests; ARGS='--test smoke' chooses
 	@scripts/test.sh e2e $(ARGS)
+
+test-breaks: ## show that the randomised test can fail: builds each break of tests/breaks and expects it to be found
+	@scripts/test.sh breaks $(ARGS)
 
 lint: ## rustfmt, shellcheck, clippy
 	@scripts/test.sh lint

@@ -19,7 +19,7 @@ fi
 [ -r /etc/debian_version ] || die "these scripts install their packages with apt: use Debian 12 or 13, or Ubuntu 24.04 or later"
 [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "packages are missing or may be: run this as root, or install sudo"
 
-wanted=(gcc make libc6-dev libclang-dev clang pkg-config libssl-dev maven default-jre-headless unzip curl jq shellcheck sudo procps)
+wanted=(gcc make libc6-dev libclang-dev clang pkg-config libssl-dev maven default-jre-headless unzip curl jq shellcheck patch sudo procps)
 find_postgres
 if [ -z "$PG" ]; then
     refresh

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Checks everything, on a private Postgres and real engines, and leaves nothing behind.
 #
-#   scripts/test.sh                    all stages but bench, in this order:
+#   scripts/test.sh                    all stages up to e2e, in this order:
 #   scripts/test.sh lint               rustfmt, shellcheck, clippy with warnings denied
 #   scripts/test.sh unit               the engine's package without a server (cargo test -p es)
 #   scripts/test.sh pgrx               the tests inside the server (cargo pgrx test)
 #   scripts/test.sh regress [NAME]     tests/regress/sql/*.sql through psql against expected/*.out; ACCEPT=1 writes these
 #   scripts/test.sh e2e [ARGS]         the end-to-end tests; ARGS go to cargo test, e.g.  e2e --test smoke -- --nocapture
+#   scripts/test.sh breaks [NAME]      builds each of tests/breaks/*.patch into the extension, and expects tests/random.rs
+#                                      to fail
 #   scripts/test.sh bench              measures speed, and writes docs/benchmarks.md with its chart; QUICK=1 measures less
 #                                      and ONLY=writers,latency some sections, and both only print
 #   scripts/test.sh bench-long         the same for memory and growth, and docs/benchmarks-long.md
@@ -84,9 +86,12 @@ harness_environment() {
 }
 
 stage_lint() {
+    local patch
     say "lint: rustfmt, shellcheck, clippy"
     cargo fmt --all --check
     shellcheck -x scripts/*.sh demo/*.sh .ci/run
+    # Building them takes long; that they still fit does not.
+    for patch in tests/breaks/*.patch; do patch --dry-run --silent -p1 <"$patch" || die "$patch does not apply"; done
     cargo clippy --workspace --all-targets --no-default-features --features "pg$PG" -- -D warnings
 }
 stage_unit() {
@@ -154,6 +159,37 @@ stage_e2e() {
     say "end-to-end tests"
     cargo test -p pg_es_sync_tests "$@"
 }
+# Each in a copy of the sources, with a target folder of its own: nothing broken can end up in what is tested or installed.
+stage_breaks() {
+    local patch name
+    local sources=$RUN/breaks patches=(tests/breaks/*.patch) missed=()
+    if [ $# != 0 ]; then patches=("tests/breaks/$1.patch"); fi
+    [ -e "${patches[0]}" ] || die "there is no ${patches[0]}"
+    cargo test -p pg_es_sync_tests --no-run --test random
+    engines elasticsearch
+    harness_environment
+    for patch in "${patches[@]}"; do
+        name=$(basename "$patch" .patch)
+        say "break: $name"
+        rm -rf "$sources"
+        mkdir "$sources"
+        tar --exclude=./target --exclude=./.git -cf - . | tar -C "$sources" -xf -
+        patch -d "$sources" -p1 <"$patch"
+        CARGO_TARGET_DIR=$TARGET/breaks "$sources/scripts/install.sh" build
+        BUILT=$TARGET/breaks/release/pg_es_sync-pg$PG
+        install_into_prefix
+        if cargo test -p pg_es_sync_tests --test random -- elasticsearch >"$RUN/$name.out" 2>&1; then
+            echo "NOT FOUND by the randomised test"
+            missed+=("$name")
+        elif grep -m 6 -A 5 'differs from the database' "$RUN/$name.out" | cut -c1-200; then
+            echo "found by the randomised test"
+        else
+            tail -n 60 "$RUN/$name.out"
+            die "the randomised test failed, but not because of a difference; see above"
+        fi
+    done
+    [ ${#missed[@]} = 0 ] || die "the randomised test has missed ${missed[*]}"
+}
 build_bench() {
     extension
     say "building the bench"
@@ -203,7 +239,7 @@ case $stage in
         stage_regress "$@"
         stage_e2e "$@"
         ;;
-    lint | unit | pgrx | regress | e2e | bench | bench-long | shell) "stage_$stage" "$@" ;;
+    lint | unit | pgrx | regress | e2e | breaks | bench | bench-long | shell) "stage_$stage" "$@" ;;
     *) die "there is no stage \"$stage\"; they are named on top of scripts/test.sh" ;;
 esac
 say "$stage: passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

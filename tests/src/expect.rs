@@ -39,6 +39,40 @@ pub fn table_equal(client: &mut Client, table: &str, key: &str, engine: &Engine,
     documents_equal(client, &format!("select {key}, row_to_json(t) from {table} t"), engine, index);
 }
 
+/// `settled`, then compares every attached index with its view or table, by what es_sync.status says of it; none must be
+/// attached in vain. For documents that are their rows as they are, and keys whose text does not depend on the session.
+#[track_caller]
+pub fn everything_equal(client: &mut Client, engine: &Engine) {
+    settled(client);
+    client.batch_execute("set timezone = 'UTC'").expect("set");
+    let attached = client.query(EVERYTHING, &[]).expect("status");
+    assert!(!attached.is_empty(), "something is attached");
+    for row in attached {
+        documents_equal(client, row.get("query"), engine, row.get("index"));
+    }
+}
+
+/// Each index with the query of its documents. Left out are what the user excluded, and types that never are in one.
+const EVERYTHING: &str = r#"
+select s.index,
+       format($$select case when left(row_key, 1) = '\' or row_key = '' then '\' else '' end || row_key, to_jsonb(d) - %L::text[]
+                from %s d cross join lateral (select %s) as key (row_key) where %s$$,
+              s.exclude || unsent.columns, coalesce(s.document, s.relation), key.text, coalesce(s.filter, 'true')) as query
+from es_sync.status s
+cross join lateral (
+    select coalesce(array_agg(a.attname::text), '{}') as columns
+    from pg_attribute a
+    where a.attrelid = coalesce(s.document, s.relation) and a.attnum > 0
+      and a.atttypid in ('bytea'::regtype, 'tsvector'::regtype) and a.attname::text <> all (s.key_columns)
+) as unsent
+cross join lateral (
+    select case when count(*) = 1 then format('d.%I::text', min(c))
+                else string_agg(format($$replace(replace(d.%I::text, '\', '\\'), '|', '\|')$$, c), ' || ''|'' || ' order by n)
+           end as text
+    from unnest(s.key_columns) with ordinality as key_column (c, n)
+) as key
+order by s.index"#;
+
 /// Asserts that the index holds exactly the documents that the query returns as (id text, document text or json).
 /// Call it after `es_sync.wait()`. A field that is absent and one that is null are equal, as they are for a search.
 #[track_caller]

@@ -1,0 +1,108 @@
+//! docs/documents.md is true: its SQL runs in the order of the page, and after each block every document is what its view
+//! or table says. A comment "-- ERROR:  message" below a statement is the error that it ends in.
+
+use std::collections::BTreeSet;
+
+use pg_es_sync_tests::{Engine, Server, expect, unique};
+
+const PAGE: &str = include_str!("../../docs/documents.md");
+
+#[test]
+fn the_examples_of_the_page_about_documents_do_what_it_says() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let page = renamed(PAGE);
+    let blocks: Vec<&str> = page.split("\n```sql\n").skip(1).filter_map(|part| part.split("\n```").next()).collect();
+    assert!(blocks.len() > 10, "{} blocks were found", blocks.len());
+    for block in blocks {
+        for Example { statement, error } in examples(block) {
+            match (client.batch_execute(&statement), error) {
+                (Ok(()), None) => {}
+                (Ok(()), Some(expected)) => panic!("{statement}\nshould have failed: {expected}"),
+                (Err(error), expected) => {
+                    let message = error.as_db_error().map(|error| error.message().to_owned());
+                    assert_eq!(message, expected, "{statement}\nfailed: {error:?}");
+                }
+            }
+        }
+        let attached = client.query_one("select count(*) from es_sync.status", &[]).expect("status").get::<_, i64>(0);
+        if attached > 0 {
+            expect::everything_equal(&mut client, &engine);
+        }
+    }
+    let letters = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("dead letters");
+    assert_eq!(letters.get::<_, i64>(0), 0);
+}
+
+struct Example {
+    statement: String,
+    error: Option<String>,
+}
+
+/// A block's statements, each with the error that the comment behind it announces.
+fn examples(block: &str) -> Vec<Example> {
+    let mut examples: Vec<Example> = Vec::new();
+    let mut statement = String::new();
+    let mut rest = block;
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '\'' | '"' => 1 + rest[1..].find(first).map_or(rest.len() - 1, |end| end + 1),
+            '$' if rest.starts_with("$$") => 2 + rest[2..].find("$$").map_or(rest.len() - 2, |end| end + 2),
+            '-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
+            other => other.len_utf8(),
+        };
+        let (token, after) = rest.split_at(length);
+        rest = after;
+        if let Some(error) = token.strip_prefix("-- ERROR:") {
+            let last = examples.last_mut().expect("an error follows a statement");
+            last.error = Some(error.trim().to_owned());
+        } else if token == ";" {
+            examples.push(Example { statement: std::mem::take(&mut statement), error: None });
+        } else if !token.starts_with("--") {
+            statement.push_str(token);
+        }
+    }
+    assert_eq!(statement.trim(), "", "the block's last statement has its semicolon");
+    examples
+}
+
+/// The page with names of tables and indexes that no other test has: indexes are named after them, and the engine is
+/// shared.
+fn renamed(page: &str) -> String {
+    let after = |word: &str| -> Vec<&str> {
+        page.split(word)
+            .skip(1)
+            .filter_map(|rest| rest.split([' ', '(', ',', ')', '\'', '"']).find(|w| !w.is_empty()))
+            .collect()
+    };
+    let mut names: Vec<&str> =
+        BTreeSet::from_iter(after("CREATE TABLE ").into_iter().chain(after(" index => "))).into_iter().collect();
+    assert!(names.len() > 4, "{names:?}");
+    // Longest first: one may be a part of another one.
+    names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+    let mut result = String::new();
+    let mut rest = page;
+    let word = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == '-';
+    'page: while !rest.is_empty() {
+        if !result.ends_with(word) {
+            for name in &names {
+                if rest.starts_with(name) && !rest[name.len()..].starts_with(word) {
+                    result.push_str(&renamed_name(name));
+                    rest = &rest[name.len()..];
+                    continue 'page;
+                }
+            }
+        }
+        let letter = rest.chars().next().unwrap_or_default();
+        result.push(letter);
+        rest = &rest[letter.len_utf8()..];
+    }
+    result
+}
+
+/// The same for the same name.
+fn renamed_name(name: &str) -> String {
+    static SUFFIX: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    format!("{name}{}", SUFFIX.get_or_init(|| unique("")))
+}
