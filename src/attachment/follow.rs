@@ -9,6 +9,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
+use super::options::Options;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use crate::capture;
@@ -48,6 +49,7 @@ struct Root {
 pub struct Shown<'a> {
     pub view: Option<pg_sys::Oid>,
     pub exclude: &'a [String],
+    pub options: &'a Options,
     /// A condition may use any column.
     pub filtered: bool,
 }
@@ -99,7 +101,7 @@ fn read_view(
     let is_shown = |(name, kind): &(String, pg_sys::Oid)| {
         shown.filtered
             || root.key.iter().any(|key| &key.name == name)
-            || (catalog::is_synced(*kind) && !shown.exclude.contains(name))
+            || catalog::is_synced(name, *kind, shown.exclude, shown.options)
     };
     let used = tree.used((0..tree.columns.len()).filter(|place| is_shown(&tree.columns[*place])));
 
@@ -513,7 +515,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
     let attachments = catalog::of_relation(table.oid, None);
     if attachments.is_empty() {
         // Only checked: the way is taken by the next attach.
-        find(table, &Shown { view: None, exclude: &[], filtered: false })?;
+        find(table, &Shown { view: None, exclude: &[], options: &Options::default(), filtered: false })?;
     }
     for attachment in attachments {
         renew(table, &attachment, caller)?;
@@ -532,8 +534,12 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
 /// # Errors
 /// As `find` and `store`.
 pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<(), Report> {
-    let shown =
-        Shown { view: attachment.document, exclude: &attachment.exclude, filtered: attachment.filter.is_some() };
+    let shown = Shown {
+        view: attachment.document,
+        exclude: &attachment.exclude,
+        options: &attachment.options,
+        filtered: attachment.filter.is_some(),
+    };
     let followed = find(table, &shown)?;
     store(attachment.id, table.oid, &followed, caller)?;
     record::restart(Some(attachment.id));

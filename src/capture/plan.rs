@@ -94,7 +94,7 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             };
             let matters = |column: &Named| match &capture.used {
                 Used::Every => true,
-                Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
+                Used::Shown { exclude, options } => catalog::is_synced(&column.name, column.kind, exclude, options),
                 Used::Only(used) => used.contains(&column.name),
             };
             let used = (!matches!(capture.used, Used::Every)).then(|| {

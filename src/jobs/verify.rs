@@ -328,7 +328,7 @@ impl Verify {
         let index = self.index.clone().unwrap_or_default();
         page.retain(|(key, _)| self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key));
         let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
-        let contents = context.attachment.contents_comparable();
+        let contents = context.contents_comparable();
         let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &by_id(page), contents)?)));
         self.phase = Phase::Comparing { call, keys, last: ended };
         Ok(())
@@ -378,7 +378,7 @@ impl Verify {
         self.suspects = read.unread;
         let present: Vec<String> = read.present.iter().map(|(key, _)| key.clone()).collect();
         let absent = read.absent.clone();
-        let contents = context.attachment.contents_comparable();
+        let contents = context.contents_comparable();
         let call = context.engine.call(move |client| {
             let absent = read.absent.into_iter().map(|key| (key, Vec::new())).collect();
             Ok(json!({
@@ -487,7 +487,7 @@ impl Verify {
     fn finish(&mut self, context: &Context, why: &str) -> Result<(), SqlError> {
         let (job, attachment, done, counts, repair) =
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
-        let everything = repair && self.sample >= 1.0 && context.attachment.contents_comparable();
+        let everything = repair && self.sample >= 1.0 && context.contents_comparable();
         let over = transaction::run(|| {
             let over = if why.is_empty() {
                 record::finish_running(job, done)

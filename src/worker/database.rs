@@ -197,7 +197,7 @@ impl Worker {
                 self.database,
                 self.seen_changes,
                 &self.attachments,
-                &self.delivery,
+                &mut self.delivery,
                 engine,
             )?);
         }
