@@ -35,6 +35,9 @@ pub struct Options {
     pub adopt: Option<bool>,
 }
 
+/// Longer than this nobody wants to search what was.
+const MAX_DELAY: Duration = Duration::from_secs(3_600);
+
 const KNOWN: &str = "mappings, settings, pipeline, refresh, delay, load, adopt";
 
 impl Options {

@@ -171,6 +171,7 @@ impl Type {
                      (select pg_catalog.json_agg({element}) from pg_catalog.unnest({bare}) e), '[]') end"
                 )
             }
+            (_, pg_sys::MONEYOID) if self.is_array => format!("{bare}::pg_catalog.numeric[]"),
             _ if self.is_array => bare.to_owned(),
             (Field::Range("ip_range"), _) => bare.to_owned(),
             (Field::Range(kind), _) if self.is_multirange => {

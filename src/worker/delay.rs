@@ -7,9 +7,9 @@
 use super::delivery::{Delivery, MAX_OUTSTANDING};
 use crate::attachment::catalog::Attachment;
 
-/// Documents of one index that gather changes at the most. Less than what would keep changes of related rows waiting, and
-/// few enough that walking over their rows in the queue takes little time.
-const MAX_GATHERING: usize = 4_000;
+/// Documents of one index that gather changes at the most. Less than what keeps changes of related rows waiting (`fan`),
+/// and few enough that walking over their rows in the queue takes little time.
+const MAX_GATHERING: usize = 3_000;
 
 impl Delivery {
     /// Takes in how long changes of each index gather.

@@ -217,6 +217,10 @@ impl Worker {
                 break;
             }
             let others = self.delivery.left(fan.change.ticket).saturating_sub(1);
+            if fan.spools && others > 0 {
+                // It cannot go on before they are done.
+                self.delivery.hurry(fan.root, fan.change.id + 1);
+            }
             if !self.delivery.feed(&mut fan)
                 || self.delivery.outstanding(fan.root) >= MAX_DOCUMENTS
                 || (fan.spools && others > 0)

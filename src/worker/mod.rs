@@ -11,8 +11,8 @@
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
-//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `fan` what changes
-//! of related rows become.
+//! becomes of it, `lane` the documents of one index on their way, `delay` how changes of a document
+//! gather, `hold` what is not claimed for now, `fan` what changes of related rows become.
 
 mod answers;
 mod catalog;
@@ -20,7 +20,7 @@ mod changes;
 pub mod database;
 mod delay;
 pub mod delivery;
-mod engine;
+pub mod engine;
 mod fan;
 mod hold;
 pub mod lane;
