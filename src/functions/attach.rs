@@ -62,19 +62,16 @@ fn mapping(
     options: Option<JsonB>,
     product: Option<&str>,
 ) -> JsonB {
-    let dialect = dialect(product).or_raise();
     let request = request(relation, index, document, filter, exclude, options);
     let body = attach::preview(request, |attachment| {
-        let index = attachment.index.clone();
-        Shape::of(attachment).map(|shape| (index, shape.live_index(attachment, dialect)))
+        let shape = Shape::of(attachment).ok_or_else(|| {
+            Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "the table, its key or its view has just been dropped")
+        })?;
+        let mut body = shape.live_index(attachment, dialect(product)?);
+        body["index"] = attachment.index.clone().into();
+        Ok::<_, Report>(body)
     });
-    match body.or_raise() {
-        Some((index, mut body)) => {
-            body["index"] = index.into();
-            JsonB(body)
-        }
-        None => pgrx::error!("the table, its key or its view has just been dropped"),
-    }
+    JsonB(body.and_then(|body| body).or_raise())
 }
 
 fn dialect(product: Option<&str>) -> Result<Dialect, Report> {

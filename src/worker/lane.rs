@@ -172,13 +172,15 @@ impl Lane {
 
     /// Documents that gather changes of which the first was enqueued before `mark` go at once.
     pub fn hurry(&mut self, mark: i64) {
-        let documents = &self.documents;
-        let first = |key: &Key| documents.get(key).and_then(|document| document.first);
-        let (now, later): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(&mut self.gathering)
-            .into_iter()
-            .partition(|(_, key)| first(key).is_none_or(|first| first.id < mark));
-        self.gathering = later;
-        self.ready.extend(now.into_iter().map(|(_, key)| key));
+        let (documents, ready) = (&self.documents, &mut self.ready);
+        self.gathering.retain(|(_, key)| {
+            let first = documents.get(key).and_then(|document| document.first);
+            let stays = first.is_some_and(|first| first.id >= mark);
+            if !stays {
+                ready.push_back(key.clone());
+            }
+            stays
+        });
     }
 
     /// A document was read by a job and is being sent.
