@@ -166,9 +166,10 @@ impl Type {
             }
             (Field::Point | Field::Geography { .. } | Field::Binary, _) if self.is_array => {
                 let element = self.element_expression("e");
+                // Without nulls: OpenSearch finds a document by none of its points if the last of them is null.
                 format!(
-                    "case when {bare} is not null then coalesce(\
-                     (select pg_catalog.json_agg({element}) from pg_catalog.unnest({bare}) e), '[]') end"
+                    "case when {bare} is not null then coalesce((select pg_catalog.json_agg({element}) \
+                     filter (where e is not null) from pg_catalog.unnest({bare}) e), '[]') end"
                 )
             }
             (_, pg_sys::MONEYOID) if self.is_array => format!("{bare}::pg_catalog.numeric[]"),

@@ -186,7 +186,13 @@ fn what_attach_refuses_is_refused_likewise_and_nothing_is_made() {
         .expect("count")
         .get(0);
     assert_eq!(made, 0);
-    client.batch_execute(&format!("grant usage on schema es_sync to someone; grant execute on all functions in schema es_sync to someone; set role someone")).expect("role");
+    client
+        .batch_execute(
+            "grant usage on schema es_sync to someone;
+             grant execute on all functions in schema es_sync to someone;
+             set role someone",
+        )
+        .expect("role");
     assert_eq!(state(&mut client, &format!("select es_sync.mapping('{table}')")), "42501");
 }
 
