@@ -38,6 +38,8 @@ if [ -z "$PG" ]; then
             echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
     fi
 fi
+# A test of pgvector's types uses it where there is a package; otherwise types that are written alike stand in for it.
+if [ -n "$(apt-cache madison "postgresql-$PG-pgvector" 2>/dev/null)" ]; then wanted+=("postgresql-$PG-pgvector"); fi
 install_missing "${wanted[@]}"
 
 if ! cargo_pgrx_is_there cargo-pgrx; then

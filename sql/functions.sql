@@ -36,6 +36,22 @@ as 'MODULE_PATHNAME', 'attach_wrapper';
 comment on function es_sync.attach(regclass, text, regclass, text, text[], jsonb) is
     'API: public. Attaches a table to an index and loads it; returns the job.';
 
+create function es_sync.mapping(
+    relation regclass,
+    index text default null,
+    document regclass default null,
+    filter text default null,
+    exclude text[] default '{}',
+    options jsonb default '{}',
+    product text default null
+)
+returns jsonb
+language c volatile
+as 'MODULE_PATHNAME', 'mapping_wrapper';
+
+comment on function es_sync.mapping(regclass, text, regclass, text, text[], jsonb, text) is
+    'API: public. Settings and mappings of the index that attach would create, with the same arguments.';
+
 create function es_sync.detach(
     relation regclass,
     index text default null,

@@ -25,6 +25,13 @@ pub struct Request {
     pub options: Options,
 }
 
+impl Request {
+    fn shown(&self) -> Shown<'_> {
+        let filter = self.filter.as_deref();
+        Shown { view: self.document, exclude: &self.exclude, options: &self.options, filter }
+    }
+}
+
 /// A table that can be attached, and what was found out about it.
 pub struct Table {
     pub oid: pg_sys::Oid,
@@ -60,26 +67,12 @@ const METADATA_FIELDS: [&str; 16] = [
 /// Whatever makes it impossible, with a hint; nothing was changed then.
 pub fn attach(request: Request) -> Result<i64, Report> {
     require_engine()?;
-    let table = check_table(request.relation)?;
-    let index = check_index(&table, request.index.as_deref())?;
-    if let Some(view) = request.document {
-        check_view(&table, view)?;
-    }
-    let document = request.document.unwrap_or(table.oid);
-    check_columns(&table, document, &request.exclude)?;
-    if let Some(filter) = &request.filter {
-        check_filter(&qualified(document), filter);
-    }
-    if let Some(routing) = &request.options.routing {
-        check_routing(&table, routing)?;
-    }
+    let (table, index) = check(&request)?;
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
 
     as_extension(|| {
-        let filter = request.filter.as_deref();
-        let shown = Shown { view: request.document, exclude: &request.exclude, filter };
-        let followed = follow::find(&table, &shown)?;
+        let followed = follow::find(&table, &request.shown())?;
         lock(&table, "share row exclusive")?;
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
@@ -131,6 +124,50 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         capture::announce_catalog_change();
         announce(&table, &index, &request, &followed);
         Ok(job)
+    })
+}
+
+/// Checks all that can be checked before anything is locked; the table, and the index's name.
+fn check(request: &Request) -> Result<(Table, String), Report> {
+    let table = check_table(request.relation)?;
+    let index = check_index(&table, request.index.as_deref())?;
+    if let Some(view) = request.document {
+        check_view(&table, view)?;
+    }
+    let document = request.document.unwrap_or(table.oid);
+    check_columns(&table, document, &request.exclude)?;
+    if let Some(filter) = &request.filter {
+        check_filter(&qualified(document), filter);
+    }
+    if let Some(routing) = &request.options.routing {
+        check_routing(&table, routing)?;
+    }
+    Ok((table, index))
+}
+
+/// Has `work` look, with SPI, at the attachment that a request would make; nothing is made.
+///
+/// # Errors
+/// Those of `attach`, but for what concerns the engine, locks, and an index name that is taken.
+pub fn preview<T>(request: Request, work: impl FnOnce(&catalog::Attachment) -> T) -> Result<T, Report> {
+    let (table, index) = check(&request)?;
+    as_extension(|| {
+        follow::find(&table, &request.shown())?;
+        Ok(work(&catalog::Attachment {
+            id: 0,
+            relation: table.oid,
+            index,
+            key_columns: table.key_columns,
+            document: request.document,
+            filter: request.filter,
+            exclude: request.exclude,
+            options: request.options,
+            live: None,
+            uuid: None,
+            stale: false,
+            paused: false,
+            routing_source: None,
+        }))
     })
 }
 
@@ -860,7 +897,9 @@ pub fn create_repair(attachment: i32, why: &str) -> i64 {
     crate::jobs::record::mark_stale(attachment, why);
     match catalog::of_id(attachment) {
         Some(known) if known.live.is_none() => create_build(attachment, "load"),
-        Some(known) if !known.contents_comparable() => create_build(attachment, "reindex"),
+        Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => {
+            create_build(attachment, "reindex")
+        }
         _ => create_verify(attachment, true, 1.0),
     }
 }
@@ -898,7 +937,10 @@ fn create_comparison(attachment: i32, repair: bool, sample: f32, orphans_only: b
 fn announce(table: &Table, index: &str, request: &Request, followed: &Followed) {
     let left_out: Vec<String> = catalog::columns(request.document.unwrap_or(table.oid))
         .into_iter()
-        .filter(|column| request.exclude.contains(&column.name) || !catalog::is_synced(column.type_oid))
+        .filter(|column| {
+            !table.key_columns.contains(&column.name)
+                && !catalog::is_synced(&column.name, column.type_oid, &request.exclude, &request.options)
+        })
         .map(|column| format!("\"{}\"", column.name))
         .collect();
     let rows = if table.estimated_rows < 0.0 {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use pgrx::{Array, FromDatum, PgRelation, pg_sys};
+use pgrx::{Array, FromDatum, JsonB, PgRelation, pg_sys};
 
 use super::options::Options;
 use crate::postgres::spi::{self, Rows};
@@ -34,7 +34,7 @@ pub struct Attachment {
 
 impl Attachment {
     /// False where the engine gives back something else than it was sent: documents then can only be counted as there
-    /// or not.
+    /// or not. Whether they hold vectors is not in it.
     pub fn contents_comparable(&self) -> bool {
         // Vectors are left out of _source by newer versions.
         const NOT_GIVEN_BACK: [&str; 4] = ["_source", "dense_vector", "knn_vector", "rank_vectors"];
@@ -104,9 +104,53 @@ pub fn owner_of_index(index: &str) -> Option<String> {
     (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
 }
 
-/// False for types that no document holds: bytea and tsvector.
-pub fn is_synced(type_oid: pg_sys::Oid) -> bool {
-    !matches!(type_oid, pg_sys::BYTEAOID | pg_sys::TSVECTOROID | pg_sys::BYTEAARRAYOID)
+/// Whether documents hold a column that is no key: all but those excluded, and but bytea and tsvector that the user has
+/// not mapped.
+pub fn is_synced(name: &str, type_oid: pg_sys::Oid, exclude: &[String], options: &Options) -> bool {
+    let left_out = || matches!(element_of(type_oid).0, pg_sys::BYTEAOID | pg_sys::TSVECTOROID);
+    !exclude.iter().any(|excluded| excluded == name) && (options.maps(name) || !left_out())
+}
+
+/// The type below a type's domains and array, and whether it is an array.
+pub fn element_of(type_oid: pg_sys::Oid) -> (pg_sys::Oid, bool) {
+    // SAFETY: syscache lookups in a live transaction.
+    unsafe {
+        let base = pg_sys::getBaseType(type_oid);
+        match pg_sys::get_element_type(base) {
+            pg_sys::InvalidOid => (base, false),
+            element => (pg_sys::getBaseType(element), true),
+        }
+    }
+}
+
+/// Name of a type that an extension brings, without schema.
+pub fn extension_type(type_oid: pg_sys::Oid) -> String {
+    // SAFETY: syscache lookup; the palloc'd result is copied.
+    unsafe {
+        let name = pg_sys::format_type_be(type_oid);
+        let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
+        name.rsplit('.').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// True if documents hold vectors. SPI must be connected.
+pub fn has_vectors(attachment: &Attachment) -> bool {
+    // By SQL, because opening the relation would wait for whoever has it locked.
+    let rows = spi::run(
+        "select a.attname::text, a.atttypid from pg_catalog.pg_attribute a
+         where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped",
+        &[(pg_sys::OIDOID, spi::value(attachment.document.unwrap_or(attachment.relation)))],
+    );
+    (0..rows.len()).any(|row| {
+        let excluded = rows.get::<String>(row, 1).is_none_or(|name| attachment.exclude.contains(&name));
+        let kind = rows.get::<pg_sys::Oid>(row, 2);
+        !excluded && kind.is_some_and(|kind| is_vector(element_of(kind).0))
+    })
+}
+
+/// True for pgvector's types whose text is a list of numbers.
+fn is_vector(type_oid: pg_sys::Oid) -> bool {
+    matches!(extension_type(type_oid).as_str(), "vector" | "halfvec")
 }
 
 /// `attgenerated` of a column that is generated when it is read: PostgreSQL 18 knows them.
@@ -142,7 +186,10 @@ pub enum Used {
     /// No UPDATE may be skipped, because it is not known.
     Every,
     /// Those that a document of the row as it is holds.
-    AllBut(Vec<String>),
+    Shown {
+        exclude: Vec<String>,
+        options: Options,
+    },
     Only(Vec<String>),
 }
 
@@ -204,9 +251,10 @@ pub fn captures(relations: &[pg_sys::Oid]) -> Captures {
     let oid = attachment_table();
     ATTACHMENT_TABLE.set(oid);
     let Captures { captures: mut found, mut moves } = Captures::default();
-    let columns = [c"relation", c"key_columns", c"exclude", c"filter", c"document", c"routing", c"routing_source"];
+    let columns =
+        [c"relation", c"key_columns", c"exclude", c"filter", c"document", c"options", c"routing", c"routing_source"];
     scan(oid, columns, |row| {
-        let [relation, key_columns, exclude, filter, document, routing, routing_source] = row;
+        let [relation, key_columns, exclude, filter, document, options, routing, routing_source] = row;
         let Some(relation) = relation.and_then(oid_of).filter(|relation| relations.contains(relation)) else { return };
         // SAFETY: the columns are integer and text.
         let (routing_source, routing) = unsafe {
@@ -225,7 +273,10 @@ pub fn captures(relations: &[pg_sys::Oid]) -> Captures {
         found.push(Capture {
             source: relation.to_u32(),
             columns: texts(key_columns),
-            used: if filter.is_some() { Used::Every } else { Used::AllBut(texts(exclude)) },
+            used: match filter {
+                Some(_) => Used::Every,
+                None => Used::Shown { exclude: texts(exclude), options: options.map(options_of).unwrap_or_default() },
+            },
             part: Part::Root,
         });
     });
@@ -291,6 +342,12 @@ fn oid_of(datum: pg_sys::Datum) -> Option<pg_sys::Oid> {
     unsafe { pg_sys::Oid::from_datum(datum, false) }
 }
 
+fn options_of(datum: pg_sys::Datum) -> Options {
+    // SAFETY: the column is a jsonb.
+    let options = unsafe { JsonB::from_datum(datum, false) };
+    options.and_then(|options| serde_json::from_value(options.0).ok()).unwrap_or_default()
+}
+
 fn texts(datum: Option<pg_sys::Datum>) -> Vec<String> {
     // SAFETY: the column is a text[].
     datum
@@ -346,6 +403,7 @@ pub struct Column {
     pub number: i16,
     pub name: String,
     pub type_oid: pg_sys::Oid,
+    pub modifier: i32,
     pub collation: pg_sys::Oid,
     /// Generated when it is read.
     pub is_virtual: bool,
@@ -363,6 +421,7 @@ pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
             number: attribute.attnum,
             name: attribute.name().to_owned(),
             type_oid: attribute.atttypid,
+            modifier: attribute.atttypmod,
             collation: attribute.attcollation,
             is_virtual: attribute.attgenerated as u8 == VIRTUAL,
         })

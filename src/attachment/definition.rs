@@ -258,7 +258,7 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         let mut value: String = rows.get(row, 3).unwrap_or_default();
         if let Some(kind) = rows.get::<pg_sys::Oid>(row, 5)
             && !attachment.key_columns.contains(&name)
-            && (attachment.exclude.contains(&name) || !catalog::is_synced(kind))
+            && !catalog::is_synced(&name, kind, &attachment.exclude, &attachment.options)
         {
             value.clear();
         }

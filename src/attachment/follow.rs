@@ -10,6 +10,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
 use super::definition;
+use super::options::Options;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use super::{key, link};
@@ -50,6 +51,7 @@ struct Root {
 pub struct Shown<'a> {
     pub view: Option<pg_sys::Oid>,
     pub exclude: &'a [String],
+    pub options: &'a Options,
     /// A condition may use any column.
     pub filter: Option<&'a str>,
 }
@@ -147,7 +149,7 @@ fn read_view(
     let is_shown = |(name, kind): &(String, pg_sys::Oid)| {
         shown.filter.is_some()
             || root.key.iter().any(|key| &key.name == name)
-            || (catalog::is_synced(*kind) && !shown.exclude.contains(name))
+            || catalog::is_synced(name, *kind, shown.exclude, shown.options)
     };
     let used = tree.used((0..tree.columns.len()).filter(|place| is_shown(&tree.columns[*place])));
 
@@ -562,7 +564,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
     let attachments = catalog::of_relation(table.oid, None);
     if attachments.is_empty() {
         // Only checked: the way is taken by the next attach.
-        find(table, &Shown { view: None, exclude: &[], filter: None })?;
+        find(table, &Shown { view: None, exclude: &[], options: &Options::default(), filter: None })?;
     }
     for attachment in attachments {
         let attachment = definition::with_names(attachment);
@@ -639,7 +641,12 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
 }
 
 fn shown_by(attachment: &Attachment) -> Shown<'_> {
-    Shown { view: attachment.document, exclude: &attachment.exclude, filter: attachment.filter.as_deref() }
+    Shown {
+        view: attachment.document,
+        exclude: &attachment.exclude,
+        options: &attachment.options,
+        filter: attachment.filter.as_deref(),
+    }
 }
 
 /// What is noted for a row of a table that documents of others show.

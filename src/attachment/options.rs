@@ -1,5 +1,7 @@
 //! The `options` argument of attach: each is known, validated, and has one meaning.
 
+use std::time::Duration;
+
 use pgrx::PgSqlErrorCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +27,9 @@ pub struct Options {
     /// `index.refresh_interval`, in the engine's notation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh: Option<String>,
+    /// How long a document's changes gather before it is sent, in the engine's notation of times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<String>,
     /// False: attach without loading what is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<bool>,
@@ -33,7 +38,10 @@ pub struct Options {
     pub adopt: Option<bool>,
 }
 
-const KNOWN: &str = "mappings, settings, routing, pipeline, refresh, load, adopt";
+/// Longer than this nobody wants to search what was.
+const MAX_DELAY: Duration = Duration::from_secs(3_600);
+
+const KNOWN: &str = "mappings, settings, routing, pipeline, refresh, delay, load, adopt";
 
 impl Options {
     /// Reads what a user passed.
@@ -54,13 +62,10 @@ impl Options {
                     (value.as_str().is_some_and(|text| !text.is_empty()), "a non-empty string")
                 }
                 "load" | "adopt" => (value.is_boolean(), "true or false"),
-                "delay" => {
-                    return Err(Report::new(
-                        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                        format!("option \"{name}\" is not supported yet"),
-                    )
-                    .hint(format!("Known options are: {KNOWN}.")));
-                }
+                "delay" => (
+                    value.as_str().and_then(time).is_some_and(|delay| delay <= MAX_DELAY),
+                    "a time of one hour at the most, such as \"500ms\", \"5s\" or \"1m\"",
+                ),
                 _ => {
                     return Err(invalid(
                         format!("option \"{name}\" is not known"),
@@ -80,10 +85,35 @@ impl Options {
         })
     }
 
+    /// True if the user has a mapping of his own for a column.
+    pub fn maps(&self, column: &str) -> bool {
+        let own = self.mappings.as_ref().and_then(|mappings| mappings.get("properties")?.get(column));
+        own.is_some_and(|own| !own.is_null())
+    }
+
+    /// How long a document's changes gather before it is sent; zero where it goes at once.
+    pub fn delay(&self) -> Duration {
+        self.delay.as_deref().and_then(time).unwrap_or_default()
+    }
+
     /// Reads what `parse` accepted earlier and the catalog kept.
     pub fn stored(text: &str) -> Self {
         serde_json::from_str(text).unwrap_or_default()
     }
+}
+
+/// A time as the engine writes it: a whole number and a unit.
+fn time(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
 }
 
 #[cfg(test)]
@@ -106,9 +136,22 @@ mod tests {
             json!({"load": "no"}),
             json!({"pipeline": ""}),
             json!({"routing": ["a"]}),
+            json!({"delay": 5}),
         ] {
             assert!(Options::parse(&options).is_err(), "{options}");
         }
+    }
+
+    #[test]
+    fn a_delay_is_a_number_and_a_unit() {
+        for (text, millis) in [("500ms", 500), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000), ("0s", 0)] {
+            let options = Options::parse(&json!({"delay": text})).unwrap();
+            assert_eq!(options.delay(), Duration::from_millis(millis), "{text}");
+        }
+        for wrong in ["", "5", "s", "5 s", "-1s", "1.5s", "2h", "99999999999999999999ms", "18446744073709551615h"] {
+            assert!(Options::parse(&json!({"delay": wrong})).is_err(), "{wrong}");
+        }
+        assert_eq!(Options::default().delay(), Duration::ZERO);
     }
 
     #[test]

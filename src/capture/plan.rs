@@ -120,12 +120,12 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
             let every = key.is_empty()
                 || match &capture.used {
                     Used::Every => true,
-                    Used::AllBut(_) => false,
+                    Used::Shown { .. } => false,
                     Used::Only(used) => used.iter().any(|name| place(name).is_none()),
                 };
             let matters = |column: &Named| match &capture.used {
                 Used::Every => true,
-                Used::AllBut(exclude) => catalog::is_synced(column.kind) && !exclude.contains(&column.name),
+                Used::Shown { exclude, options } => catalog::is_synced(&column.name, column.kind, exclude, options),
                 Used::Only(used) => used.contains(&column.name),
             };
             let used: Vec<&Named> =

@@ -53,7 +53,7 @@ impl Reader {
         let Self { shape, mapping, .. } = self;
         mapping
             .get_or_insert_with(|| {
-                let properties = shape.mappings(attachment, dialect)["properties"].take();
+                let properties = shape.mappings(attachment, dialect, false)["properties"].take();
                 json!({ "properties": properties }).to_string().into()
             })
             .clone()

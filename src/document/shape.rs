@@ -8,6 +8,7 @@ use std::fmt::Write;
 use pgrx::pg_sys;
 use serde_json::{Map, Value, json};
 
+use super::types::{Field, Type, is_compound};
 use crate::attachment::catalog::{self, Attachment, Column};
 use crate::attachment::key;
 use crate::postgres::spi;
@@ -41,22 +42,6 @@ pub enum Dialect {
     Elasticsearch,
     OpenSearch,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Field {
-    Text,
-    Keyword,
-    Boolean,
-    Date,
-    Ip,
-    Json,
-    Number(&'static str),
-    Range(&'static str),
-}
-
-/// Longest string, in characters, that is also searchable as a whole. Lucene's limit of 32,766 bytes must hold for
-/// four-byte characters too.
-const IGNORE_ABOVE: u32 = 8_191;
 
 /// Deepest nesting of objects and arrays in a document that is sent. OpenSearch reads a `flat_object` by recursion, on
 /// a stack of 1 MB: 900 levels end its process, and end it again when it starts and replays what it had written down.
@@ -100,23 +85,22 @@ impl Shape {
             .iter()
             .filter(|column| {
                 attachment.key_columns.contains(&column.name)
-                    || (catalog::is_synced(column.type_oid) && !attachment.exclude.contains(&column.name))
+                    || catalog::is_synced(&column.name, column.type_oid, &attachment.exclude, &attachment.options)
             })
-            .map(|column| (column, Type::of(column)))
+            .map(|column| (column, Type::of(column, attachment.options.maps(&column.name))))
             .collect();
-
-        let overridden = |name: &str| {
-            let mappings = attachment.options.mappings.as_ref();
-            mappings.and_then(|mappings| mappings.get("properties")?.get(name)).is_some()
-        };
         let mut list = String::new();
         for (column, kind) in &synced {
             let name = quote(&column.name);
             let separator = if list.is_empty() { "" } else { ", " };
             let bare = format!("t.{name}");
-            // Where the user gave it a mapping of his own, a value stays as it is.
-            let own = overridden(&column.name) && kind.field == Field::Json;
-            let value = if own { bare } else { kind.expression(&bare) };
+            // Where the user has a mapping of his own for it, a value stays as it is.
+            let as_is = match own_mapping(attachment, &column.name) {
+                Some(_) if kind.field == Field::Json => true,
+                Some(own) => kind.fits_own_mapping_only() && has_another_type(own, kind.field),
+                None => false,
+            };
+            let value = if as_is { bare } else { kind.expression(&bare) };
             let _ = write!(list, "{separator}{value} as {name}");
         }
 
@@ -156,7 +140,7 @@ impl Shape {
         let select = format!("select {}, {place}{document} from", keys.join(", "));
 
         // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
-        let alone: Vec<bool> = key.iter().map(|column| Type::of(column).is_compound()).collect();
+        let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
         let by_keys = if let ([column], [kind], [false]) = (&keys[..], &types[..], &alone[..]) {
             format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
         } else {
@@ -208,40 +192,70 @@ impl Shape {
     }
 
     /// The body that creates an index for these documents: what was derived, with the user's own merged over it
-    /// (RFC 7396), our mark of ownership, and settings for loading.
-    pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, owner: &str) -> Value {
-        let mut mappings = self.mappings(attachment, dialect);
+    /// (RFC 7396), our mark of ownership, and settings for loading. `reduced` for an engine that lacks optional types.
+    pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, reduced: bool, owner: &str) -> Value {
+        let (mut settings, mut mappings) = self.settings_and_mappings(attachment, dialect, reduced);
         mappings["_meta"]["pg_es_sync"] = json!({"installation": owner, "index": attachment.index});
-        let mut settings = json!({"index": {
-            // A wide table must not fail on the engine's default of 1,000 fields; sub-fields count too.
-            "mapping": {"total_fields": {"limit": (self.fields.len() * 3).max(1_000)}},
-        }});
-        if let Some(own) = &attachment.options.settings {
-            merge(&mut settings, &nested(own));
-        }
         settings["index"]["refresh_interval"] = json!("-1");
         settings["index"]["number_of_replicas"] = json!(0);
         json!({"settings": settings, "mappings": mappings})
     }
 
-    /// The mapping of an index for these documents.
-    pub fn mappings(&self, attachment: &Attachment, dialect: Dialect) -> Value {
+    /// Settings and mappings of the index once it is loaded, without our mark of ownership.
+    pub fn live_index(&self, attachment: &Attachment, dialect: Dialect) -> Value {
+        let (mut settings, mappings) = self.settings_and_mappings(attachment, dialect, false);
+        merge(&mut settings, &Self::live_settings(attachment));
+        json!({"settings": settings, "mappings": mappings})
+    }
+
+    /// The mapping of an index for these documents; `reduced` for an engine that lacks optional types.
+    pub fn mappings(&self, attachment: &Attachment, dialect: Dialect, reduced: bool) -> Value {
+        self.settings_and_mappings(attachment, dialect, reduced).1
+    }
+
+    fn settings_and_mappings(&self, attachment: &Attachment, dialect: Dialect, reduced: bool) -> (Value, Value) {
         let mut properties = Map::new();
-        let own_type = |name: &str| {
-            let own = attachment.options.mappings.as_ref()?.get("properties")?.get(name)?;
-            own.get("type").cloned().or_else(|| own.get("properties").map(|_| json!("object")))
-        };
+        let mut searches_vectors = false;
         for (name, field) in &self.fields {
-            let derived = field.mapping(dialect);
+            let own = own_mapping(attachment, name);
+            let field = if reduced && field.is_optional() && own.is_none() { Field::Unsearchable } else { *field };
             // Parameters of one type are none of another's.
-            let kept = own_type(name).is_none_or(|own| own == derived["type"]);
-            properties.insert(name.clone(), if kept { derived } else { json!({}) });
+            let kept = own.is_none_or(|own| !has_another_type(own, field));
+            searches_vectors |= kept && matches!(field, Field::Vector(_));
+            properties.insert(name.clone(), if kept { field.mapping(dialect) } else { json!({}) });
         }
         let mut mappings = json!({"dynamic": false, "properties": properties});
         if let Some(own) = &attachment.options.mappings {
             merge(&mut mappings, own);
         }
-        mappings
+        let mut settings = json!({"index": {
+            // A wide table must not fail on the engine's default of 1,000 fields; sub-fields count too.
+            "mapping": {"total_fields": {"limit": (self.fields.len() * 3).max(1_000)}},
+        }});
+        if searches_vectors && dialect == Dialect::OpenSearch {
+            settings["index"]["knn"] = json!(true);
+        }
+        if let Some(own) = &attachment.options.settings {
+            merge(&mut settings, &nested(own));
+        }
+        (settings, mappings)
+    }
+
+    /// True if documents hold vectors that the engine searches: newer versions do not give them back as they were sent.
+    pub fn has_vectors(&self) -> bool {
+        self.fields.iter().any(|(_, field)| matches!(field, Field::Vector(_)))
+    }
+
+    /// Names the types of fields that not every distribution of the engine has, as it calls them; none where the user
+    /// has mapped them all himself.
+    pub fn optional_types(&self, attachment: &Attachment, dialect: Dialect) -> Vec<String> {
+        let optional =
+            self.fields.iter().filter(|(name, field)| field.is_optional() && own_mapping(attachment, name).is_none());
+        let mut types: Vec<String> =
+            optional.filter_map(|(_, field)| Some(field.mapping(dialect)["type"].as_str()?.to_owned())).collect();
+        types.sort_unstable();
+        types.dedup();
+        types
     }
 
     /// The settings that an index gets back once it is loaded.
@@ -256,147 +270,6 @@ impl Shape {
     }
 }
 
-impl Field {
-    fn mapping(self, dialect: Dialect) -> Value {
-        match self {
-            Field::Text => json!({
-                "type": "text",
-                "fields": {"keyword": {"type": "keyword", "ignore_above": IGNORE_ABOVE}},
-            }),
-            Field::Keyword => json!({"type": "keyword", "ignore_above": IGNORE_ABOVE}),
-            Field::Boolean => json!({"type": "boolean"}),
-            // ignore_malformed: a value that the engine's type cannot hold (infinity, NaN, a date BC, an address with
-            // a mask) stays in the document and is only not searchable by this field.
-            Field::Date => json!({"type": "date", "ignore_malformed": true}),
-            Field::Ip => json!({"type": "ip", "ignore_malformed": true}),
-            Field::Number(kind) => json!({"type": kind, "ignore_malformed": true}),
-            Field::Range(kind) => json!({"type": kind}),
-            Field::Json if dialect == Dialect::Elasticsearch => {
-                json!({"type": "flattened", "ignore_above": IGNORE_ABOVE, "depth_limit": MAX_NESTING})
-            }
-            Field::Json => json!({"type": "flat_object"}),
-        }
-    }
-}
-
-/// A column's type, seen as a field.
-struct Type {
-    field: Field,
-    is_array: bool,
-    /// The type without domain and array.
-    element: pg_sys::Oid,
-    is_multirange: bool,
-}
-
-impl Type {
-    fn of(column: &Column) -> Self {
-        // SAFETY: syscache lookups on the main thread, inside a transaction.
-        let (element, is_array) = unsafe {
-            let base = pg_sys::getBaseType(column.type_oid);
-            match pg_sys::get_element_type(base) {
-                pg_sys::InvalidOid => (base, false),
-                element => (pg_sys::getBaseType(element), true),
-            }
-        };
-        // SAFETY: as above.
-        let kind = unsafe { pg_sys::get_typtype(element) } as u8;
-        let is_multirange = kind == pg_sys::TYPTYPE_MULTIRANGE;
-        let field = match element {
-            pg_sys::INT2OID => Field::Number("short"),
-            pg_sys::INT4OID => Field::Number("integer"),
-            pg_sys::INT8OID | pg_sys::OIDOID => Field::Number("long"),
-            pg_sys::FLOAT4OID => Field::Number("float"),
-            pg_sys::FLOAT8OID | pg_sys::NUMERICOID | pg_sys::MONEYOID => Field::Number("double"),
-            pg_sys::BOOLOID => Field::Boolean,
-            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID | pg_sys::NAMEOID | pg_sys::XMLOID => Field::Text,
-            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Field::Date,
-            pg_sys::INETOID => Field::Ip,
-            pg_sys::CIDROID => Field::Range("ip_range"),
-            pg_sys::JSONOID | pg_sys::JSONBOID => Field::Json,
-            pg_sys::INT4RANGEOID | pg_sys::INT4MULTIRANGEOID => Field::Range("integer_range"),
-            pg_sys::INT8RANGEOID | pg_sys::INT8MULTIRANGEOID => Field::Range("long_range"),
-            pg_sys::NUMRANGEOID | pg_sys::NUMMULTIRANGEOID => Field::Range("double_range"),
-            pg_sys::DATERANGEOID
-            | pg_sys::TSRANGEOID
-            | pg_sys::TSTZRANGEOID
-            | pg_sys::DATEMULTIRANGEOID
-            | pg_sys::TSMULTIRANGEOID
-            | pg_sys::TSTZMULTIRANGEOID => Field::Range("date_range"),
-            _ if kind == pg_sys::TYPTYPE_COMPOSITE => Field::Json,
-            _ => match extension_type(element).as_str() {
-                "citext" => Field::Text,
-                "hstore" => Field::Json,
-                _ => Field::Keyword,
-            },
-        };
-        // Ranges of ranges of text, arrays of ranges: as text.
-        let field =
-            if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
-        Self { field, is_array, element, is_multirange }
-    }
-
-    /// An array or a composite type.
-    fn is_compound(&self) -> bool {
-        // SAFETY: a syscache lookup on the main thread, inside a transaction.
-        self.is_array || unsafe { pg_sys::get_typtype(self.element) } as u8 == pg_sys::TYPTYPE_COMPOSITE
-    }
-
-    /// The SQL that makes the column's JSON value; `bare` is the qualified column.
-    fn expression(&self, bare: &str) -> String {
-        match (self.field, self.element) {
-            // The engine's type for free-form JSON takes objects and arrays of objects only; anything else is kept
-            // under the name "value".
-            (Field::Json, pg_sys::JSONBOID | pg_sys::JSONOID) if self.is_array => {
-                let kind = if self.element == pg_sys::JSONOID { "json" } else { "jsonb" };
-                format!(
-                    "case when pg_catalog.array_ndims({bare}) > 1 \
-                       or exists (select from pg_catalog.unnest({bare}) e \
-                                  where pg_catalog.{kind}_typeof(e) is distinct from 'object') \
-                     then pg_catalog.json_build_object('value', {bare}) else pg_catalog.to_json({bare}) end"
-                )
-            }
-            _ if self.is_array => bare.to_owned(),
-            (Field::Range("ip_range"), _) => bare.to_owned(),
-            (Field::Range(kind), _) if self.is_multirange => {
-                let range = range_expression("r", kind);
-                format!("(select pg_catalog.json_agg({range}) from pg_catalog.unnest({bare}) r)")
-            }
-            (Field::Range(kind), _) => range_expression(bare, kind),
-            // Its text depends on lc_monetary.
-            (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),
-            (Field::Json, pg_sys::JSONBOID) => format!(
-                "case when pg_catalog.jsonb_typeof({bare}) = 'object' \
-                   or pg_catalog.jsonb_typeof({bare}) = 'array' \
-                      and not pg_catalog.jsonb_path_exists({bare}, 'strict $[*] ? (@.type() != \"object\")', '{{}}', true) \
-                 then {bare} when {bare} is not null and pg_catalog.jsonb_typeof({bare}) <> 'null' \
-                 then pg_catalog.jsonb_build_object('value', {bare}) end"
-            ),
-            (Field::Json, pg_sys::JSONOID) => format!(
-                "case when pg_catalog.json_typeof({bare}) = 'object' then {bare} \
-                 when {bare} is not null and pg_catalog.json_typeof({bare}) <> 'null' \
-                 then pg_catalog.json_build_object('value', {bare}) end"
-            ),
-            _ => bare.to_owned(),
-        }
-    }
-}
-
-/// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null. The
-/// engine knows no infinity: such a side is open.
-fn range_expression(range: &str, kind: &str) -> String {
-    let bound = |side: &str, infinity: &str| match kind {
-        "date_range" | "double_range" => format!("nullif(pg_catalog.{side}({range}), '{infinity}')"),
-        _ => format!("pg_catalog.{side}({range})"),
-    };
-    format!(
-        "case when not pg_catalog.isempty({range}) then pg_catalog.json_strip_nulls(pg_catalog.json_build_object(\
-         case when pg_catalog.lower_inc({range}) then 'gte' else 'gt' end, {}, \
-         case when pg_catalog.upper_inc({range}) then 'lte' else 'lt' end, {})) end",
-        bound("lower", "-infinity"),
-        bound("upper", "infinity")
-    )
-}
-
 /// A view's name, schema-qualified and quoted; None where it is gone, or not this owner's.
 fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
     let rows = spi::run(
@@ -406,16 +279,6 @@ fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
         &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(owner))],
     );
     if rows.is_empty() { None } else { rows.get(0, 1) }
-}
-
-/// Name of a type that an extension brings; empty for others.
-fn extension_type(type_oid: pg_sys::Oid) -> String {
-    // SAFETY: syscache lookup; the palloc'd result is copied.
-    unsafe {
-        let name = pg_sys::format_type_be(type_oid);
-        let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
-        name.rsplit('.').next().unwrap_or_default().to_owned()
-    }
 }
 
 /// The type's name, qualified and quoted, for a cast. "character" and "bit" alone would mean a length of one.
@@ -456,6 +319,20 @@ pub fn is_too_deep(document: &[u8]) -> bool {
     false
 }
 
+/// What the user says himself of a field; null where he takes its mapping away.
+fn own_mapping<'a>(attachment: &'a Attachment, name: &str) -> Option<&'a Value> {
+    attachment.options.mappings.as_ref()?.get("properties")?.get(name)
+}
+
+/// True if the user's own mapping of a field has another type than the derived one.
+fn has_another_type(own: &Value, field: Field) -> bool {
+    let own = own.get("type").cloned().or_else(|| own.get("properties").map(|_| json!("object")));
+    // Either dialect's word for it.
+    own.is_some_and(|own| {
+        [Dialect::Elasticsearch, Dialect::OpenSearch].iter().all(|dialect| field.mapping(*dialect)["type"] != own)
+    })
+}
+
 /// RFC 7396.
 pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
@@ -480,14 +357,23 @@ pub fn merge(target: &mut Value, patch: &Value) {
 /// `{"number_of_shards": 2}` and `{"index": {"number_of_shards": 2}}` mean the same.
 fn nested(settings: &Value) -> Value {
     fn place(target: &mut Value, path: &[&str], value: &Value) {
-        match path {
-            [] => merge(target, value),
-            [first, rest @ ..] => {
+        match (path, value) {
+            ([first, rest @ ..], _) => {
                 if !target.is_object() {
                     *target = Value::Object(Map::new());
                 }
                 place(&mut target[*first], rest, value);
             }
+            // Not `merge`: a null must last until it takes something derived away.
+            ([], Value::Object(fields)) => {
+                if !target.is_object() {
+                    *target = Value::Object(Map::new());
+                }
+                for (name, value) in fields {
+                    place(target, &name.split('.').collect::<Vec<_>>(), value);
+                }
+            }
+            ([], _) => *target = value.clone(),
         }
     }
     let mut result = json!({});
@@ -533,6 +419,19 @@ mod tests {
             json!({"number_of_shards": 2, "analysis.analyzer": {}}),
         ] {
             assert_eq!(nested(&own), wanted);
+        }
+    }
+
+    #[test]
+    fn a_null_setting_takes_a_derived_one_away_however_it_is_nested() {
+        for own in [
+            json!({"index.mapping.total_fields.limit": null}),
+            json!({"mapping": {"total_fields": {"limit": null}}}),
+            json!({"index": {"mapping.total_fields": {"limit": null}}}),
+        ] {
+            let mut settings = json!({"index": {"mapping": {"total_fields": {"limit": 1_000}}}});
+            merge(&mut settings, &nested(&own));
+            assert_eq!(settings, json!({"index": {"mapping": {"total_fields": {}}}}), "{own}");
         }
     }
 }

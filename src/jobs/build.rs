@@ -128,8 +128,7 @@ impl Build {
             let former = delivery.lanes.iter().filter(|lane| lane.index == index).map(|lane| lane.id);
             former.collect::<Vec<_>>().into_iter().for_each(|lane| delivery.close_lane(lane));
             let target = target(attachment, &index, generation);
-            let source = attachment.relation.to_u32();
-            self.lane = Some(delivery.open_lane(self.attachment, source, index, true, target));
+            self.lane = Some(delivery.open_lane(attachment, index, true, target));
         }
     }
 }
@@ -266,16 +265,28 @@ impl Build {
         self.exhausted = false;
         self.pages.clear();
         let (index, alias) = self.names(context);
-        let mut body = context.reader.shape().index_body(context.attachment, dialect, context.owner);
         self.mapping = Some(context.reader.mapping(context.attachment, dialect));
-        body["aliases"] = json!({alias: {"is_hidden": true}});
+        let shape = context.reader.shape();
+        let optional = shape.optional_types(context.attachment, dialect);
+        let body = |reduced| {
+            let mut body = shape.index_body(context.attachment, dialect, reduced, context.owner);
+            body["aliases"] = json!({&alias: {"is_hidden": true}});
+            body
+        };
+        let (body, reduced) = (body(false), body(true));
         let public = context.attachment.index.clone();
         let owner = context.owner.to_owned();
         let adopt = context.attachment.options.adopt == Some(true);
         self.phase = Phase::Creating(context.engine.call(move |client| {
             check_owner(client, &public, &owner, adopt)?;
-            client.create_index(&index, &body)?;
-            Ok(Value::Null)
+            match client.create_index(&index, &body) {
+                // Modules and plugins bring these types, and no list of them is the same everywhere: it is tried.
+                Err(failure) if lacks(&failure, &optional) => {
+                    client.create_index(&index, &reduced)?;
+                    Ok(json!(optional))
+                }
+                result => result.map(|()| Value::Null),
+            }
         }));
         Ok(Step::Wait(None))
     }
@@ -381,6 +392,14 @@ impl Build {
     fn succeeded(&mut self, phase: Phase, value: &Value, context: &mut Context) -> Result<(), SqlError> {
         match phase {
             Phase::Create => {
+                if let Some(lacking) = value.as_array() {
+                    let types: Vec<&str> = lacking.iter().filter_map(Value::as_str).collect();
+                    pgrx::warning!(
+                        "index \"{}\" cannot search columns that would be {}: the engine has no such type",
+                        context.attachment.index,
+                        types.join(" or ")
+                    );
+                }
                 self.open_lane(context.delivery, context.attachment, context.generation);
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
                     lane.mapping = self.mapping.take();
@@ -487,6 +506,14 @@ impl Build {
             context.delivery.close_lane(lane);
         }
     }
+}
+
+/// True if an index was refused because of one of these types, or of the setting that comes with one.
+pub(crate) fn lacks(failure: &Failure, types: &[String]) -> bool {
+    let message = failure.to_string();
+    failure.status == Some(400)
+        && !types.is_empty()
+        && (types.iter().any(|name| message.contains(&format!("[{name}]"))) || message.contains("[index.knn]"))
 }
 
 fn is_ours(meta: &Value, owner: &str) -> bool {

@@ -75,10 +75,17 @@ pub enum Step {
 
 impl Context<'_> {
     /// Looks whether all changes of the table below the mark are delivered; when to look again if not.
-    pub(super) fn look(&self, mark: i64, now: Instant) -> Result<Option<Instant>, SqlError> {
-        let sources = self.delivery.sources_of(self.attachment.relation.to_u32());
+    pub(super) fn look(&mut self, mark: i64, now: Instant) -> Result<Option<Instant>, SqlError> {
+        let table = self.attachment.relation.to_u32();
+        self.delivery.hurry(table, mark);
+        let sources = self.delivery.sources_of(table);
         let clear = transaction::run(|| claim::is_clear(mark, &sources))?;
         Ok((!clear).then(|| claim::next_look(now, DRAIN_EVERY)))
+    }
+
+    /// False where documents can only be counted as there or not.
+    pub(super) fn contents_comparable(&self) -> bool {
+        self.attachment.contents_comparable() && !self.reader.shape().has_vectors()
     }
 
     /// Notes why a job does not go on; until when it rests, which grows with each failure in a row.

@@ -556,7 +556,7 @@ impl Verify {
         let (job, attachment, done, counts, repair) =
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
         let whole = repair && self.sample >= 1.0;
-        let everything = whole && !self.orphans_only && context.attachment.contents_comparable();
+        let everything = whole && !self.orphans_only && context.contents_comparable();
         let over = transaction::run(|| {
             let over = if why.is_empty() {
                 record::finish_running(job, done)
@@ -610,7 +610,7 @@ impl Document {
 
 fn how(context: &Context) -> Compare {
     let routed = context.attachment.routing_source.is_some();
-    Compare { contents: context.attachment.contents_comparable(), routed }
+    Compare { contents: context.contents_comparable(), routed }
 }
 
 fn wanted(documents: Vec<Document>) -> Vec<Wanted> {

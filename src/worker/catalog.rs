@@ -215,6 +215,7 @@ impl Worker {
             attachment.stale |= self.doubtful_definitions.contains(&attachment.id);
         }
         self.delivery.apply_pauses(&self.attachments);
+        self.delivery.apply_delays(&self.attachments);
         self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
         // SAFETY: reads a variable of this process.
@@ -229,8 +230,7 @@ impl Worker {
                 && !self.delivery.lanes.iter().any(|lane| lane.attachment == attachment.id && lane.index == *live)
             {
                 let target = build::target(attachment, live, self.generation);
-                let source = attachment.relation.to_u32();
-                self.delivery.open_lane(attachment.id, source, live.clone(), false, target);
+                self.delivery.open_lane(attachment, live.clone(), false, target);
             }
         }
     }

@@ -215,7 +215,7 @@ impl Worker {
                 self.database,
                 self.seen_changes,
                 &self.attachments,
-                &self.delivery,
+                &mut self.delivery,
                 engine,
             )?);
         }

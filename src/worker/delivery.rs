@@ -5,16 +5,17 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use es::Body;
+use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::answers::set_cause;
 use super::engine::Engine;
 use super::fan::Fans;
 use super::hold::Hold;
-use super::lane::{Finished, Key, Lane, Page, Ticket};
+use super::lane::{Change, Finished, Key, Lane, Page, Ticket};
 use super::mapping::PutMapping;
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key::{self, is_too_long};
@@ -162,18 +163,14 @@ impl Delivery {
     }
 
     /// Opens a lane to a concrete index; its number.
-    pub fn open_lane(
-        &mut self,
-        attachment: i32,
-        source: u32,
-        index: String,
-        building: bool,
-        target: es::Target,
-    ) -> u32 {
+    pub fn open_lane(&mut self, attachment: &Attachment, index: String, building: bool, target: es::Target) -> u32 {
         self.next_lane += 1;
-        let mut lane = Lane::new(self.next_lane, attachment, source, index, building, target);
+        let source = attachment.relation.to_u32();
+        let mut lane = Lane::new(self.next_lane, attachment.id, source, index, building, target);
         lane.paused = self.hold.is_paused(source);
+        lane.set_delay(attachment.options.delay());
         self.lanes.push(lane);
+        self.share_delays();
         self.next_lane
     }
 
@@ -211,6 +208,7 @@ impl Delivery {
                 self.give_back(finished);
             }
         }
+        self.share_delays();
     }
 
     /// Forgets all lanes and claims; the queue still has them.
@@ -282,6 +280,8 @@ impl Delivery {
 
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
+        // SAFETY: reads the clock.
+        let (now, now_instant) = (unsafe { pg_sys::GetCurrentTimestamp() }, Instant::now());
         for row in rows {
             let Some(root) = self.root_of(row.source) else {
                 // A link that is gone, with the attachment that it was made for.
@@ -310,9 +310,12 @@ impl Delivery {
             };
             self.next_ticket += 1;
             let ticket = self.next_ticket;
+            let age = Duration::from_micros(u64::try_from(now - row.enqueued_at).unwrap_or_default());
+            let enqueued = now_instant.checked_sub(age).unwrap_or(now_instant);
+            let change = Change { ticket, id: row.place.id, enqueued };
             let moved = self.moves.get(&row.source).map(|(_, attachment)| *attachment);
             if row.source != root && moved.is_none() {
-                let joined = self.accept_values(row.source, root, keys, ticket);
+                let joined = self.accept_values(row.source, root, keys, change);
                 match joined.and_then(|ticket| self.claimed.get_mut(&ticket)) {
                     Some(claimed) => claimed.places.push(row.place),
                     None => {
@@ -328,19 +331,19 @@ impl Delivery {
                     let Some((key, routing)) = routing::pair(&key) else { continue };
                     let key: Key = Rc::from(key);
                     for lane in self.lanes.iter_mut().filter(|lane| lane.attachment == attachment) {
-                        lane.moved(&key, ticket, routing.clone());
+                        lane.moved(&key, change, routing.clone());
                         left += 1;
                     }
                     continue;
                 }
                 let key: Key = Rc::from(key);
                 for lane in self.lanes.iter_mut().filter(|lane| lane.source == row.source) {
-                    lane.change(&key, ticket);
-                    left += 1;
+                    left += usize::from(lane.change(&key, change));
                 }
             }
             if left == 0 {
-                // No index follows this table (detached), or its first load has not begun and will read these rows.
+                // No index follows this table (detached), or its first load has not begun and will read these rows; or
+                // another row stands for this one.
                 self.outbox.finished.push(row.place);
             } else {
                 self.claimed.insert(

@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use super::answers::set_cause;
 use super::database::{REST, Worker};
 use super::delivery::Delivery;
-use super::lane::{Key, Ticket};
+use super::lane::{Change, Key, Ticket};
 use crate::attachment::follow::Link;
 use crate::attachment::link::{self, Content};
 use crate::document::related::Finder;
@@ -35,7 +35,8 @@ const TURN: Duration = Duration::from_millis(50);
 
 /// What is left to do for claimed rows of a link.
 pub struct Fan {
-    ticket: Ticket,
+    /// The claimed row, the first one where there are several.
+    change: Change,
     link: u32,
     root: u32,
     /// Where to go on with the first value.
@@ -66,7 +67,7 @@ impl Fans {
 
     /// Forgets what was claimed for tickets that are given back.
     pub fn retain(&mut self, keep: impl Fn(Ticket) -> bool) {
-        self.fans.retain(|fan| keep(fan.ticket));
+        self.fans.retain(|fan| keep(fan.change.ticket));
     }
 
     /// The attached table of a link; None if it is gone.
@@ -115,10 +116,10 @@ impl Delivery {
         source: u32,
         root: u32,
         texts: Vec<String>,
-        ticket: Ticket,
+        change: Change,
     ) -> Option<Ticket> {
         let mut fan = Fan {
-            ticket,
+            change,
             link: source,
             root,
             after: None,
@@ -133,11 +134,12 @@ impl Delivery {
                 if let Some(last) = self.fans.fans.back_mut()
                     && after.is_none()
                     && last.link == source
+                    && last.change.id < change.id
                     && last.can_join(values.len())
                 {
                     // Small transactions that change neighbours lead to the same documents.
                     last.values.extend(values);
-                    return Some(last.ticket);
+                    return Some(last.change.ticket);
                 }
                 fan.spools = after.is_some();
                 fan.after = after;
@@ -156,10 +158,9 @@ impl Delivery {
             let key = Key::from(key);
             let mut operations = 0;
             for lane in self.lanes.iter_mut().filter(|lane| lane.source == fan.root) {
-                lane.change(&key, fan.ticket);
-                operations += 1;
+                operations += usize::from(lane.change(&key, fan.change));
             }
-            if let Some(claimed) = self.claimed.get_mut(&fan.ticket) {
+            if let Some(claimed) = self.claimed.get_mut(&fan.change.ticket) {
                 claimed.left += operations;
             }
             room -= 1;
@@ -193,7 +194,7 @@ impl Worker {
             if self.delivery.fans.roots.get(&fan.link) == Some(&fan.root) {
                 self.delivery.fans.fans.push_back(fan);
             } else {
-                self.delivery.finish_ticket(fan.ticket);
+                self.delivery.finish_ticket(fan.change.ticket);
             }
         }
     }
@@ -214,7 +215,11 @@ impl Worker {
                 again = true;
                 break;
             }
-            let others = self.delivery.left(fan.ticket).saturating_sub(1);
+            let others = self.delivery.left(fan.change.ticket).saturating_sub(1);
+            if fan.spools && others > 0 {
+                // It cannot go on before they are done.
+                self.delivery.hurry(fan.root, fan.change.id + 1);
+            }
             if !self.delivery.feed(&mut fan)
                 || self.delivery.outstanding(fan.root) >= MAX_DOCUMENTS
                 || (fan.spools && others > 0)
@@ -223,7 +228,7 @@ impl Worker {
                 continue;
             }
             if fan.is_done() {
-                self.delivery.finish_ticket(fan.ticket);
+                self.delivery.finish_ticket(fan.change.ticket);
                 continue;
             }
             match self.find(&mut fan) {
@@ -236,7 +241,7 @@ impl Worker {
                 Err(error) if error.is_in_the_data() => {
                     // What it would have led to is not known: all documents are compared instead.
                     pgrx::warning!("could not follow a change of a related row: {error}");
-                    self.delivery.repair_instead(fan.ticket, fan.root);
+                    self.delivery.repair_instead(fan.change.ticket, fan.root);
                 }
                 Err(error) => {
                     let attachments = self.attachments.iter().filter(|known| known.relation.to_u32() == fan.root);
@@ -284,7 +289,7 @@ impl Worker {
             }
             return Ok(Found::Keys);
         }
-        let Some((places, enqueued_at)) = self.delivery.places_of(fan.ticket) else { return Ok(Found::Spooled) };
+        let Some((places, enqueued_at)) = self.delivery.places_of(fan.change.ticket) else { return Ok(Found::Spooled) };
         transaction::run(|| {
             let found = finder.find(&values, fan.after.as_deref(), PAGE);
             let mut rest: Vec<String> = fan.values.iter().cloned().collect();
@@ -295,7 +300,7 @@ impl Worker {
             let rest = (!rest.is_empty()).then_some(rest);
             spool::replace(&places, fan.link, enqueued_at, found, rest);
         })?;
-        self.delivery.forget_ticket(fan.ticket);
+        self.delivery.forget_ticket(fan.change.ticket);
         Ok(Found::Spooled)
     }
 }

@@ -4,9 +4,9 @@
 //! anew: so no old body is ever sent after a newer one.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -17,6 +17,15 @@ pub type Ticket = u64;
 /// Identifies a page of a job.
 pub type Page = u64;
 pub type Key = Rc<str>;
+
+/// A claimed row of the queue, as far as the documents that it is about need to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    pub ticket: Ticket,
+    /// The row's id in the queue.
+    pub id: i64,
+    pub enqueued: Instant,
+}
 
 /// One concrete index and the documents on their way to it.
 pub struct Lane {
@@ -35,6 +44,12 @@ pub struct Lane {
     documents: FxHashMap<Key, Document>,
     ready: VecDeque<Key>,
     waiting: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// How long a document's changes gather before it is read.
+    delay: Duration,
+    /// Documents whose changes gather, and until when.
+    gathering: BTreeSet<(Instant, Key)>,
+    /// More documents than this do not gather: the oldest go at once.
+    pub max_gathering: usize,
     /// Until when nothing is read or sent, after an error of the lane as a whole.
     pub blocked_until: Option<Instant>,
     pub failures: u32,
@@ -53,6 +68,9 @@ struct Document {
     tickets: Vec<Ticket>,
     /// Queue rows claimed after the outstanding operation was read.
     late: Vec<Ticket>,
+    /// Of the claimed rows that no operation has been read for yet, the first by its id: until one was, it stays in the
+    /// queue, and so can stand for every row after it.
+    first: Option<Change>,
     page: Option<Page>,
     /// Of a routed index: where the document may lie besides, and must not.
     elsewhere: Vec<Routing>,
@@ -95,6 +113,9 @@ impl Lane {
             documents: FxHashMap::default(),
             ready: VecDeque::new(),
             waiting: BinaryHeap::new(),
+            delay: Duration::ZERO,
+            gathering: BTreeSet::new(),
+            max_gathering: usize::MAX,
             blocked_until: None,
             failures: 0,
             paused: false,
@@ -118,22 +139,69 @@ impl Lane {
         self.documents.contains_key(key)
     }
 
-    /// A change was claimed.
-    pub fn change(&mut self, key: &Key, ticket: Ticket) {
-        match self.documents.get_mut(key) {
-            Some(document) if document.in_flight => document.late.push(ticket),
-            Some(document) => document.tickets.push(ticket),
-            None => {
-                let document = Document { tickets: vec![ticket], ..Document::default() };
-                self.documents.insert(key.clone(), document);
-                self.ready.push_back(key.clone());
-            }
+    /// A change was claimed. False if the row need not wait for the document, because a row before it does.
+    ///
+    /// Only where changes gather: then a document that changes all the time does not fill queue and memory. The row that
+    /// stands for others must have a lower id, for `wait` asks for what was enqueued before a certain id.
+    pub fn change(&mut self, key: &Key, change: Change) -> bool {
+        let gathers = self.is_delayed();
+        let Some(document) = self.documents.get_mut(key) else {
+            self.begin(key, vec![change.ticket], Some(change));
+            return true;
+        };
+        if gathers && document.first.is_some_and(|first| first.id < change.id) {
+            return false;
+        }
+        document.first = Some(change);
+        if document.in_flight {
+            document.late.push(change.ticket);
+        } else {
+            document.tickets.push(change.ticket);
+        }
+        true
+    }
+
+    /// A document that was not on its way is to be read: now, or when its changes have gathered.
+    fn begin(&mut self, key: &Key, tickets: Vec<Ticket>, first: Option<Change>) {
+        self.documents.insert(key.clone(), Document { tickets, first, ..Document::default() });
+        match first.filter(|_| self.is_delayed()) {
+            Some(first) => drop(self.gathering.insert((first.enqueued + self.delay, key.clone()))),
+            None => self.ready.push_back(key.clone()),
         }
     }
 
-    /// A claimed row says that a document may lie elsewhere.
-    pub fn moved(&mut self, key: &Key, ticket: Ticket, routing: Routing) {
-        self.change(key, ticket);
+    /// Sets how long changes gather. What gathers already goes at once.
+    pub fn set_delay(&mut self, delay: Duration) {
+        if std::mem::replace(&mut self.delay, delay) != delay {
+            self.hurry(i64::MAX);
+        }
+    }
+
+    /// True if changes gather before a document is read.
+    pub fn is_delayed(&self) -> bool {
+        !self.delay.is_zero()
+    }
+
+    /// Documents that gather changes of which the first was enqueued before `mark` go at once.
+    pub fn hurry(&mut self, mark: i64) {
+        let (documents, ready) = (&self.documents, &mut self.ready);
+        self.gathering.retain(|(_, key)| {
+            let first = documents.get(key).and_then(|document| document.first);
+            let stays = first.is_some_and(|first| first.id >= mark);
+            if !stays {
+                ready.push_back(key.clone());
+            }
+            stays
+        });
+    }
+
+    /// A claimed row says that a document may lie elsewhere. It is waited for always: no other row says where.
+    pub fn moved(&mut self, key: &Key, change: Change, routing: Routing) {
+        match self.documents.get_mut(key) {
+            None => self.begin(key, vec![change.ticket], Some(change)),
+            Some(document) if document.in_flight => document.late.push(change.ticket),
+            Some(document) => document.tickets.push(change.ticket),
+        }
         self.note_elsewhere(key, routing);
     }
 
@@ -186,6 +254,7 @@ impl Lane {
         for key in &keys {
             if let Some(document) = self.documents.get_mut(key) {
                 document.in_flight = true;
+                document.first = None;
             }
         }
         keys
@@ -243,18 +312,31 @@ impl Lane {
     pub fn finish(&mut self, key: &Key) -> Finished {
         let Some(mut document) = self.documents.remove(key) else { return Finished::default() };
         let finished = Finished { tickets: std::mem::take(&mut document.tickets), page: document.page.take() };
-        if !document.late.is_empty() || !document.late_elsewhere.is_empty() {
-            let (tickets, elsewhere) = (document.late, document.late_elsewhere);
-            let check = !elsewhere.is_empty();
-            let next = Document { tickets, elsewhere, check, ..Document::default() };
-            self.documents.insert(key.clone(), next);
-            self.ready.push_back(key.clone());
+        let (late, elsewhere) = (document.late, document.late_elsewhere);
+        if !late.is_empty() || !elsewhere.is_empty() {
+            self.begin(key, late, document.first);
+            if let Some(next) = self.documents.get_mut(key) {
+                next.check = !elsewhere.is_empty();
+                next.elsewhere = elsewhere;
+            }
         }
         finished
     }
 
     /// Moves documents whose wait is over to the ready ones; when the next one is due.
     pub fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some((until, _)) = self.gathering.first() {
+            if *until > now && self.gathering.len() <= self.max_gathering {
+                break;
+            }
+            self.ready.extend(self.gathering.pop_first().map(|(_, key)| key));
+        }
+        let gathered = self.gathering.first().map(|(until, _)| *until);
+        let retried = self.wake_retries(now);
+        gathered.into_iter().chain(retried).min()
+    }
+
+    fn wake_retries(&mut self, now: Instant) -> Option<Instant> {
         while let Some(Reverse((due, _))) = self.waiting.peek() {
             if *due > now {
                 return Some(*due);
@@ -283,10 +365,13 @@ impl Lane {
         self.documents.retain(|_, document| {
             document.tickets.retain(|ticket| !tickets.contains(ticket));
             document.late.retain(|ticket| !tickets.contains(ticket));
+            // What it stood for is in good hands: it is claimed again. It stands for nothing any more.
+            document.first = document.first.filter(|first| !tickets.contains(&first.ticket));
             document.in_flight || document.is_wanted()
         });
         let documents = &self.documents;
         self.ready.retain(|key| documents.contains_key(key));
+        self.gathering.retain(|(_, key)| documents.contains_key(key));
         self.waiting.retain(|Reverse((_, key))| documents.contains_key(key));
     }
 
@@ -315,11 +400,21 @@ mod tests {
         Rc::from(text)
     }
 
+    fn at(ticket: Ticket) -> Change {
+        Change { ticket, id: ticket as i64, enqueued: Instant::now() }
+    }
+
+    fn delayed() -> Lane {
+        let mut lane = lane();
+        lane.set_delay(Duration::from_secs(5));
+        lane
+    }
+
     #[test]
     fn many_changes_of_a_document_become_one_operation() {
         let mut lane = lane();
         for ticket in 1..=3 {
-            lane.change(&key("a"), ticket);
+            lane.change(&key("a"), at(ticket));
         }
         assert_eq!(lane.take(10).len(), 1);
         assert_eq!(lane.finish(&key("a")).tickets, [1, 2, 3]);
@@ -329,9 +424,9 @@ mod tests {
     #[test]
     fn a_change_is_acknowledged_only_by_an_operation_claimed_after_it() {
         let mut lane = lane();
-        lane.change(&key("a"), 1);
+        lane.change(&key("a"), at(1));
         lane.take(10);
-        lane.change(&key("a"), 2);
+        lane.change(&key("a"), at(2));
         assert_eq!(lane.ready(), 0, "at most one operation outstanding");
         assert_eq!(lane.finish(&key("a")).tickets, [1]);
         assert_eq!(lane.take(10).len(), 1);
@@ -341,10 +436,10 @@ mod tests {
     #[test]
     fn a_failed_request_is_read_anew_with_what_came_late() {
         let mut lane = lane();
-        lane.change(&key("a"), 1);
-        lane.change(&key("b"), 2);
+        lane.change(&key("a"), at(1));
+        lane.change(&key("b"), at(2));
         let keys = lane.take(10);
-        lane.change(&key("a"), 3);
+        lane.change(&key("a"), at(3));
         lane.put_back(keys.into_iter());
         assert_eq!(lane.take(10), [key("a"), key("b")], "in their order");
         assert_eq!(lane.finish(&key("a")).tickets, [1, 3]);
@@ -366,15 +461,15 @@ mod tests {
     #[test]
     fn rows_that_go_back_to_the_queue_leave_what_is_in_flight_and_what_a_page_waits_for() {
         let mut lane = lane();
-        lane.change(&key("flying"), 1);
-        lane.change(&key("failing"), 6);
+        lane.change(&key("flying"), at(1));
+        lane.change(&key("failing"), at(6));
         lane.take(2);
-        lane.change(&key("flying"), 2);
+        lane.change(&key("flying"), at(2));
         lane.backfill_alone(key("page"), 7);
-        lane.change(&key("page"), 3);
-        lane.change(&key("both"), 4);
-        lane.change(&key("both"), 5);
-        lane.change(&key("gone"), 5);
+        lane.change(&key("page"), at(3));
+        lane.change(&key("both"), at(4));
+        lane.change(&key("both"), at(5));
+        lane.change(&key("gone"), at(5));
         lane.unclaim(&FxHashSet::from_iter([2, 3, 5, 6]));
         assert_eq!(lane.outstanding(), 4);
         lane.put_back([key("failing")].into_iter());
@@ -403,11 +498,11 @@ mod tests {
     fn where_a_document_may_lie_is_remembered_until_an_operation_that_was_read_later_is_done() {
         let mut lane = lane();
         let (x, y) = (Some(Rc::from("x")), Some(Rc::from("y")));
-        lane.moved(&key("a"), 1, x.clone());
-        lane.moved(&key("a"), 2, x.clone());
+        lane.moved(&key("a"), at(1), x.clone());
+        lane.moved(&key("a"), at(2), x.clone());
         lane.take(1);
-        lane.moved(&key("a"), 3, y.clone());
-        lane.moved(&key("a"), 4, None);
+        lane.moved(&key("a"), at(3), y.clone());
+        lane.moved(&key("a"), at(4), None);
         assert_eq!(lane.elsewhere("a"), std::slice::from_ref(&x));
         lane.put_back([key("a")].into_iter());
         assert_eq!(lane.elsewhere("a"), [x.clone(), y.clone(), None], "it failed, and all of it is to be done");
@@ -423,12 +518,86 @@ mod tests {
     #[test]
     fn a_dissolved_lane_gives_back_every_ticket() {
         let mut lane = lane();
-        lane.change(&key("a"), 1);
+        lane.change(&key("a"), at(1));
         lane.take(1);
-        lane.change(&key("a"), 2);
-        lane.change(&key("b"), 3);
+        lane.change(&key("a"), at(2));
+        lane.change(&key("b"), at(3));
         let mut tickets: Vec<_> = lane.dissolve().into_iter().flat_map(|finished| finished.tickets).collect();
         tickets.sort_unstable();
         assert_eq!(tickets, [1, 2, 3]);
+    }
+
+    #[test]
+    fn changes_gather_until_the_first_is_as_old_as_the_delay() {
+        let mut lane = delayed();
+        let first = at(1);
+        assert!(lane.change(&key("a"), first));
+        assert!(!lane.change(&key("a"), at(2)), "the first stands for it");
+        let due = first.enqueued + Duration::from_secs(5);
+        assert_eq!(lane.wake(first.enqueued), Some(due));
+        assert_eq!(lane.ready(), 0);
+        assert_eq!(lane.wake(due), None);
+        assert_eq!(lane.take(10), [key("a")]);
+        assert!(lane.change(&key("a"), at(3)), "the operation was read before it");
+        assert!(!lane.change(&key("a"), at(4)));
+        assert_eq!(lane.finish(&key("a")).tickets, [1]);
+        assert_eq!(lane.ready(), 0, "what came late gathers again");
+        lane.hurry(i64::MAX);
+        lane.take(10);
+        assert_eq!(lane.finish(&key("a")).tickets, [3]);
+        assert_eq!(lane.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_row_stands_for_those_with_higher_ids_only() {
+        let mut lane = delayed();
+        lane.change(&key("a"), at(5));
+        assert!(lane.change(&key("a"), at(3)));
+        assert!(!lane.change(&key("a"), at(4)));
+        lane.hurry(3);
+        assert_eq!(lane.ready(), 0, "whoever waits does not wait for it");
+        lane.hurry(4);
+        assert_eq!(lane.take(10), [key("a")]);
+        assert_eq!(lane.finish(&key("a")).tickets, [5, 3]);
+    }
+
+    #[test]
+    fn a_row_that_went_back_to_the_queue_stands_for_nothing() {
+        let mut lane = delayed();
+        lane.change(&key("a"), at(1));
+        lane.change(&key("b"), at(2));
+        lane.unclaim(&FxHashSet::from_iter([1]));
+        assert!(lane.change(&key("a"), at(3)));
+        lane.hurry(i64::MAX);
+        assert_eq!(lane.take(10), [key("b"), key("a")]);
+        lane.change(&key("b"), at(4));
+        lane.unclaim(&FxHashSet::from_iter([4]));
+        assert!(lane.change(&key("b"), at(5)));
+    }
+
+    #[test]
+    fn documents_beyond_the_limit_do_not_gather() {
+        let mut lane = delayed();
+        lane.max_gathering = 1;
+        let (first, second) = (at(1), at(2));
+        lane.change(&key("a"), first);
+        lane.change(&key("b"), Change { enqueued: first.enqueued + Duration::from_secs(1), ..second });
+        assert!(lane.wake(first.enqueued).is_some());
+        assert_eq!(lane.take(10), [key("a")]);
+    }
+
+    #[test]
+    fn a_retry_takes_along_what_came_meanwhile_and_a_new_delay_lets_all_go() {
+        let mut lane = delayed();
+        lane.change(&key("a"), at(1));
+        lane.hurry(i64::MAX);
+        let keys = lane.take(1);
+        lane.change(&key("a"), at(2));
+        lane.put_back(keys.into_iter());
+        assert_eq!(lane.take(1), [key("a")]);
+        assert_eq!(lane.finish(&key("a")).tickets, [1, 2]);
+        lane.change(&key("b"), at(3));
+        lane.set_delay(Duration::ZERO);
+        assert_eq!(lane.take(1), [key("b")]);
     }
 }

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use es::{Failure, FailureKind};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::answers::set_cause;
 use super::delivery::Delivery;
 use super::engine::Engine;
 use crate::attachment::catalog::Attachment;
 use crate::document::read::Reader;
+use crate::jobs::build::lacks;
 
 /// A mapping that the engine was asked to take.
 pub(super) struct PutMapping {
@@ -40,9 +41,16 @@ impl Delivery {
             state.awaits_mapping = true;
             // Through the write alias, which is gone where somebody else writes by now.
             let (alias, body) = (state.target.alias.clone(), mapping.to_string());
+            let shape = reader.shape();
+            let optional = shape.optional_types(attachment, dialect);
+            let reduced = json!({"properties": shape.mappings(attachment, dialect, true)["properties"]});
             let token = engine.call(move |client| {
                 let body = serde_json::from_str(&body).unwrap_or_default();
-                client.put_mapping(&alias, &body).map(|()| Value::Null)
+                match client.put_mapping(&alias, &body) {
+                    Err(failure) if lacks(&failure, &optional) => client.put_mapping(&alias, &reduced),
+                    result => result,
+                }
+                .map(|()| Value::Null)
             });
             self.mappings.push(PutMapping { token, lane, mapping });
         }

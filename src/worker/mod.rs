@@ -11,15 +11,16 @@
 //! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
-//! becomes of it, `lane` the documents of one index on their way, `hold` what is not claimed for now, `mapping` what an index is
-//! given before documents carry it, `fan` what changes
-//! of related rows become.
+//! becomes of it, `lane` the documents of one index on their way, `delay` how changes of a document gather, `hold` what is
+//! not claimed for now, `mapping` what an index is given before documents carry it, `fan` what changes of related rows
+//! become.
 
 mod answers;
 mod catalog;
 mod changes;
 pub mod database;
 mod definitions;
+mod delay;
 pub mod delivery;
 pub mod engine;
 mod fan;

@@ -42,7 +42,7 @@ impl Waiters {
         announced: &Database,
         seen_changes: u32,
         attachments: &[Attachment],
-        delivery: &Delivery,
+        delivery: &mut Delivery,
         engine: &mut Engine,
     ) -> Result<Option<Instant>, SqlError> {
         let now = Instant::now();
@@ -78,6 +78,7 @@ impl Waiters {
             if concerned.clone().any(|attachment| attachment.live.is_none() || attachment.stale) {
                 continue;
             }
+            delivery.hurry(source, mark);
             // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing.
             let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
             if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
