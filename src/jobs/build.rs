@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
 use super::record;
-use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
+use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::Attachment;
 use crate::capture::Changes;
 use crate::document::shape::Shape;
@@ -116,9 +116,14 @@ impl Build {
         self.target.is_some()
     }
 
-    /// True while the engine is asked to put the new index behind the alias: too late to abandon it.
+    /// True once the engine has been asked to put the new index behind the alias: too late to abandon it, whatever
+    /// came of the answer.
     pub fn is_swapping(&self) -> bool {
-        matches!(self.phase, Phase::Swapping(_))
+        match &self.phase {
+            Phase::Swap | Phase::Swapping(_) => true,
+            Phase::Pause { then, .. } => matches!(**then, Phase::Swap),
+            _ => false,
+        }
     }
 
     /// Opens the lane of a build that a former worker began, before anything is claimed.
@@ -212,14 +217,18 @@ impl UnderWay for Build {
         };
         // Where the result cannot be written down, the engine is asked once more.
         self.phase = failed();
-        match result {
+        let noted = match result {
             Ok(value) => {
                 self.failures = 0;
-                self.succeeded(again, value, context)?;
+                self.succeeded(again, value, context)
             }
-            Err(failure) => self.failed(again, failure, context)?,
+            Err(failure) => self.failed(again, failure, context),
+        };
+        if noted.as_ref().is_err_and(SqlError::is_lock_timeout) {
+            self.phase = Phase::Pause { until: Instant::now() + LOCKED_REST, then: Box::new(failed()) };
+            return Ok(true);
         }
-        Ok(true)
+        noted.map(|()| true)
     }
 
     fn index_missing(&mut self, lane: u32, context: &mut Context) {
@@ -248,7 +257,7 @@ impl Build {
         self.close_lane(context);
         let (job, attachment) = (self.job, self.attachment);
         let estimate = context.reader.shape().estimated_rows;
-        let target = transaction::run(|| {
+        let target = transaction::run_without_waiting(|| {
             let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
             let target = record::next_target(attachment)?;
             record::begin(job, Some(&target), total);
@@ -430,7 +439,7 @@ impl Build {
         let (index, _) = self.names(context);
         let (job, attachment, done, first) = (self.job, self.attachment, self.done, self.first);
         let source = context.attachment.relation.to_u32();
-        transaction::run(|| {
+        transaction::run_without_waiting(|| {
             record::set_live(attachment, &index, uuid);
             record::finish(job, "done", done, None);
             if !first {
@@ -468,7 +477,7 @@ impl Build {
         let message = failure.to_string();
         if !passing {
             let done = self.done;
-            transaction::run(|| record::finish(job, "failed", done, Some(&message)))?;
+            transaction::run_without_waiting(|| record::finish(job, "failed", done, Some(&message)))?;
             self.abandon(context);
             pgrx::warning!("could not build index \"{}\": {message}", context.attachment.index);
             shared::note_failure(self.attachment, &es::request_failure(&message));

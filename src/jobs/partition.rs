@@ -99,7 +99,7 @@ impl UnderWay for Load {
         if context.held {
             return Ok(Step::Wait(None));
         }
-        match transaction::run(|| self.page()) {
+        match transaction::run_without_waiting(|| self.page()) {
             Ok(Some(rows)) => {
                 self.block += PAGE_BLOCKS;
                 self.done += rows;
@@ -111,7 +111,7 @@ impl UnderWay for Load {
             }
             Ok(None) => {
                 let (job, attachment, done) = (self.job, self.attachment, self.done);
-                transaction::run(|| {
+                transaction::run_without_waiting(|| {
                     if record::finish_running(job, done) {
                         record::settle_partitions(attachment);
                     }

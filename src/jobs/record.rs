@@ -113,7 +113,8 @@ pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
 /// What a comparison has found so far.
 pub fn counts(job: i64, counts: &Counts) {
     spi::run(
-        "update es_sync.job j set missing = $2, different = $3, orphaned = $4 where j.id = $1",
+        "update es_sync.job j set missing = $2, different = $3, orphaned = $4
+         where j.id = (select x.id from es_sync.job x where x.id = $1 for no key update skip locked)",
         &[
             id(job),
             (pg_sys::INT8OID, spi::value(counts.missing)),

@@ -17,6 +17,8 @@ use crate::worker::engine::Engine;
 
 /// How often progress is written down.
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How long a job rests that finds something locked: a job cancelled, or an index paused, and not yet committed.
+pub const LOCKED_REST: Duration = Duration::from_millis(100);
 /// How often the queue is looked at for what a job waits for.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 

@@ -12,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Value, json};
 
 use super::record::{self, Counts};
-use super::step::{Context, PROGRESS_EVERY, Step, UnderWay};
+use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::key::{self, is_too_long};
 use crate::attachment::routing;
 use crate::capture::Changes;
@@ -165,8 +165,8 @@ impl UnderWay for Verify {
                 self.suspects.clear();
                 self.phase = if self.orphans_only { Phase::Refresh } else { Phase::Rows };
             }
+            self.begin(context, &live)?;
             self.index = Some(live);
-            self.begin(context)?;
         }
         match &self.phase {
             Phase::Comparing { .. } | Phase::Refreshing(_) | Phase::Listing(_) | Phase::ComparingAgain { .. } => {
@@ -216,7 +216,10 @@ impl UnderWay for Verify {
                 let mark = context.shared.queue_mark();
                 self.phase = Phase::Await { mark, due: now, then: Box::new(Phase::Finish) };
             }
-            Phase::Finish => self.finish(context, "")?,
+            Phase::Finish => {
+                self.phase = Phase::Finish;
+                self.finish(context, "")?;
+            }
             waiting => self.phase = waiting,
         }
         if now.duration_since(self.written_down) >= PROGRESS_EVERY {
@@ -298,12 +301,12 @@ impl UnderWay for Verify {
 }
 
 impl Verify {
-    fn begin(&mut self, context: &Context) -> Result<(), SqlError> {
-        let (job, index) = (self.job, self.index.clone().unwrap_or_default());
+    fn begin(&mut self, context: &Context, index: &str) -> Result<(), SqlError> {
+        let job = self.job;
         let estimate = context.reader.shape().estimated_rows;
         let (position, done) = self.settled.clone();
-        transaction::run(|| {
-            record::begin(job, Some(&index), (estimate >= 0.0).then_some(estimate as i64));
+        transaction::run_without_waiting(|| {
+            record::begin(job, Some(index), (estimate >= 0.0).then_some(estimate as i64));
             record::progress(job, "rows", position.as_deref(), done);
         })
     }
@@ -329,7 +332,7 @@ impl Verify {
         let mut page: Vec<Document> = Vec::new();
         let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
         let after = self.position.clone();
-        let read = transaction::run(|| {
+        let read = transaction::run_without_waiting(|| {
             context.reader.page(after.as_deref(), limit, |row| {
                 rows += 1;
                 page.extend(Document::of(row));
@@ -341,6 +344,10 @@ impl Verify {
         let uninterrupted = match read {
             Ok(uninterrupted) => uninterrupted,
             Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
+            Err(error) if error.is_lock_timeout() => {
+                self.phase = Phase::Pause { until: now + LOCKED_REST, then: Box::new(Phase::Rows) };
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
@@ -515,7 +522,7 @@ impl Verify {
             (phase, kind) if kind.is_transient() || kind.outcome_unknown() => self.retried(phase),
             _ => {
                 let done = self.done;
-                transaction::run(|| record::finish(job, "failed", done, Some(&message)))?;
+                transaction::run_without_waiting(|| record::finish(job, "failed", done, Some(&message)))?;
                 pgrx::warning!("could not compare index \"{}\": {message}", context.attachment.index);
                 return Ok(());
             }
@@ -557,7 +564,7 @@ impl Verify {
             (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
         let whole = repair && self.sample >= 1.0;
         let everything = whole && !self.orphans_only && context.contents_comparable();
-        let over = transaction::run(|| {
+        let over = transaction::run_without_waiting(|| {
             let over = if why.is_empty() {
                 record::finish_running(job, done)
             } else {

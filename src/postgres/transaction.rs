@@ -21,6 +21,17 @@ pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
     })
 }
 
+/// As `run`, but waits for no lock: what somebody else has locked raises lock_not_available at once.
+///
+/// # Errors
+/// As `run`.
+pub fn run_without_waiting<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
+    run(|| {
+        set(c"lock_timeout", c"1ms", Scope::Local);
+        work()
+    })
+}
+
 /// As `run`, but without SPI, which needs a database.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use super::database::Worker;
 use crate::jobs::build::{self, Build};
 use crate::jobs::partition::Load;
 use crate::jobs::record;
-use crate::jobs::step::{Context, Step, UnderWay};
+use crate::jobs::step::{Context, LOCKED_REST, Step, UnderWay};
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -64,6 +64,7 @@ impl Worker {
                 Some(Ok(Step::Again)) => again = true,
                 Some(Ok(Step::Wait(until))) => due.extend(until),
                 Some(Ok(Step::Over)) => self.catalog_due = now,
+                Some(Err(error)) if error.is_lock_timeout() => due.push(now + LOCKED_REST),
                 Some(Err(error)) => result = Err(error),
                 None => {}
             }
@@ -94,7 +95,11 @@ impl Worker {
             }
             let error = result.as_ref().err().map(ToString::to_string);
             let state = if error.is_none() { "done" } else { "failed" };
-            return transaction::run(|| record::finish(job, state, 0, error.as_deref()));
+            // One that somebody is just cancelling stays queued likewise.
+            return match transaction::run_without_waiting(|| record::finish(job, state, 0, error.as_deref())) {
+                Err(error) if error.is_lock_timeout() => Ok(()),
+                result => result,
+            };
         }
         // Put back whatever happens: a job that is forgotten here is begun a second time.
         let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
