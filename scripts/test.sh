@@ -157,7 +157,7 @@ stage_e2e() {
     engines
     harness_environment
     say "end-to-end tests"
-    cargo test -p pg_es_sync_tests "$@"
+    cargo test -p pg_es_sync_tests --no-fail-fast "$@"
 }
 # Each in a copy of the sources, with a target folder of its own: nothing broken can end up in what is tested or installed.
 stage_breaks() {

@@ -305,7 +305,9 @@ fn a_swap_that_cannot_be_noted_at_once_leaves_nothing_behind() {
     // A user's transaction holds the row that is to name the new index.
     let mut held = server.connect("app");
     held.batch_execute(&format!("begin; select es_sync.pause('{name}')")).expect("hold");
-    wait::until("the worker met the lock", wait::SHORT, || server.log().contains("could not go on for the moment"));
+    wait::until("the swap could not be noted, and is asked for again", wait::SHORT, || {
+        proxy.seen("/_aliases").len() > 1
+    });
     proxy.set(Fault::Pass);
     drop(held);
     expect::settled(&mut client);
