@@ -305,9 +305,9 @@ fn a_swap_that_cannot_be_noted_at_once_leaves_nothing_behind() {
     // A user's transaction holds the row that is to name the new index.
     let mut held = server.connect("app");
     held.batch_execute(&format!("begin; select es_sync.pause('{name}')")).expect("hold");
-    wait::until("the swap could not be noted, and is asked for again", wait::SHORT, || {
-        proxy.seen("/_aliases").len() > 1
-    });
+    // Once before it swaps, once after, and each time that it could not be noted.
+    let looked = || proxy.seen(&format!("/_alias/{name}")).len() > 3;
+    wait::until("the swap could not be noted, and is asked for again", wait::SHORT, looked);
     proxy.set(Fault::Pass);
     drop(held);
     expect::settled(&mut client);
