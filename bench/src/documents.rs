@@ -162,7 +162,8 @@ fn fan_out(report: &mut Report, scale: &Scale) {
     sql(&mut client, "update expense set collective_id = 1");
     sql(&mut client, "create index on item (expense_id); create index on expense (collective_id)");
     sql(&mut client, VIEW);
-    sql(&mut client, "vacuum full; analyze");
+    sql(&mut client, "vacuum full");
+    sql(&mut client, "analyze");
     let index = unique("fan");
     let attach = format!("select es_sync.attach('expense', '{index}', document => 'expense_documents')");
     sql(&mut client, &attach);
