@@ -96,6 +96,9 @@ create table es_sync.way (
 
 create index way_attachment on es_sync.way (attachment);
 
+-- Numbers for way.source and attachment.routing_source. Those in use are passed over, so it is not dumped.
+create sequence es_sync.source as integer minvalue 1 maxvalue 16383 cycle;
+
 -- What users have declared with es_sync.relate().
 create table es_sync.declaration (
     root regclass not null,
@@ -126,7 +129,8 @@ create table es_sync.job (
     phase text,
     -- The concrete index that is being built or dropped.
     target text,
-    -- Key of the last row that is known to be in the target; null at the beginning.
+    -- Key of the last row that is known to be in the target; null at the beginning. Of a partition: see
+    -- src/jobs/partition.rs.
     position text,
     -- The partition whose rows it brings into the index.
     part regclass,
@@ -137,6 +141,8 @@ create table es_sync.job (
     sample real not null default 1,
     -- It looks for documents without a row only.
     orphans_only boolean not null default false,
+    -- It was asked for once more while it ran.
+    again boolean not null default false,
     missing bigint,
     different bigint,
     orphaned bigint,
@@ -172,17 +178,18 @@ create unlogged table es_sync.queue (
     source oid not null,
     count integer not null,
     enqueued_at timestamptz not null,
-    keys text[]
+    keys bytea
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000, toast_tuple_target = 8160);
 
 -- The source is an attached table, or a link (es_sync.way.source), whose "keys" are values of related rows that lead to
 -- keys of an attached table, see src/attachment/link.rs; or es_sync.attachment.routing_source, whose "keys" are those of
 -- the attached table with a former routing each. No table of a user's has an OID as low as a link's number.
+-- How keys are written: src/queue/keys.rs.
 -- Where keys is null the row is about its whole table: with count 0 it is to be built anew (TRUNCATE), with count 1 to be
 -- compared and mended (changes that were not captured one by one), with count 2 to be searched for documents whose rows
 -- are gone (TRUNCATE of a partition).
 
--- Compressing the arrays costs a writer more than everything else together.
+-- Compressing them costs a writer more than everything else together.
 alter table es_sync.queue alter column keys set storage external;
 
 -- DELETE under a publication for all tables needs one, should the queue be logged.
@@ -194,7 +201,7 @@ create table es_sync.prepared_queue (
     source oid not null,
     count integer not null,
     enqueued_at timestamptz not null,
-    keys text[]
+    keys bytea
 ) with (toast_tuple_target = 8160);
 
 alter table es_sync.prepared_queue alter column keys set storage external;

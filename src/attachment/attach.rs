@@ -7,7 +7,7 @@ use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 use super::catalog;
 use super::follow::{self, Followed, Shown};
 use super::options::Options;
-use super::{definition, partitions, pause, pin};
+use super::{definition, link, partitions, pause, pin};
 use crate::capture;
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -87,15 +87,13 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             // not say so: it also runs where a dump is restored.
             crate::queue::claim::write_marker();
         }
+        let moves = request.options.routing.as_ref().map(|_| link::free_source()).transpose()?;
         let options = serde_json::to_value(&request.options).unwrap_or_default();
         let rows = spi::run(
             "insert into es_sync.attachment (
                  relation, index_name, key_columns, filter, exclude, options, document, attached_as,
                  routing_source)
-             values ($1::oid, $2, $3, $4, $5, $6, $7::oid, $8, case when $6 ? 'routing' then (
-                 select pg_catalog.min(n) from pg_catalog.generate_series(1, 16383) n
-                 where not exists (select from es_sync.way w where w.source = n)
-                   and not exists (select from es_sync.attachment a where a.routing_source = n)) end)
+             values ($1::oid, $2, $3, $4, $5, $6, $7::oid, $8, $9)
              returning id",
             &[
                 (pg_sys::OIDOID, spi::value(table.oid)),
@@ -106,6 +104,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
                 (pg_sys::JSONBOID, spi::value(JsonB(options))),
                 (pg_sys::OIDOID, request.document.and_then(spi::value)),
                 (pg_sys::TEXTOID, spi::value(table.name.as_str())),
+                (pg_sys::INT4OID, moves.and_then(spi::value)),
             ],
         );
         let attachment: i32 = rows.get(0, 1).unwrap_or_default();
@@ -364,9 +363,9 @@ fn require_engine() -> Result<(), Report> {
     })
 }
 
-/// The table, if the caller owns it.
+/// The table, if the caller owns it. Whose operators and functions the caller's search path finds must not matter.
 fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
-    let rows = with_spi(|| {
+    let rows = with_pinned_path(|| {
         let rows = spi::run(
             "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.reltuples::float8,
                     pg_catalog.pg_has_role(c.relowner, 'usage')
@@ -771,10 +770,15 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
     .get::<String>(0, 1);
     // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
     // queue up behind whoever waits for such a lock.
-    let timeout =
-        if unsafe { pg_sys::MyBgworkerEntry.is_null() } { settings::lock_timeout() } else { "100ms".to_owned() };
-    let timeout = std::ffi::CString::new(timeout).unwrap_or_default();
-    transaction::set(c"lock_timeout", &timeout, Scope::Nested);
+    let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
+    let former = transaction::setting(c"lock_timeout");
+    if is_worker {
+        // To the end of the transaction: what it locks it must not keep while it waits for something else.
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+    } else {
+        let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
+        transaction::set(c"lock_timeout", &timeout, Scope::Nested);
+    }
     let name = &table.name;
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
         spi::run(&format!("lock table {name} in {mode} mode"), &[]);
@@ -793,7 +797,9 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
         .raise()
     })
     .execute();
-    transaction::set(c"lock_timeout", c"0", Scope::Nested);
+    if !is_worker {
+        transaction::set(c"lock_timeout", &former, Scope::Nested);
+    }
     Ok(())
 }
 
@@ -904,6 +910,10 @@ pub fn create_repair(attachment: i32, why: &str) -> i64 {
     }
 }
 
+/// A search for orphans asked for while one is under way follows it. If it began again, it would never end where
+/// partitions are emptied more often than it takes.
+const FOLLOWS: &str = "(j.orphans_only and excluded.orphans_only and j.state = 'running')";
+
 /// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
 pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
     create_comparison(attachment, repair, sample, false)
@@ -917,13 +927,22 @@ pub fn create_sweep(attachment: i32) {
 
 fn create_comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) -> i64 {
     let rows = spi::run(
-        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
-         select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
-         on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
-         set state = 'queued', repair = j.repair or excluded.repair, sample = greatest(j.sample, excluded.sample),
-             orphans_only = j.orphans_only and excluded.orphans_only,
-             phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
-         returning j.id",
+        &format!(
+            "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
+             select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
+             on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
+             set again = {FOLLOWS}, repair = j.repair or excluded.repair, sample = greatest(j.sample, excluded.sample),
+                 orphans_only = j.orphans_only and excluded.orphans_only,
+                 state = case when {FOLLOWS} then j.state else 'queued' end,
+                 phase = case when {FOLLOWS} then j.phase end,
+                 target = case when {FOLLOWS} then j.target end,
+                 position = case when {FOLLOWS} then j.position end,
+                 done = case when {FOLLOWS} then j.done else 0 end,
+                 missing = case when {FOLLOWS} then j.missing end,
+                 different = case when {FOLLOWS} then j.different end,
+                 orphaned = case when {FOLLOWS} then j.orphaned end
+             returning j.id"
+        ),
         &[
             (pg_sys::INT4OID, spi::value(attachment)),
             (pg_sys::BOOLOID, spi::value(repair)),

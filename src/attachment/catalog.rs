@@ -409,6 +409,15 @@ pub struct Column {
     pub is_virtual: bool,
 }
 
+/// The relation's owner; nobody if it is gone. SPI must be connected.
+pub fn owner(relation: pg_sys::Oid) -> pg_sys::Oid {
+    let rows = spi::run(
+        "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
+        &[(pg_sys::OIDOID, spi::value(relation))],
+    );
+    if rows.is_empty() { pg_sys::InvalidOid } else { rows.get(0, 1).unwrap_or(pg_sys::InvalidOid) }
+}
+
 /// The relation's columns, in order, dropped ones left out.
 pub fn columns(relation: pg_sys::Oid) -> Vec<Column> {
     // SAFETY: opens with a lock that lasts as long as the reference.

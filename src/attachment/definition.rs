@@ -151,6 +151,14 @@ const FACTS: &str = r"
             select a.atttypid from pg_catalog.pg_attribute a
             where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
         ) inner_type (oid)
+    ), parts (oid) as (
+        -- Not by pg_partition_tree, which waits for whoever alters one of them.
+        select coalesce($2, $1)
+        union
+        select i.inhrelid
+        from parts p
+        join pg_catalog.pg_inherits i on i.inhparent = p.oid
+        join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
     )
     select 'column ' || a.attnum, a.attname::text,
            pg_catalog.concat(
@@ -162,7 +170,7 @@ const FACTS: &str = r"
                end),
            a.attgenerated <> '' or exists (
                select
-               from (select a.attrelid union select p.relid::oid from pg_catalog.pg_partition_tree(a.attrelid) p) p (oid)
+               from parts p
                join pg_catalog.pg_attribute x on x.attrelid = p.oid and x.attname = a.attname and x.atthasmissing),
            a.atttypid
     from pg_catalog.pg_attribute a
@@ -232,7 +240,8 @@ pub struct Called {
 /// Reads the filter of an attachment. What is wrong with it is raised.
 pub fn called(attachment: &Attachment) -> Called {
     let Some(filter) = &attachment.filter else { return Called::default() };
-    let tree = Tree::of_filter(attachment.document.unwrap_or(attachment.relation), filter);
+    let owner = catalog::owner(attachment.relation);
+    let tree = Tree::of_filter(owner, attachment.document.unwrap_or(attachment.relation), filter);
     Called {
         tables: tree.graph.tables.iter().map(|table| pg_sys::Oid::from(table.oid)).collect(),
         functions: tree.functions,
@@ -317,7 +326,7 @@ pub fn names_hold(attachment: &Attachment) -> bool {
         unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as i32) };
     }
     spi::run(
-        &format!("select {RENAMED} and f.fact ->> 'name' = any (a.key_columns || a.exclude)"),
+        &format!("select {RENAMED} and f.fact ->> 'name' = any (a.key_columns || a.exclude || a.routing)"),
         &[(pg_sys::INT4OID, spi::value(attachment.id)), version()],
     )
     .is_empty()

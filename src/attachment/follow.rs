@@ -43,6 +43,8 @@ struct Way {
 /// An attached table, as ways need it.
 struct Root {
     oid: pg_sys::Oid,
+    /// Whose rights its documents are read with.
+    owner: pg_sys::Oid,
     name: String,
     key: Vec<Column>,
 }
@@ -74,8 +76,12 @@ impl Followed {
 pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     let columns = catalog::columns(table.oid);
     let column = |name: &String| columns.iter().find(|column| &column.name == name).cloned();
-    let root =
-        Root { oid: table.oid, name: table.name.clone(), key: table.key_columns.iter().filter_map(column).collect() };
+    let root = Root {
+        oid: table.oid,
+        owner: catalog::owner(table.oid),
+        name: table.name.clone(),
+        key: table.key_columns.iter().filter_map(column).collect(),
+    };
     if root.key.len() < table.key_columns.len() {
         return Err(Report::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
@@ -104,7 +110,7 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
 /// # Errors
 /// A filter that time alone would have to apply: rows would not leave the index by themselves.
 fn read_filter(root: &Root, view: Option<pg_sys::Oid>, filter: &str, followed: &mut Followed) -> Result<(), Report> {
-    let tree = Tree::of_filter(view.unwrap_or(root.oid), filter);
+    let tree = Tree::of_filter(root.owner, view.unwrap_or(root.oid), filter);
     for (name, why) in &tree.unfollowed {
         let known = format!("{name}: {why}");
         // The view's own is told of already.
@@ -401,11 +407,12 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
         )
     };
     let keys: Vec<String> = (1..=root.key.len()).map(|n| format!("k{n}")).collect();
-    let tree = Tree::of_statement(&format!(
+    let statement = format!(
         "select w.* from {} related cross join lateral (\n{via}\n) w ({})",
         attach::qualified(related),
         keys.join(", ")
-    ));
+    );
+    let tree = Tree::of_statement(root.owner, &statement);
     let columns = catalog::columns(related);
     let count = tree.width();
     if count != root.key.len() {
@@ -460,32 +467,24 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
     }
     // Those that were there before go last: a link that stays keeps its number, under which the queue has rows.
     let before = spi::run(
-        "select coalesce(pg_catalog.array_agg(w.id), '{}'), (
-             select c.relowner from pg_catalog.pg_class c where c.oid = $2)
-         from es_sync.way w where w.attachment = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(root))],
+        "select coalesce(pg_catalog.array_agg(w.id), '{}') from es_sync.way w where w.attachment = $1",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
     );
-    let (before, owner) = (before.get::<Vec<i64>>(0, 1), before.get::<pg_sys::Oid>(0, 2));
+    let (before, owner) = (before.get::<Vec<i64>>(0, 1), catalog::owner(root));
     for way in &followed.ways {
-        if let (Some(query), Some(owner)) = (&way.query, owner) {
+        if let Some(query) = &way.query {
             // What is wrong with it must be known now, not by the worker: a right that is missing, a query that fails.
             let none: Vec<_> =
                 way.columns.iter().map(|_| (pg_sys::TEXTARRAYOID, spi::value(Vec::<String>::new()))).collect();
             transaction::as_owner(owner, || spi::run(query, &none).len());
         }
+        let source = match &way.query {
+            Some(_) => Some(link_of(root, way).map_or_else(link::free_source, Ok)?),
+            None => None,
+        };
         spi::run(
             "insert into es_sync.way (attachment, root, related, source, columns, used, nulls, query)
-             select $1, $2::oid, $3::oid,
-                    case when $7 is not null then coalesce(
-                        (select w.source from es_sync.way w
-                         where w.root = $2::oid and w.related = $3::oid and w.columns = $4 and w.nulls = $6
-                           and w.source is not null
-                         limit 1),
-                        (select pg_catalog.min(n) from pg_catalog.generate_series(1, 16383) n
-                         where not exists (select from es_sync.way w where w.source = n)
-                           and not exists (select from es_sync.attachment a where a.routing_source = n)))
-                    end,
-                    $4, $5, $6, $7",
+             values ($1, $2::oid, $3::oid, $8, $4, $5, $6, $7)",
             &[
                 (pg_sys::INT4OID, spi::value(attachment)),
                 (pg_sys::OIDOID, spi::value(root)),
@@ -494,6 +493,7 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
                 (pg_sys::TEXTARRAYOID, way.used.clone().and_then(spi::value)),
                 (pg_sys::BOOLOID, spi::value(way.nulls)),
                 (pg_sys::TEXTOID, way.query.clone().and_then(spi::value)),
+                (pg_sys::INT4OID, source.and_then(spi::value)),
             ],
         );
     }
@@ -506,6 +506,22 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
         attach::create_triggers(table);
     }
     Ok(())
+}
+
+/// The link that notes of a related row what this way needs, if there is one.
+fn link_of(root: pg_sys::Oid, way: &Way) -> Option<i32> {
+    let rows = spi::run(
+        "select w.source from es_sync.way w
+         where w.root = $1::oid and w.related = $2::oid and w.columns = $3 and w.nulls = $4 and w.source is not null
+         limit 1",
+        &[
+            (pg_sys::OIDOID, spi::value(root)),
+            (pg_sys::OIDOID, spi::value(way.related)),
+            (pg_sys::TEXTARRAYOID, spi::value(way.columns.clone())),
+            (pg_sys::BOOLOID, spi::value(way.nulls)),
+        ],
+    );
+    (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
 }
 
 /// Tables that the given attachments follow, the attached ones included.

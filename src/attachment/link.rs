@@ -4,7 +4,11 @@
 //! values of its columns, old and new. A row of a link may also hold the keys that were found for it, when there are
 //! many: then the first of them says so.
 
+use pgrx::PgSqlErrorCode;
+
 use super::key;
+use crate::postgres::error::Report;
+use crate::postgres::spi;
 
 /// Numbers of links are below this. No table of a user's has such an OID.
 pub const END: u32 = 16_384;
@@ -19,6 +23,27 @@ const AFTER: &str = "\\A";
 /// True if a source of the queue is a link.
 pub fn is_link(source: u32) -> bool {
     source < END
+}
+
+/// A number that no link has, nor had lately: what the queue still holds under a former one leads nowhere. Transactions
+/// that choose at the same time, or by an old snapshot, choose different ones. SPI must be connected.
+///
+/// # Errors
+/// All are taken.
+pub fn free_source() -> Result<i32, Report> {
+    let rows = spi::run(
+        "select n from (
+             select pg_catalog.nextval('es_sync.source')::int4 as n from pg_catalog.generate_series(1, 16383)) numbers
+         where not exists (select from es_sync.way w where w.source = n)
+           and not exists (select from es_sync.attachment a where a.routing_source = n)
+         limit 1",
+        &[],
+    );
+    if rows.is_empty() { None } else { rows.get(0, 1) }.ok_or_else(|| {
+        Report::new(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "too many ways lead from tables to documents")
+            .detail(format!("There may be {} of them in a database.", END - 1))
+            .hint("Detach tables that need not be attached.")
+    })
 }
 
 /// Appends one value.

@@ -57,7 +57,11 @@ impl Options {
         };
         for (name, value) in fields {
             let (fits, kind) = match name.as_str() {
-                "mappings" | "settings" => (value.is_object(), "an object, as Elasticsearch takes it"),
+                "mappings" => (
+                    value.is_object() && value.get("properties").is_none_or(Value::is_object),
+                    "an object, as Elasticsearch takes it; its \"properties\" are one, too",
+                ),
+                "settings" => (value.is_object(), "an object, as Elasticsearch takes it"),
                 "routing" | "pipeline" | "refresh" => {
                     (value.as_str().is_some_and(|text| !text.is_empty()), "a non-empty string")
                 }
@@ -133,6 +137,7 @@ mod tests {
         for options in [
             json!([]),
             json!({"mappings": 1}),
+            json!({"mappings": {"properties": null}}),
             json!({"load": "no"}),
             json!({"pipeline": ""}),
             json!({"routing": ["a"]}),

@@ -173,6 +173,16 @@ fn create_load(attachment: i32, part: pg_sys::Oid) {
 /// Rows of a table are gone, nobody noted which. Documents of their own are searched for; where documents of other rows
 /// showed them, all are compared, and a build that runs has read some of them too early.
 fn rows_left(parent: pg_sys::Oid, why: &str) {
+    take_out(parent, why, true);
+}
+
+/// The same for a partition of an attached table that was truncated: what is shown by documents of other tables was
+/// noted for each of those.
+pub fn emptied(parent: pg_sys::Oid) {
+    take_out(parent, "a partition was truncated", false);
+}
+
+fn take_out(parent: pg_sys::Oid, why: &str, everywhere: bool) {
     let rows = spi::run(
         "select a.id, exists (
              select from es_sync.way w
@@ -180,9 +190,9 @@ fn rows_left(parent: pg_sys::Oid, why: &str) {
                and (w.source is not null or w.root <> w.related or w.columns <> a.key_columns))
          from es_sync.attachment a
          where a.relation = $1::oid
-            or exists (select from es_sync.way w where w.attachment = a.id and w.related = $1::oid)
+            or $2 and exists (select from es_sync.way w where w.attachment = a.id and w.related = $1::oid)
          order by a.id",
-        &[(pg_sys::OIDOID, spi::value(parent))],
+        &[(pg_sys::OIDOID, spi::value(parent)), (pg_sys::BOOLOID, spi::value(everywhere))],
     );
     let attachments: Vec<(i32, bool)> =
         (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect();

@@ -113,7 +113,9 @@ impl Reader {
     pub fn is_key(&self, text: &str) -> Result<bool, SqlError> {
         let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
         let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
-        match transaction::run(|| spi::run(&self.shape.key_check, &parts).len()) {
+        // The type may be a domain, whose check runs its owner's functions.
+        let check = || transaction::as_owner(self.shape.owner, || spi::run(&self.shape.key_check, &parts).len());
+        match transaction::run(check) {
             Ok(_) => Ok(true),
             Err(error) if error.is_in_the_data() => Ok(false),
             Err(error) => Err(error),

@@ -23,11 +23,8 @@ pub struct Finder {
 impl Finder {
     /// Reads the catalog; None if the attached table or a key column is gone. SPI must be connected.
     pub fn of(link: &Link) -> Option<Self> {
-        let owner = spi::run(
-            "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(link.root))],
-        );
-        if owner.is_empty() {
+        let owner = catalog::owner(link.root);
+        if owner == pg_sys::InvalidOid {
             return None;
         }
         let columns = catalog::columns(link.root);
@@ -48,7 +45,7 @@ impl Finder {
             })
             .collect();
         Some(Self {
-            owner: owner.get(0, 1)?,
+            owner,
             key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
             columns: link.columns,
             first: format!("{from} order by {names} limit ${}", link.columns + 1),

@@ -1,27 +1,30 @@
 //! Bringing the rows of a partition that came into the live index: what capture would have noted of each goes into the
 //! queue, and takes every change's way. So writes meanwhile make no difference, and a build that runs gets them too.
 //!
-//! The partition is read block by block: it may have no key, where documents only show its rows. A row that an UPDATE
-//! moves into a block that was read already is captured.
+//! The partition is read block by block: it may have no key, where documents only show its rows. An UPDATE that capture
+//! skips, for it changes nothing that documents show, may move a row into a block that was read already. So at the end
+//! all rows that were written since the beginning are read once more, in one snapshot.
 
 use std::time::Instant;
 
 use es::Failure;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 
 use super::record;
 use super::step::{Context, Step, UnderWay};
-use crate::attachment::{catalog, follow, key};
+use crate::attachment::{attach, catalog, follow, key};
 use crate::capture::Changes;
-use crate::postgres::error::SqlError;
-use crate::postgres::spi::{self, quoted};
+use crate::postgres::error::{Report, SqlError};
+use crate::postgres::spi::{self, Plan, quoted};
 use crate::postgres::transaction;
 use crate::queue::insert::{self, Queue};
 
 /// Blocks read at once: some 10,000 rows, which are delivered before the next ones are read. So the queue stays small.
 const PAGE_BLOCKS: i64 = 64;
+/// What is held in memory of them.
+const ROWS_AT_ONCE: i64 = 10_000;
 
 /// A partition's rows on their way into an index.
 pub struct Load {
@@ -29,11 +32,45 @@ pub struct Load {
     pub attachment: i32,
     part: pg_sys::Oid,
     phase: Phase,
-    /// The next block.
-    block: i64,
+    place: Place,
     done: i64,
     begun: bool,
+    /// All has been read.
+    exhausted: bool,
     failures: u32,
+}
+
+/// How far a load is: in its job's row, three words.
+#[derive(Clone, Default)]
+struct Place {
+    /// The next block.
+    block: i64,
+    /// The oldest transaction that ran when the load began, as xid; none before that.
+    since: String,
+    /// The partition's file: another one has its rows elsewhere.
+    file: i64,
+}
+
+impl Place {
+    fn of(position: &str) -> Option<Self> {
+        let mut words = position.split(' ');
+        let (block, since, file) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { block: block.parse().ok()?, since: since.to_owned(), file: file.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.block, self.since, self.file)
+    }
+}
+
+/// What came of reading a page.
+struct Read {
+    next: Place,
+    rows: i64,
+    /// There is nothing more to read.
+    last: bool,
 }
 
 enum Phase {
@@ -55,9 +92,10 @@ impl Load {
             attachment,
             part: job.part?,
             phase: Phase::Page,
-            block: job.position.as_ref().and_then(|block| block.parse().ok()).unwrap_or(0),
+            place: job.position.as_deref().and_then(Place::of).unwrap_or_default(),
             done: job.done,
             begun: false,
+            exhausted: false,
             failures: 0,
         })
     }
@@ -65,7 +103,6 @@ impl Load {
     /// Takes in that somebody wants it to begin again.
     pub fn take(&mut self, job: &record::Job) {
         if job.state == "queued"
-            && self.begun
             && let Some(load) = Self::new(job, self.attachment)
         {
             *self = load;
@@ -99,22 +136,33 @@ impl UnderWay for Load {
         if context.held {
             return Ok(Step::Wait(None));
         }
+        if self.exhausted {
+            let (job, attachment, done) = (self.job, self.attachment, self.done);
+            transaction::run_without_waiting(|| {
+                if record::finish_running(job, done) {
+                    record::settle_partitions(attachment);
+                }
+            })?;
+            self.phase = Phase::Over;
+            return Ok(Step::Over);
+        }
         match transaction::run_without_waiting(|| self.page()) {
-            Ok(Some(rows)) => {
-                self.block += PAGE_BLOCKS;
-                self.done += rows;
+            Ok(read) => {
+                (self.place, self.exhausted) = (read.next, read.last);
+                self.done += read.rows;
                 self.begun = true;
                 self.failures = 0;
-                context.delivery.enqueued = true;
+                context.delivery.enqueued |= read.rows > 0;
                 self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: now };
                 Ok(Step::Again)
             }
-            Ok(None) => {
+            Err(error) if error.sqlstate == PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE => {
+                // Its policies hold for its owner, too; read as a part of the whole it has none. So all is compared.
+                let why = format!("a partition could not be read by itself: {}", error.message);
                 let (job, attachment, done) = (self.job, self.attachment, self.done);
                 transaction::run_without_waiting(|| {
-                    if record::finish_running(job, done) {
-                        record::settle_partitions(attachment);
-                    }
+                    record::finish(job, "done", done, Some(&why));
+                    attach::create_repair(attachment, &why);
                 })?;
                 self.phase = Phase::Over;
                 Ok(Step::Over)
@@ -138,11 +186,13 @@ impl UnderWay for Load {
 }
 
 impl Load {
-    /// Enqueues what the next blocks hold, and writes down that it did, in one transaction; how many rows. None at the
-    /// end, or where it is no partition any more: whoever took it away sees to its documents.
-    fn page(&self) -> Option<i64> {
+    /// Enqueues what the next blocks hold, and writes down that it did, in one transaction. At the end, or where it is no
+    /// partition any more, nothing: whoever took it away sees to its documents.
+    fn page(&self) -> Read {
         let table = spi::run(
-            "select c.relowner, pg_catalog.format('%I.%I', n.nspname, c.relname), c.reltuples::int8
+            "select c.relowner, pg_catalog.format('%I.%I', n.nspname, c.relname), c.reltuples::int8,
+                    pg_catalog.pg_relation_filenode(c.oid)::int8,
+                    pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.xid::text
              from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
              where c.oid = $1 and c.relkind = 'r'",
             &[(pg_sys::OIDOID, spi::value(self.part))],
@@ -151,46 +201,80 @@ impl Load {
             let rows = (!table.is_empty()).then(|| table.get::<i64>(0, 3)).flatten();
             record::begin(self.job, None, rows.filter(|rows| *rows >= 0));
         }
-        if table.is_empty() {
-            return None;
-        }
-        let (owner, name) = (table.get::<pg_sys::Oid>(0, 1)?, table.get::<String>(0, 2)?);
+        let mut place = self.place.clone();
         let notes = follow::notes_of_partition(self.attachment, self.part);
-        if notes.is_empty() || self.block >= blocks(self.part) {
-            return None;
+        if table.is_empty() || notes.is_empty() {
+            return Read { next: place, rows: 0, last: true };
         }
+        let owner = table.get::<pg_sys::Oid>(0, 1).unwrap_or(pg_sys::InvalidOid);
+        let name = table.get::<String>(0, 2).unwrap_or_default();
+        let file = table.get::<i64>(0, 4).unwrap_or_default();
+        if place.since.is_empty() {
+            place.since = table.get(0, 5).unwrap_or_default();
+        }
+        if place.file != file {
+            (place.block, place.file) = (0, file);
+        }
+        let last = place.block >= blocks(self.part);
+        let condition = if last {
+            format!("pg_catalog.age(xmin) operator(pg_catalog.<=) pg_catalog.age('{}'::pg_catalog.xid)", place.since)
+        } else {
+            let next = place.block + PAGE_BLOCKS;
+            let condition = format!(
+                "ctid operator(pg_catalog.>=) '({},0)' and ctid operator(pg_catalog.<) '({next},0)'",
+                place.block
+            );
+            place.block = next;
+            condition
+        };
+        let rows = self.enqueue(&notes, owner, &name, &condition);
+        record::progress(self.job, "rows", Some(&place.to_string()), self.done + rows);
+        record::trouble(self.job, None);
+        Read { next: place, rows, last }
+    }
+
+    /// Enqueues what capture would have noted of the rows that `condition` chooses; how many there are.
+    fn enqueue(&self, notes: &[follow::Note], owner: pg_sys::Oid, name: &str, condition: &str) -> i64 {
         let columns = catalog::columns(self.part);
-        let mut rows_read = 0;
-        let mut changes = Vec::new();
+        let mut most = 0;
         for note in notes {
             let found: Option<Vec<_>> =
                 note.columns.iter().map(|name| columns.iter().find(|column| &column.name == name)).collect();
-            // A column that was renamed: nothing can be noted until the table is attached anew.
-            let Some(found) = found else { continue };
+            let Some(found) = found else {
+                // Renamed just now: what is noted will be known anew in a moment.
+                Report::new(
+                    PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                    format!("partition {name} has lost one of its columns {}", note.columns.join(", ")),
+                )
+                .raise()
+            };
             let makers: Vec<key::Column> = found.iter().map(|column| key::Column::new(column.type_oid)).collect();
             let select: Vec<String> = note.columns.iter().map(|name| quoted(name)).collect();
-            let statement = format!(
-                "select {} from {name} where ctid >= '({},0)' and ctid < '({},0)'",
-                select.join(", "),
-                self.block,
-                self.block + PAGE_BLOCKS
-            );
+            let statement = format!("select {} from only {name} where {condition}", select.join(", "));
             // As its own owner: rights on the partitioned table give none on the partition.
-            let texts: FxHashSet<Box<str>> = transaction::as_owner(owner, || {
-                let rows = spi::run(&statement, &[]);
-                rows_read = rows.len() as i64;
-                let texts = (0..rows.len()).filter_map(|row| note.text(&values(&rows, row, &makers)));
-                texts.map(String::into_boxed_str).collect()
-            });
-            if !texts.is_empty() {
-                changes.push((note.source, Changes { texts, ..Changes::default() }));
+            let plan = transaction::as_owner(owner, || Plan::prepare(&statement, &[]));
+            let cursor = transaction::as_owner(owner, || plan.open(&[]));
+            let mut count = 0;
+            loop {
+                let rows = transaction::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE));
+                let fetched = rows.len() as i64;
+                let texts: FxHashSet<Box<str>> = (0..rows.len())
+                    .filter_map(|row| note.text(&values(&rows, row, &makers)))
+                    .map(String::into_boxed_str)
+                    .collect();
+                rows.free();
+                if !texts.is_empty() {
+                    insert::write(Queue::Changes, vec![(note.source, Changes { texts, ..Changes::default() })], &[]);
+                }
+                count += fetched;
+                if fetched < ROWS_AT_ONCE {
+                    break;
+                }
             }
+            cursor.close();
+            most = most.max(count);
         }
-        insert::write(Queue::Changes, changes, &[]);
-        let position = (self.block + PAGE_BLOCKS).to_string();
-        record::progress(self.job, "rows", Some(&position), self.done + rows_read);
-        record::trouble(self.job, None);
-        Some(rows_read)
+        most
     }
 }
 

@@ -152,17 +152,18 @@ const PARTITIONS_UNDER_WAY: &str = "exists (
 /// Why an index is stale while that is so.
 const PARTITIONS: &str = "rows came or went with a partition";
 
-/// A running job is done; false if it was cancelled, or sent back to its beginning, meanwhile.
+/// A running job is done; false if it was cancelled, sent back to its beginning, or asked for once more meanwhile.
 pub fn finish_running(job: i64, done: i64) -> bool {
     let rows = spi::run(
         "update es_sync.job j
-         set state = 'done', phase = null, done = $2, total = $2, error = null,
-             finished_at = pg_catalog.clock_timestamp()
+         set state = case when j.again then 'queued' else 'done' end,
+             finished_at = case when j.again then null else pg_catalog.clock_timestamp() end,
+             phase = null, position = null, done = $2, total = $2, error = null, again = false
          where j.id = $1 and j.state = 'running'
-         returning j.id",
+         returning j.state = 'done'",
         &[id(job), (pg_sys::INT8OID, spi::value(done))],
     );
-    !rows.is_empty()
+    !rows.is_empty() && rows.get(0, 1) == Some(true)
 }
 
 /// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an

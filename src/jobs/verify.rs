@@ -128,7 +128,8 @@ impl Verify {
     /// Takes in that somebody asked for more: a repair, or a new beginning.
     pub fn take(&mut self, job: &record::Job) {
         self.repair |= job.repair;
-        if job.state == "queued" && self.index.is_some() {
+        // Also before its first step: it may have become another one, of all rows instead of the orphans.
+        if job.state == "queued" {
             *self = Self::new(job, self.attachment);
         }
     }

@@ -98,9 +98,10 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
         );
         let level = pg_sys::NewGUCNestLevel();
         set(c"row_security", c"off", Scope::Nested);
+        let read_only = pg_sys::XactReadOnly;
         pg_sys::XactReadOnly = true;
         let result = work();
-        pg_sys::XactReadOnly = false;
+        pg_sys::XactReadOnly = read_only;
         pg_sys::AtEOXact_GUC(false, level);
         pg_sys::SetUserIdAndSecContext(user, context);
         result
@@ -116,6 +117,15 @@ pub enum Scope {
     Local,
     /// Until the innermost `NewGUCNestLevel` ends.
     Nested,
+}
+
+/// A setting of Postgres, in the form that `set` takes.
+pub fn setting(name: &std::ffi::CStr) -> std::ffi::CString {
+    // SAFETY: the name is NUL-terminated; the value is copied before anything can change it.
+    unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() { std::ffi::CString::default() } else { std::ffi::CStr::from_ptr(value).to_owned() }
+    }
 }
 
 /// Sets a setting of Postgres by name.

@@ -6,9 +6,10 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use pgrx::{Array, FromDatum, pg_sys};
+use pgrx::pg_sys;
 
 use super::insert::Queue;
+use super::keys;
 use crate::postgres::spi::{self, Plan};
 use crate::postgres::transaction::{self, Scope};
 
@@ -102,7 +103,7 @@ impl Claims {
             }
         }
         let mut rows = Vec::new();
-        let mut keys = 0;
+        let mut found = 0;
         let mut last_writer = 0;
         // SAFETY: reads the clock.
         let recent = unsafe { pg_sys::GetCurrentTimestamp() } - ENDING.as_micros() as i64;
@@ -131,15 +132,12 @@ impl Claims {
                     let_end(writer);
                 }
                 last_writer = writer;
-                let row_keys: Option<Vec<String>> = fetched.datum(row, 4).map(|datum| {
-                    // SAFETY: the column is text[].
-                    unsafe { Array::<&str>::from_datum(datum, false) }
-                        .map(|array| array.iter().flatten().map(str::to_owned).collect::<Vec<_>>())
-                        .unwrap_or_default()
-                });
-                keys += row_keys.as_ref().map_or(1, Vec::len);
+                let row_keys = fetched.with_bytes(row, 4, keys::decode);
+                found += row_keys.iter().flatten().map(Vec::len).next().unwrap_or(1);
                 let asked = match row_keys {
-                    Some(keys) => Asked::Keys(keys),
+                    Some(Some(keys)) => Asked::Keys(keys),
+                    // Nobody writes what cannot be read; whatever it was, a comparison makes up for it.
+                    Some(None) => Asked::Repair,
                     None => match fetched.get::<i32>(row, 6) {
                         Some(0) => Asked::Rebuild,
                         Some(2) => Asked::Sweep,
@@ -147,10 +145,10 @@ impl Claims {
                     },
                 };
                 rows.push(Row { place, source: source.to_u32(), asked, enqueued_at });
-                if keys >= max_keys {
+                if found >= max_keys {
                     // The rest of what was fetched is found again by the next claim.
                     cursor.close();
-                    self.walked += in_vain(started, rows.len(), keys);
+                    self.walked += in_vain(started, rows.len(), found);
                     return (rows, true);
                 }
             }
@@ -162,7 +160,7 @@ impl Claims {
                 if at_end {
                     return (rows, false);
                 }
-                self.walked += in_vain(started, rows.len(), keys);
+                self.walked += in_vain(started, rows.len(), found);
                 self.next_walk = (self.walked > LONG_WALK).then(|| Instant::now() + self.walked * 2);
                 return (rows, !from_start);
             }

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 
 use pgrx::{IntoDatum, pg_sys};
 
+use super::keys::Keys;
 use crate::capture::Changes;
 use crate::shared;
 
@@ -37,8 +38,6 @@ impl Queue {
     }
 }
 
-/// Largest array of keys in one row, in bytes: with its header the row still fits a page, so nothing is toasted.
-const MAX_ARRAY_BYTES: usize = 7_900;
 const COLUMNS: usize = 5;
 
 /// What a row without keys asks for, in its column `count`.
@@ -61,14 +60,16 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
         } else if changes.part_emptied && !repair.contains(&source) {
             writer.insert(source, Err(SWEEP));
         }
-        // In order, because the worker then reads neighbours together.
+        // In order: neighbours take less room, and the worker reads them together.
         changes.sort();
-        let mut text = itoa::Buffer::new();
         for key in changes.integers {
-            writer.push(source, text.format(key));
+            writer.make_room(source, 0);
+            writer.keys.push_integer(key);
         }
+        writer.flush(source);
         for key in changes.texts {
-            writer.push(source, &key);
+            writer.make_room(source, key.len());
+            writer.keys.push_text(&key);
         }
         writer.flush(source);
     }
@@ -108,7 +109,7 @@ fn open(oid: pg_sys::Oid, queue: Queue) -> Option<pg_sys::Relation> {
 
 struct Writer {
     relation: pg_sys::Relation,
-    array: TextArray,
+    keys: Keys,
     now: pg_sys::TimestampTz,
 }
 
@@ -129,47 +130,50 @@ impl Writer {
             open(oid, queue)
         })?;
         // SAFETY: reads the clock.
-        Some(Self { relation, array: TextArray::new(), now: unsafe { pg_sys::GetCurrentTimestamp() } })
+        Some(Self { relation, keys: Keys::default(), now: unsafe { pg_sys::GetCurrentTimestamp() } })
     }
 
-    fn push(&mut self, source: u32, key: &str) {
-        if !self.array.is_empty() && self.array.length_with(key) > MAX_ARRAY_BYTES {
+    fn make_room(&mut self, source: u32, length: usize) {
+        if self.keys.is_full_for(length) {
             self.flush(source);
         }
-        self.array.push(key);
     }
 
     fn flush(&mut self, source: u32) {
-        if !self.array.is_empty() {
-            let mut array = std::mem::replace(&mut self.array, TextArray::new());
-            self.insert(source, Ok(&mut array));
-            self.array = array.cleared();
+        if !self.keys.is_empty() {
+            let mut keys = std::mem::take(&mut self.keys);
+            self.insert(source, Ok(&keys));
+            keys.clear();
+            self.keys = keys;
         }
     }
 
-    fn insert(&mut self, source: u32, keys: Result<&mut TextArray, i32>) {
-        let (count, array) = match keys {
-            Ok(keys) => (keys.count, Some(pg_sys::Datum::from(keys.finished()))),
-            Err(request) => (request, None),
-        };
+    fn insert(&mut self, source: u32, keys: Result<&Keys, i32>) {
         let id = shared::shared().map_or(self.now, |shared| shared.next_queue_id());
-        let mut values = [
-            pg_sys::Datum::from(id),
-            pg_sys::Oid::from(source).into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
-            pg_sys::Datum::from(count),
-            pg_sys::Datum::from(self.now),
-            array.unwrap_or(pg_sys::Datum::from(0usize)),
-        ];
-        let mut nulls = [false, false, false, false, array.is_none()];
-        // SAFETY: five values for five columns, by the definition in sql/tables.sql; the array outlives the call, and
-        // the tuple is a copy that is freed here. The context is restored, or by the abort if this raises.
+        // SAFETY: five values for five columns, by the definition in sql/tables.sql; keys and tuple are copies that are
+        // freed here. The context is restored, or by the abort if this raises.
         unsafe {
             // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a loop
             // of savepoints that would add up.
             let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopTransactionContext);
+            let (count, bytes) = match keys {
+                Ok(keys) => (keys.count() as i32, keys.bytes().into_datum()),
+                Err(request) => (request, None),
+            };
+            let mut values = [
+                pg_sys::Datum::from(id),
+                pg_sys::Oid::from(source).into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
+                pg_sys::Datum::from(count),
+                pg_sys::Datum::from(self.now),
+                bytes.unwrap_or(pg_sys::Datum::from(0usize)),
+            ];
+            let mut nulls = [false, false, false, false, bytes.is_none()];
             let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
             pg_sys::heap_freetuple(tuple);
+            if let Some(bytes) = bytes {
+                pg_sys::pfree(bytes.cast_mut_ptr());
+            }
             pg_sys::MemoryContextSwitchTo(context);
         }
     }
@@ -178,76 +182,4 @@ impl Writer {
         // SAFETY: opened by `open`. The lock stays until the commit: a truncation of the queue must not come between.
         unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) };
     }
-}
-
-/// A one-dimensional `text[]` as Postgres stores it, built in place: a palloc per key would dominate a large flush.
-struct TextArray {
-    /// In 8-byte units, because a varlena must be aligned.
-    words: Vec<u64>,
-    length: usize,
-    count: i32,
-}
-
-/// vl_len_, ndim, dataoffset, elemtype, one dimension, one lower bound: six int4.
-const ARRAY_HEADER: usize = 24;
-
-impl TextArray {
-    fn new() -> Self {
-        Self { words: Vec::new(), length: ARRAY_HEADER, count: 0 }
-    }
-
-    fn cleared(mut self) -> Self {
-        self.length = ARRAY_HEADER;
-        self.count = 0;
-        self
-    }
-
-    fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    fn length_with(&self, key: &str) -> usize {
-        (self.length + 4 + key.len()).next_multiple_of(4)
-    }
-
-    fn push(&mut self, key: &str) {
-        let end = self.length_with(key);
-        if self.words.len() * 8 < end {
-            // Twice as much each time, up to a page: most transactions change a row or two.
-            let most = end.max(MAX_ARRAY_BYTES);
-            self.words.resize((end * 2).clamp(256, most.max(256)).div_ceil(8), 0);
-        }
-        let start = self.length;
-        let bytes = self.bytes();
-        // An element is a text with a four-byte header: its length, header included, shifted left by two.
-        bytes[start..start + 4].copy_from_slice(&varlena_header(4 + key.len()));
-        bytes[start + 4..start + 4 + key.len()].copy_from_slice(key.as_bytes());
-        bytes[start + 4 + key.len()..end].fill(0);
-        self.length = end;
-        self.count += 1;
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let length = self.words.len() * 8;
-        // SAFETY: u64 has no padding and any bytes are valid.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), length) }
-    }
-
-    /// The array with its header; valid until the next change.
-    fn finished(&mut self) -> *const std::ffi::c_void {
-        let (length, count) = (self.length, self.count);
-        let bytes = self.bytes();
-        bytes[..4].copy_from_slice(&varlena_header(length));
-        let header: [i32; 5] = [1, 0, pg_sys::TEXTOID.to_u32() as i32, count, 1];
-        for (index, field) in header.iter().enumerate() {
-            bytes[4 + index * 4..8 + index * 4].copy_from_slice(&field.to_ne_bytes());
-        }
-        self.words.as_ptr().cast()
-    }
-}
-
-/// SET_VARSIZE for a four-byte header.
-fn varlena_header(length: usize) -> [u8; 4] {
-    let length = length as u32;
-    if cfg!(target_endian = "little") { (length << 2).to_ne_bytes() } else { length.to_ne_bytes() }
 }

@@ -3,39 +3,37 @@
 use pgrx::pg_sys;
 
 use super::claim::{self, Place};
+use super::keys::Keys;
 use crate::attachment::link;
 use crate::postgres::spi;
-
-/// Bytes of keys in one row: with its header it fits a page.
-const ROW_BYTES: usize = 7_600;
 
 /// Puts rows of a link in the place of others: keys that were found, and what is still to be looked for, if anything.
 ///
 /// Their ids are lower than those of all writers, so that whoever waits for what was replaced waits for them too.
-pub fn replace(places: &[Place], source: u32, enqueued_at: i64, found: Vec<String>, rest: Option<Vec<String>>) {
-    let mut row: Vec<String> = Vec::new();
-    let mut bytes = 0;
+pub fn replace(places: &[Place], source: u32, enqueued_at: i64, found: &[String], rest: Option<&[String]>) {
+    let mut row = Keys::default();
     for key in found {
-        if bytes + key.len() + 8 > ROW_BYTES {
-            insert(source, enqueued_at, std::mem::take(&mut row));
-            bytes = 0;
+        if row.is_full_for(key.len()) {
+            insert(source, enqueued_at, &row);
+            row.clear();
         }
         if row.is_empty() {
-            row.push(link::FOUND.to_owned());
+            row.push_text(link::FOUND);
         }
-        bytes += key.len() + 8;
-        row.push(key);
+        row.push_text(key);
     }
     if !row.is_empty() {
-        insert(source, enqueued_at, row);
+        insert(source, enqueued_at, &row);
     }
     if let Some(rest) = rest {
-        insert(source, enqueued_at, rest);
+        let mut row = Keys::default();
+        rest.iter().for_each(|text| row.push_text(text));
+        insert(source, enqueued_at, &row);
     }
     claim::acknowledge(places);
 }
 
-fn insert(source: u32, enqueued_at: i64, keys: Vec<String>) {
+fn insert(source: u32, enqueued_at: i64, keys: &Keys) {
     // A timestamptz is its microseconds, by value.
     let time = pg_sys::Datum::from(enqueued_at);
     spi::run(
@@ -43,9 +41,9 @@ fn insert(source: u32, enqueued_at: i64, keys: Vec<String>) {
          values (pg_catalog.nextval('es_sync.spooled'), $1, $2, $3, $4)",
         &[
             (pg_sys::OIDOID, spi::value(pg_sys::Oid::from(source))),
-            (pg_sys::INT4OID, spi::value(keys.len() as i32)),
+            (pg_sys::INT4OID, spi::value(keys.count() as i32)),
             (pg_sys::TIMESTAMPTZOID, Some(time)),
-            (pg_sys::TEXTARRAYOID, spi::value(keys)),
+            (pg_sys::BYTEAOID, spi::value(keys.bytes())),
         ],
     );
 }

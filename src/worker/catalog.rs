@@ -79,8 +79,12 @@ impl Worker {
         let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
         let first = !self.catalog_was_read;
         let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
+        match transaction::run_without_waiting(forget_dropped_tables) {
+            // Somebody is just pausing or cancelling what is to go: it goes the next time.
+            Err(error) if !error.is_lock_timeout() => return Err(error),
+            _ => {}
+        }
         let (attachments, links, jobs, parked) = transaction::run(|| {
-            forget_dropped_tables();
             self.note = succession::note();
             if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
                 let why = if lost { "a change could not be noted" } else { "the queue was lost" };
@@ -113,15 +117,23 @@ impl Worker {
         self.seen_changes != NOT_READ
     }
 
-    /// Sees to partitions that came or went since they were written down.
+    /// Sees to partitions that came or went since they were written down. What meets a row of an index that somebody is
+    /// just pausing, or of a job that he cancels, is seen to later.
     fn notice_partitions(&mut self) -> Result<(), SqlError> {
+        self.partitions_in_doubt = false;
         for difference in transaction::run(partitions::differences)? {
             // Where somebody alters it just now: its load finds out.
             let filled = transaction::run(|| difference.is_filled()).unwrap_or(true);
-            transaction::run(|| difference.take(filled))?;
-            self.catalog_due = Instant::now();
+            match transaction::run_without_waiting(|| difference.take(filled)) {
+                Ok(()) => self.catalog_due = Instant::now(),
+                Err(error) => {
+                    self.partitions_in_doubt = true;
+                    if !error.is_lock_timeout() {
+                        return Err(error);
+                    }
+                }
+            }
         }
-        self.partitions_in_doubt = false;
         Ok(())
     }
 
@@ -296,9 +308,8 @@ pub(super) fn reader_of<'a>(
         Entry::Occupied(reader) => Some(reader.into_mut()),
         Entry::Vacant(place) => {
             // An excluded column must not be taken for another one because it was renamed a moment ago.
-            let shape =
-                transaction::run(|| if definition::names_hold(attachment) { Shape::of(attachment) } else { None });
-            let shape = shape.ok().flatten()?;
+            let shape = || if definition::names_hold(attachment) { Shape::of(attachment) } else { None };
+            let shape = transaction::run_without_waiting(shape).ok().flatten()?;
             Some(place.insert(Reader::new(shape)))
         }
     }

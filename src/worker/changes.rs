@@ -8,9 +8,10 @@ use pgrx::pg_sys;
 use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
-use super::delivery::MAX_OUTSTANDING;
-use crate::attachment::attach;
+use super::delivery::{MAX_OUTSTANDING, Whole};
+use crate::attachment::{attach, partitions};
 use crate::jobs::record;
+use crate::jobs::step::LOCKED_REST;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
@@ -143,70 +144,122 @@ impl Worker {
         }
     }
 
-    /// Writes down what is done: queue rows, dead letters, requests for rebuilds. One transaction.
-    pub(super) fn acknowledge(&mut self) -> Result<(), SqlError> {
+    /// Writes down what is done: queue rows and dead letters in one transaction, then each request for a table as a whole
+    /// in its own. What meets a row that somebody has locked, by a pause or a cancel that is not committed, is tried again
+    /// later, and keeps nothing else waiting.
+    pub(super) fn acknowledge(&mut self, due: &mut Vec<Instant>) -> Result<(), SqlError> {
         if self.delivery.outbox.is_empty() {
             return Ok(());
         }
-        let outbox = &self.delivery.outbox;
-        let places: Vec<_> = outbox
-            .finished
-            .iter()
-            .chain(outbox.rebuilds.iter().chain(&outbox.repairs).chain(&outbox.sweeps).map(|(_, place)| place))
-            .copied()
-            .collect();
-        let attachments = &self.attachments;
-        let enqueued = transaction::run(|| {
-            for letter in &outbox.letters {
-                dead_letter::park(letter);
-            }
-            let mut enqueued = false;
-            for (attachment, key) in &outbox.cleared {
-                enqueued |= dead_letter::clear(*attachment, key);
-            }
-            for (source, _) in &outbox.rebuilds {
-                for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
-                    record::restart(Some(attachment.id));
-                    record::mark_stale(attachment.id, "the table was truncated or rewritten");
-                    attach::create_build(attachment.id, "reindex");
-                }
-            }
-            for (source, _) in &outbox.repairs {
-                for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
-                    // A build that runs may have read pages that changed since.
-                    record::restart(Some(attachment.id));
-                    attach::create_repair(attachment.id, "changes were not captured one by one");
-                }
-            }
-            for (attachment, building, why) in &outbox.misfits {
-                if *building {
-                    record::restart(Some(*attachment));
-                }
-                record::mark_stale(*attachment, why);
-                attach::create_build(*attachment, "reindex");
-            }
-            for (source, _) in &outbox.sweeps {
-                for attachment in attachments.iter().filter(|known| known.relation.to_u32() == *source) {
-                    attach::create_sweep(attachment.id);
-                }
-            }
-            claim::acknowledge(&places);
-            enqueued
-        })?;
-        self.more |= enqueued;
-        let stale = !outbox.rebuilds.is_empty()
-            || !outbox.repairs.is_empty()
-            || !outbox.misfits.is_empty()
-            || !outbox.sweeps.is_empty();
-        self.delivery.outbox = Default::default();
-        self.delivery.forget_places(places);
+        self.acknowledge_documents()?;
+        let asked = self.acknowledge_requests()?;
         // SAFETY: outside a transaction, as it must be; it is what makes autovacuum see the queue's dead rows.
         unsafe { pg_sys::pgstat_report_stat(false) };
-        if stale {
+        if !self.delivery.outbox.is_empty() {
+            due.push(Instant::now() + LOCKED_REST);
+        }
+        if asked {
             // Before anybody who waits is answered.
             self.catalog_due = Instant::now();
             self.read_catalog()?;
         }
         Ok(())
     }
+
+    fn acknowledge_documents(&mut self) -> Result<(), SqlError> {
+        let outbox = &mut self.delivery.outbox;
+        if outbox.finished.is_empty() && outbox.letters.is_empty() && outbox.cleared.is_empty() {
+            return Ok(());
+        }
+        let written = transaction::run_without_waiting(|| {
+            outbox.letters.iter().for_each(dead_letter::park);
+            let enqueued =
+                outbox.cleared.iter().filter(|(attachment, key)| dead_letter::clear(*attachment, key)).count();
+            claim::acknowledge(&outbox.finished);
+            enqueued > 0
+        });
+        match written {
+            Ok(enqueued) => {
+                self.more |= enqueued;
+                outbox.letters.clear();
+                outbox.cleared.clear();
+            }
+            // Somebody is discarding one of the letters. That one waits for him, and all others do not.
+            Err(error) if error.is_lock_timeout() => {
+                let (letters, parked) = each(std::mem::take(&mut outbox.letters), dead_letter::park);
+                let (cleared, forgotten) = each(std::mem::take(&mut outbox.cleared), |(attachment, key)| {
+                    dead_letter::clear(*attachment, key);
+                });
+                self.more |= !cleared.done.is_empty();
+                (outbox.letters, outbox.cleared) = (letters.left, cleared.left);
+                parked.and(forgotten)?;
+                transaction::run_without_waiting(|| claim::acknowledge(&outbox.finished))?;
+            }
+            Err(error) => return Err(error),
+        }
+        let finished = std::mem::take(&mut outbox.finished);
+        self.delivery.forget_places(finished);
+        Ok(())
+    }
+
+    /// True if jobs were made or sent back to their beginning.
+    fn acknowledge_requests(&mut self) -> Result<bool, SqlError> {
+        let attachments = &self.attachments;
+        let (requests, requested) = each(std::mem::take(&mut self.delivery.outbox.requests), |request| {
+            let table = pg_sys::Oid::from(request.root);
+            let attachments = attachments.iter().filter(|known| known.relation == table).map(|known| known.id);
+            match request.what {
+                Whole::Rebuild => attachments.for_each(|attachment| {
+                    record::restart(Some(attachment));
+                    record::mark_stale(attachment, "the table was truncated or rewritten");
+                    attach::create_build(attachment, "reindex");
+                }),
+                Whole::Repair => attachments.for_each(|attachment| {
+                    // A build that runs may have read pages that changed since.
+                    record::restart(Some(attachment));
+                    attach::create_repair(attachment, "changes were not captured one by one");
+                }),
+                Whole::Sweep => partitions::emptied(table),
+            }
+            claim::acknowledge(&request.places);
+        });
+        let (misfits, rebuilt) =
+            each(std::mem::take(&mut self.delivery.outbox.misfits), |(attachment, building, why)| {
+                if *building {
+                    record::restart(Some(*attachment));
+                }
+                record::mark_stale(*attachment, why);
+                attach::create_build(*attachment, "reindex");
+            });
+        let asked = !requests.done.is_empty() || !misfits.done.is_empty();
+        self.delivery.forget_places(requests.done.into_iter().flat_map(|request| request.places));
+        (self.delivery.outbox.requests, self.delivery.outbox.misfits) = (requests.left, misfits.left);
+        requested.and(rebuilt).map(|()| asked)
+    }
+}
+
+struct Written<T> {
+    done: Vec<T>,
+    left: Vec<T>,
+}
+
+/// Writes each in a transaction of its own, and passes over those that meet a lock; nothing more after another error.
+fn each<T>(items: Vec<T>, write: impl Fn(&T)) -> (Written<T>, Result<(), SqlError>) {
+    let (mut written, mut result) = (Written { done: Vec::new(), left: Vec::new() }, Ok(()));
+    for item in items {
+        if result.is_err() {
+            written.left.push(item);
+            continue;
+        }
+        match transaction::run_without_waiting(|| write(&item)) {
+            Ok(()) => written.done.push(item),
+            Err(error) => {
+                written.left.push(item);
+                if !error.is_lock_timeout() {
+                    result = Err(error);
+                }
+            }
+        }
+    }
+    (written, result)
 }

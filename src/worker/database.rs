@@ -202,13 +202,13 @@ impl Worker {
             again = self.fan_out(&mut due)?;
             let held = self.send(&mut due);
             // Dead letters before a job's progress: its position must not run ahead of what became of its documents.
-            self.acknowledge()?;
+            self.acknowledge(&mut due)?;
             again |= self.work_on_jobs(held, &mut due)?;
         } else if let Some(engine) = self.engine.as_mut() {
             due.extend(engine.identify(Instant::now()));
         }
         // What the jobs have let go of, and what was answered although nothing more may be sent.
-        self.acknowledge()?;
+        self.acknowledge(&mut due)?;
         if let Some(engine) = self.engine.as_mut() {
             due.extend(self.waiters.serve(
                 self.shared,

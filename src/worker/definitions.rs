@@ -7,12 +7,11 @@ use rustc_hash::FxHashSet;
 use super::answers::set_cause;
 use super::database::{REST, Worker};
 use super::process::{TRACKED, Thing, take_changed};
-use crate::attachment::catalog::Attachment;
+use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::definition::{self, Difference};
 use crate::attachment::{attach, follow, pin};
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
-use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 
 /// What came of looking at an attachment's definitions.
@@ -71,6 +70,8 @@ impl Worker {
                     self.definitions_due = Some(Instant::now());
                 }
                 Ok(Looked::Later) => self.look_again(id),
+                // An index that somebody is just pausing, for instance.
+                Err(error) if error.is_lock_timeout() => self.look_again(id),
                 Err(error) => {
                     set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
                     self.failed_looks.insert(id);
@@ -97,7 +98,7 @@ impl Worker {
 
     /// Lets changes of what an attachment depends on be heard of.
     fn track(&mut self, attachment: &Attachment) -> Result<(), SqlError> {
-        let mut things: FxHashSet<Thing> = transaction::run(|| {
+        let mut things: FxHashSet<Thing> = transaction::run_without_waiting(|| {
             let thing = |(kind, oid): (&str, u32)| match kind {
                 "view" | "table" | "type" => Some(Thing::Relation(oid)),
                 "function" => Some(Thing::function(oid)),
@@ -116,10 +117,10 @@ impl Worker {
 
 fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     let id = attachment.id;
-    if transaction::run(|| definition::view_is_gone(attachment))? {
+    if transaction::run_without_waiting(|| definition::view_is_gone(attachment))? {
         return let_go(attachment);
     }
-    if transaction::run(|| definition::rename(attachment))? {
+    if transaction::run_without_waiting(|| definition::rename(attachment))? {
         return Ok(Looked::Again);
     }
     let called = transaction::run(|| {
@@ -133,10 +134,12 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         Err(error) => {
             // What it depends on is not known then; looked at once it is mended.
             let obstacle = format!("its filter cannot be evaluated: {}", error.message);
-            return Ok(Looked::Known(transaction::run(|| definition::set_obstacle(id, Some(&obstacle)))?));
+            return Ok(Looked::Known(transaction::run_without_waiting(|| {
+                definition::set_obstacle(id, Some(&obstacle))
+            })?));
         }
     };
-    let (old, new, obstacle, obstructed) = transaction::run(|| {
+    let (old, new, obstacle, obstructed) = transaction::run_without_waiting(|| {
         let new = definition::gather(attachment, &called);
         (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id))
     })?;
@@ -151,14 +154,14 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             Err(error) if error.is_lock_timeout() => {
                 // Only the ways are missing: what is known to be wrong by then is shown.
                 if !cause.is_empty() {
-                    transaction::run(|| record::mark_stale(id, &cause))?;
+                    transaction::run_without_waiting(|| record::mark_stale(id, &cause))?;
                 }
                 return Ok(Looked::Later);
             }
             Err(error) => obstacle = Some(format!("its related tables cannot be followed: {}", error.message)),
         }
     }
-    let written = transaction::run(|| {
+    let written = transaction::run_without_waiting(|| {
         if old.as_ref() != Some(&new) {
             definition::remember(id, &new);
         }
@@ -183,11 +186,10 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
 fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
     transaction::run(|| {
         transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-        let rows = spi::run(
-            "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
-            &[(pgrx::pg_sys::OIDOID, spi::value(attachment.relation))],
-        );
-        let Some(owner) = (if rows.is_empty() { None } else { rows.get(0, 1) }) else { return };
+        let owner = catalog::owner(attachment.relation);
+        if owner == pgrx::pg_sys::InvalidOid {
+            return;
+        }
         if let Err(report) = follow::renew_where_changed(&attach::table_of(attachment), attachment, owner) {
             report.raise();
         }

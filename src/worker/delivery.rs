@@ -80,14 +80,28 @@ pub struct Outbox {
     pub finished: Vec<Place>,
     pub letters: Vec<DeadLetter>,
     pub cleared: Vec<(i32, Key)>,
-    /// Tables to build anew, with the queue rows that asked for it.
-    pub rebuilds: Vec<(u32, Place)>,
-    /// Tables to compare and mend, likewise.
-    pub repairs: Vec<(u32, Place)>,
+    /// What is to be done for a table as a whole, with the queue rows that asked for it.
+    pub requests: Vec<Request>,
     /// Indexes that cannot have the fields that documents have by now: attachment, whether it is still being built, why.
     pub misfits: Vec<(i32, bool, String)>,
-    /// Tables whose indexes may have documents without a row, likewise.
-    pub sweeps: Vec<(u32, Place)>,
+}
+
+/// One of those requests.
+pub struct Request {
+    /// The attached table.
+    pub root: u32,
+    pub what: Whole,
+    pub places: Vec<Place>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Whole {
+    /// It was emptied: its indexes are built anew.
+    Rebuild,
+    /// Changes were not captured one by one: its indexes are compared with it and mended.
+    Repair,
+    /// Rows went: its indexes may have documents without one.
+    Sweep,
 }
 
 impl Outbox {
@@ -95,10 +109,16 @@ impl Outbox {
         self.finished.is_empty()
             && self.letters.is_empty()
             && self.cleared.is_empty()
-            && self.rebuilds.is_empty()
-            && self.repairs.is_empty()
+            && self.requests.is_empty()
             && self.misfits.is_empty()
-            && self.sweeps.is_empty()
+    }
+
+    /// The same request twice is one.
+    fn ask(&mut self, root: u32, what: Whole, places: Vec<Place>) {
+        match self.requests.iter_mut().find(|known| known.root == root && known.what == what) {
+            Some(known) => known.places.extend(places),
+            None => self.requests.push(Request { root, what, places }),
+        }
     }
 }
 
@@ -253,9 +273,7 @@ impl Delivery {
         self.later.clear();
         self.places.clear();
         self.outbox.finished.clear();
-        self.outbox.rebuilds.clear();
-        self.outbox.repairs.clear();
-        self.outbox.sweeps.clear();
+        self.outbox.requests.clear();
     }
 
     pub fn is_known(&self, place: &Place) -> bool {
@@ -296,15 +314,15 @@ impl Delivery {
             let keys = match row.asked {
                 Asked::Keys(keys) => keys,
                 Asked::Rebuild => {
-                    self.outbox.rebuilds.push((root, row.place));
+                    self.outbox.ask(root, Whole::Rebuild, vec![row.place]);
                     continue;
                 }
                 Asked::Repair => {
-                    self.outbox.repairs.push((root, row.place));
+                    self.outbox.ask(root, Whole::Repair, vec![row.place]);
                     continue;
                 }
                 Asked::Sweep => {
-                    self.outbox.sweeps.push((root, row.place));
+                    self.outbox.ask(root, Whole::Sweep, vec![row.place]);
                     continue;
                 }
             };
@@ -662,7 +680,7 @@ impl Delivery {
     /// Gives up on what claimed rows ask for: the table's indexes are compared with it instead.
     pub(super) fn repair_instead(&mut self, ticket: Ticket, root: u32) {
         if let Some(claimed) = self.claimed.remove(&ticket) {
-            self.outbox.repairs.extend(claimed.places.into_iter().map(|place| (root, place)));
+            self.outbox.ask(root, Whole::Repair, claimed.places);
         }
     }
 }

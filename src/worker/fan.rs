@@ -298,7 +298,7 @@ impl Worker {
                 None => drop(rest.remove(0)),
             }
             let rest = (!rest.is_empty()).then_some(rest);
-            spool::replace(&places, fan.link, enqueued_at, found, rest);
+            spool::replace(&places, fan.link, enqueued_at, &found, rest.as_deref());
         })?;
         self.delivery.forget_ticket(fan.change.ticket);
         Ok(Found::Spooled)

@@ -14,6 +14,7 @@ use super::graph::{Comparison, Edge, Graph, Node, Table};
 use crate::attachment::attach;
 use crate::postgres::error::relation_name;
 use crate::postgres::spi;
+use crate::postgres::transaction;
 
 /// What a view reads, and how.
 pub struct Tree {
@@ -104,8 +105,9 @@ impl Tree {
         reader.into_tree(top, columns)
     }
 
-    /// Reads a statement as it is. It is analysed with the search path of the moment.
-    pub fn of_statement(sql: &str) -> Self {
+    /// Reads a statement as it is. It is analysed with the search path of the moment, and as `owner`: analysing calls
+    /// the input functions of the types of its literals, among them the checks of domains, which are anybody's code.
+    pub fn of_statement(owner: pg_sys::Oid, sql: &str) -> Self {
         let text = std::ffi::CString::new(sql).unwrap_or_default();
         let mut reader = Reader::new();
         // SAFETY: a live transaction; the trees are palloc'd and outlive their use here. What is wrong with the
@@ -113,16 +115,17 @@ impl Tree {
         let top = unsafe {
             let raw = PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
             let statement = raw.get_ptr(0).unwrap_or(std::ptr::null_mut());
-            let query =
-                pg_sys::parse_analyze_fixedparams(statement, text.as_ptr(), std::ptr::null(), 0, std::ptr::null_mut());
+            let query = transaction::as_owner(owner, || {
+                pg_sys::parse_analyze_fixedparams(statement, text.as_ptr(), std::ptr::null(), 0, std::ptr::null_mut())
+            });
             reader.query(query, &Levels::default())
         };
         reader.into_tree(top, Vec::new())
     }
 
-    /// Reads a condition on the rows of a relation.
-    pub fn of_filter(relation: pg_sys::Oid, filter: &str) -> Self {
-        Self::of_statement(&format!("select from {} where (\n{filter}\n)", attach::qualified(relation)))
+    /// Reads a condition on the rows of a relation, as the owner of the table that it filters.
+    pub fn of_filter(owner: pg_sys::Oid, relation: pg_sys::Oid, filter: &str) -> Self {
+        Self::of_statement(owner, &format!("select from {} where (\n{filter}\n)", attach::qualified(relation)))
     }
 
     /// The keys' places in the view's result.

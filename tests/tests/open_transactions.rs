@@ -1,0 +1,146 @@
+//! What somebody has paused, cancelled or locked, and not committed, keeps nobody else waiting.
+
+use std::time::{Duration, Instant};
+
+use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
+use postgres::Client;
+
+/// A table {T} (id, region, title, note), partitioned by region and attached, and one beside it, {T}_other.
+struct Setting {
+    engine: Engine,
+    server: Server,
+    client: Client,
+    name: String,
+}
+
+impl Setting {
+    fn new(attach: &str) -> Setting {
+        let engine = Engine::elasticsearch();
+        let server = Server::with(&engine);
+        let client = server.create_database("app");
+        let mut setting = Setting { engine, server, client, name: unique("open") };
+        setting.run(
+            "create table {T} (id int primary key, region int, title text, note text) partition by range (id);
+             create table {T}_a partition of {T} for values from (0) to (1000);
+             create table {T}_b partition of {T} for values from (1000) to (2000);
+             insert into {T} select i, i % 5, 'title ' || i, 'note ' || i from generate_series(1, 1500) i;
+             create view {T}_document as select id, title from {T};
+             create table {T}_other (id int primary key, title text);
+             insert into {T}_other select i, 'title ' || i from generate_series(1, 10) i;
+             select es_sync.attach('{T}_other')",
+        );
+        setting.run(attach);
+        expect::settled(&mut setting.client);
+        setting
+    }
+
+    #[track_caller]
+    fn run(&mut self, statements: &str) {
+        let statements = statements.replace("{T}", &self.name);
+        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+    }
+
+    /// A session whose transaction stays open.
+    #[track_caller]
+    fn open(&self, statements: &str) -> Client {
+        let mut open = self.server.connect("app");
+        open.batch_execute(&format!("begin; {}", statements.replace("{T}", &self.name))).expect("a transaction");
+        open
+    }
+
+    /// Changes of the other table arrive one after the other; each wait for a lock would take two seconds.
+    #[track_caller]
+    fn others_go_on(&mut self) {
+        let start = Instant::now();
+        for round in 0..10 {
+            self.run(&format!("update {{T}}_other set title = 'round {round}' where id = 1"));
+            let wait = format!("select es_sync.wait('{}_other', '10 s')", self.name);
+            assert!(self.client.query_one(&wait, &[]).expect("wait").get::<_, bool>(0), "round {round}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "ten changes took {:?}", start.elapsed());
+    }
+
+    #[track_caller]
+    fn equal(&mut self, mut open: Client, query: &str) {
+        open.batch_execute("rollback").expect("rollback");
+        expect::settled(&mut self.client);
+        expect::documents_equal(&mut self.client, &query.replace("{T}", &self.name), &self.engine, &self.name);
+        assert_eq!(self.server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
+    }
+}
+
+const ROWS: &str = "select id, row_to_json(t) from {T} t";
+const DOCUMENTS: &str = "select id, row_to_json(d) from {T}_document d";
+
+#[test]
+fn a_pause_keeps_no_other_table_waiting_while_partitions_come_and_go() {
+    let mut setting = Setting::new("select es_sync.attach('{T}')");
+    let open = setting.open("select es_sync.pause('{T}')");
+    setting.run(
+        "create table {T}_c (like {T}); insert into {T}_c select i, 1, 'c', 'c' from generate_series(2000, 2100) i;
+         alter table {T}_c alter id set not null, add primary key (id);
+         alter table {T} attach partition {T}_c for values from (2000) to (3000);
+         alter table {T} detach partition {T}_b",
+    );
+    setting.others_go_on();
+    setting.equal(open, ROWS);
+}
+
+#[test]
+fn a_pause_keeps_no_other_table_waiting_while_the_table_is_truncated() {
+    let mut setting = Setting::new("select es_sync.attach('{T}')");
+    let open = setting.open("select es_sync.pause('{T}')");
+    setting.run("truncate {T}; insert into {T} values (7, 7, 'seven', 'seven')");
+    setting.others_go_on();
+    setting.run("truncate {T}_b");
+    setting.others_go_on();
+    setting.equal(open, ROWS);
+}
+
+#[test]
+fn a_pause_keeps_neither_writers_nor_other_tables_waiting_while_the_view_changes() {
+    let mut setting = Setting::new("select es_sync.attach('{T}', document => '{T}_document')");
+    let open = setting.open("select es_sync.pause('{T}')");
+    setting.run("create or replace view {T}_document as select id, title, note from {T}");
+    setting.others_go_on();
+    // A writer of the table itself: whoever changes its triggers must not hold it for long.
+    for id in 1..=20 {
+        setting.run(&format!("set statement_timeout = '5s'; update {{T}} set note = 'later' where id = {id}"));
+        setting.run("set statement_timeout = 0");
+    }
+    setting.others_go_on();
+    setting.equal(open, DOCUMENTS);
+}
+
+#[test]
+fn a_dead_letter_that_is_being_discarded_keeps_no_table_waiting() {
+    let mut setting = Setting::new("select es_sync.attach('{T}', filter => '10 / region > 0')");
+    setting.run("update {T} set title = 'again' where id = 5");
+    wait::until("there are dead letters", wait::LONG, || {
+        let count = setting.client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters");
+        count.get::<_, i64>(0) > 0
+    });
+    let open = setting.open("select es_sync.discard_dead_letters()");
+    // One of them can be indexed by now, another one fails again.
+    setting.run("update {T} set region = 1 where id = 5; update {T} set title = 'once more' where id = 10");
+    setting.others_go_on();
+    setting.equal(open, "select id, row_to_json(t) from {T} t where region > 0");
+}
+
+#[test]
+fn a_partition_that_is_locked_keeps_no_other_table_waiting_while_rights_are_granted() {
+    let mut setting = Setting::new("select es_sync.attach('{T}')");
+    let open = setting.open("lock table {T}_b in access exclusive mode");
+    setting.run("grant select on {T} to public");
+    setting.others_go_on();
+    setting.equal(open, ROWS);
+}
+
+#[test]
+fn a_table_that_is_being_altered_keeps_no_other_table_waiting_while_it_is_compared() {
+    let mut setting = Setting::new("select es_sync.attach('{T}'), es_sync.attach('{T}', '{T}_second')");
+    setting.run("select es_sync.reindex('{T}'), es_sync.verify('{T}', '{T}_second')");
+    let open = setting.open("alter table {T} add column more int");
+    setting.others_go_on();
+    setting.equal(open, ROWS);
+}

@@ -1,0 +1,176 @@
+//! Nobody's code runs with more rights than its owner's, and nobody's tables are anybody else's business. A table's owner
+//! who may attach is taken for an attacker here.
+
+use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
+use postgres::Client;
+
+/// A database, and a role "clerk" that may use everything of es_sync and owns tables.
+struct Setting {
+    engine: Engine,
+    server: Server,
+    client: Client,
+    /// `{T}` in statements.
+    name: String,
+}
+
+/// A domain whose check tells the server's log when it runs as a superuser. Of the number 1, so that none else's does.
+const DOMAIN: &str = "
+    create function {T}_seen(value int) returns boolean language plpgsql as $$
+    begin
+        if (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
+            raise warning 'code of a user ran as superuser';
+        end if;
+        return true;
+    end $$;
+    create domain {T}_checked as int check ({T}_seen(value))";
+
+impl Setting {
+    fn new() -> Setting {
+        let engine = Engine::elasticsearch();
+        let server = Server::with(&engine);
+        let client = server.create_database("app");
+        let mut setting = Setting { engine, server, client, name: unique("rights") };
+        setting.run(
+            "create role clerk;
+             grant create on schema public to clerk;
+             grant usage on schema es_sync to clerk;
+             grant execute on all routines in schema es_sync to clerk;
+             create table {T}_victim (id int primary key, secret text);
+             insert into {T}_victim values (1, 'secret');
+             set role clerk",
+        );
+        setting
+    }
+
+    #[track_caller]
+    fn run(&mut self, statements: &str) {
+        let statements = statements.replace("{T}", &self.name);
+        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+    }
+
+    #[track_caller]
+    fn refused(&mut self, statements: &str) -> String {
+        let error = self.client.batch_execute(&statements.replace("{T}", &self.name)).expect_err("it is refused");
+        error.code().expect("the server refuses it").code().to_owned()
+    }
+
+    #[track_caller]
+    fn no_code_ran_as_superuser(&self) {
+        let log = self.server.log();
+        assert!(!log.contains("code of a user ran as superuser"), "{log}");
+    }
+}
+
+#[test]
+fn checks_of_domains_in_filters_and_declared_ways_run_as_the_tables_owner_only() {
+    let mut setting = Setting::new();
+    setting.run(DOMAIN);
+    setting.run(
+        "create table {T} (id int primary key, k int, title text);
+         insert into {T} select i, i % 2, 'thing ' || i from generate_series(1, 20) i;
+         create table {T}_price (k int, price int);
+         insert into {T}_price values (0, 10), (1, 20);
+         create view {T}_document as
+             select t.id, t.title, (select max(p.price) from {T}_price p where p.k <= t.k) as price from {T} t;
+         select es_sync.relate('{T}', '{T}_price',
+             $$select t.id from public.{T} t where t.k >= related.k and related.k <> all ('{5}'::public.{T}_checked[])$$);
+         select es_sync.mapping('{T}', document => '{T}_document', product => 'opensearch',
+             filter => $$price <> all ('{7}'::public.{T}_checked[])$$);
+         select es_sync.attach('{T}', document => '{T}_document',
+             filter => $$price <> all ('{7}'::public.{T}_checked[])$$)",
+    );
+    setting.run("reset role");
+    expect::settled(&mut setting.client);
+    setting.run(
+        "set role clerk; update {T}_price set price = price + 1; update {T} set title = title || '!' where id < 9",
+    );
+    // The worker looks at the filter and at the ways again.
+    setting.run(
+        "create or replace view {T}_document as
+             select t.id, t.title, (select max(p.price) from {T}_price p where p.k <= t.k) as price, t.k from {T} t",
+    );
+    setting.run(
+        "create or replace function {T}_seen(value int) returns boolean language plpgsql as $$
+         begin
+             if (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
+                 raise warning 'code of a user ran as superuser';
+             end if;
+             return value <> 4711;
+         end $$",
+    );
+    setting.run("reset role");
+    expect::settled(&mut setting.client);
+    let documents = format!("select id, row_to_json(d) from {}_document d", setting.name);
+    expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
+    setting.no_code_ran_as_superuser();
+}
+
+#[test]
+fn the_check_of_a_keys_domain_runs_as_the_tables_owner_only() {
+    let mut setting = Setting::new();
+    setting.run(DOMAIN);
+    setting.run(
+        "create table {T} (id {T}_checked primary key, divisor int);
+         insert into {T} values (1, 1), (2, 2), (3, 0);
+         select es_sync.attach('{T}', filter => '6 / divisor > 0')",
+    );
+    setting.run("reset role");
+    wait::until("the row that cannot be read is a dead letter", wait::LONG, || {
+        let query = "select count(*) from es_sync.dead_letters where kind = '22012' and key = '3'";
+        setting.client.query_one(query, &[]).expect("dead letters").get::<_, i64>(0) == 1
+    });
+    setting.run("update {T} set divisor = 3 where id = 1");
+    expect::settled(&mut setting.client);
+    let documents = format!("select id, row_to_json(t) from {} t where id < 3", setting.name);
+    expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
+    setting.no_code_ran_as_superuser();
+}
+
+#[test]
+fn the_callers_search_path_does_not_decide_who_owns_a_table() {
+    let mut setting = Setting::new();
+    setting.run(
+        "create table {T} (id int primary key, title text);
+         select es_sync.attach('{T}')",
+    );
+    setting.run(
+        "reset role; grant create on database app to clerk; set role clerk;
+         create schema evil;
+         create table public.{T}_oids as select '{T}'::regclass::oid as mine, '{T}_victim'::regclass::oid as victim;
+         create function evil.same(oid, oid) returns boolean language sql as
+             'select $1 operator(pg_catalog.=) $2
+                  or exists (select from public.{T}_oids o
+                             where o.victim operator(pg_catalog.=) $2 and o.mine operator(pg_catalog.=) $1)
+                  or exists (select from public.{T}_oids o
+                             where o.victim operator(pg_catalog.=) $1 and o.mine operator(pg_catalog.=) $2)';
+         create operator evil.= (leftarg = oid, rightarg = oid, function = evil.same);
+         set search_path = evil, pg_catalog, public",
+    );
+    for statement in [
+        "select es_sync.attach('public.{T}_victim', '{T}_stolen')",
+        "select es_sync.mapping('public.{T}_victim', product => 'opensearch')",
+        "select es_sync.detach('public.{T}_victim')",
+        "select es_sync.sync_where('public.{T}_victim', 'true')",
+        "select es_sync.verify('public.{T}_victim')",
+        "select es_sync.reindex('public.{T}_victim')",
+        "select es_sync.relate('public.{T}_victim', 'public.{T}', 'select related.id')",
+    ] {
+        assert_eq!(setting.refused(statement), "42501", "{statement}");
+    }
+    setting.run("reset search_path; reset role");
+    expect::settled(&mut setting.client);
+    assert!(!setting.engine.exists(&format!("{}_stolen", setting.name)));
+}
+
+#[test]
+fn a_read_only_transaction_stays_so() {
+    let mut setting = Setting::new();
+    setting.run(
+        "create table {T} (id int primary key, title text);
+         create view {T}_document as select id, title from {T}",
+    );
+    let statements = "begin read only;
+         select es_sync.mapping('{T}', document => '{T}_document', product => 'opensearch', filter => 'id > 0');
+         insert into {T} values (1, 'written')";
+    assert_eq!(setting.refused(statements), "25006");
+}
