@@ -22,6 +22,7 @@ pub use engine::Engine;
 pub use proxy::{Fault, Proxy};
 pub use server::{Mode, Server};
 
+use postgres::Client;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A name that no other test uses. The shared engines keep every test's indexes, so that a table whose name becomes an
@@ -29,4 +30,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub fn unique(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{name}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Fills the queue with rows for keys 1 to 1000 of a table, each as a small transaction would: some 60 bytes.
+#[track_caller]
+pub fn fill_queue(client: &mut Client, table: &str, rows: u32) {
+    // As src/queue/keys.rs writes a text: what follows, its length, its bytes.
+    let fill = format!(
+        "insert into es_sync.queue
+         select i, '{table}'::regclass, 1, now(), convert_to(chr(2) || chr(length(k)) || k, 'UTF8')
+         from generate_series(1, {rows}) i, lateral (select (i % 1000 + 1)::text as k) k"
+    );
+    client.batch_execute(&fill).expect("could not fill the queue");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, process, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, process, unique, wait};
 use postgres::Client;
 
 fn server(url: &str) -> Server {
@@ -179,9 +179,7 @@ fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_re
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
     proxy.set(Fault::Refuse);
-    client
-        .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, 220000) i"))
-        .expect("write");
+    fill_queue(&mut client, &name, 20_000);
     wait::until("the queue is closed", wait::SHORT, || -> bool {
         client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
     });

@@ -144,3 +144,21 @@ fn a_table_that_is_being_altered_keeps_no_other_table_waiting_while_it_is_compar
     setting.others_go_on();
     setting.equal(open, ROWS);
 }
+
+#[test]
+fn tables_attached_by_transactions_at_the_same_time_keep_their_changes_apart() {
+    let mut setting = Setting::new("create table {T}_second (like {T} including indexes)");
+    setting.run("insert into {T}_second select i, i % 3, 'second', 'note' from generate_series(1, 50) i");
+    let attach = r#"select es_sync.attach('{T}', options => '{"routing": "region"}')"#;
+    let (mut one, mut two) = (setting.open(attach), setting.open(&attach.replace("{T}", "{T}_second")));
+    one.batch_execute("commit").expect("commit");
+    two.batch_execute("commit").expect("commit");
+    expect::settled(&mut setting.client);
+    setting.run(
+        "delete from {T} where id = 3; update {T} set region = 9 where id = 4;
+         delete from {T}_second where id = 5; update {T}_second set region = 9 where id = 6",
+    );
+    for name in ["{T}", "{T}_second"].map(|name| name.replace("{T}", &setting.name)) {
+        expect::table_equal(&mut setting.client, &name, "id", &setting.engine, &name);
+    }
+}

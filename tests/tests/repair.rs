@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, process, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, process, unique, wait};
 use postgres::Client;
 use serde_json::json;
 
@@ -250,6 +250,7 @@ fn closed_queue(proxy: &Proxy, last: u32) -> (Server, Client, String) {
     client
         .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, {last}) i"))
         .expect("a writer sees no error");
+    fill_queue(&mut client, &name, 20_000);
     wait::until("the index is marked as stale", wait::SHORT, || -> bool {
         client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
     });
@@ -260,7 +261,7 @@ fn closed_queue(proxy: &Proxy, last: u32) -> (Server, Client, String) {
 fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let (_server, mut client, name) = closed_queue(&proxy, 230000);
+    let (_server, mut client, name) = closed_queue(&proxy, 120000);
     let size = |client: &mut Client| -> i64 {
         client.query_one("select pg_relation_size('es_sync.queue')", &[]).expect("size").get(0)
     };
@@ -268,7 +269,7 @@ fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() 
     assert!(before > 1 << 20, "{before}");
     client
         .batch_execute(&format!(
-            "update {name} set title = 'not noted' where id % 2 = 0; delete from {name} where id < 100 or id > 220000"
+            "update {name} set title = 'not noted' where id % 2 = 0; delete from {name} where id < 100 or id > 110000"
         ))
         .expect("a writer sees no error");
     assert_eq!(size(&mut client), before, "nothing was enqueued");
@@ -338,9 +339,9 @@ fn a_repair_that_is_interrupted_forgets_nothing_that_it_has_seen() {
 fn a_repair_waits_for_a_transaction_that_found_the_queue_closed() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let (server, mut client, name) = closed_queue(&proxy, 300000);
+    // More keys than are held in memory: they are written before the commit.
+    let (server, mut client, name) = closed_queue(&proxy, 240000);
     let mut writer = server.connect("app");
-    // Enough keys to be written before the commit.
     writer.batch_execute(&format!("begin; update {name} set title = 'long'")).expect("write");
     server.conf("es_sync.queue_limit", "0");
     server.reload();

@@ -1,6 +1,6 @@
 //! What users call from SQL, beyond attach and reindex.
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, unique, wait};
 use postgres::Client;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -426,21 +426,13 @@ fn changes_behind_and_between_the_rows_of_a_paused_table_are_found() {
     attach(&mut client, &other);
     client.batch_execute(&format!("select es_sync.pause('{paused}')")).expect("pause");
     until_state(&mut client, &paused, "paused");
-    // As so many transactions would: a row each. Half of them lie behind the other table's.
-    let fill = |client: &mut Client, from: u32| {
-        client
-            .batch_execute(&format!(
-                "insert into es_sync.queue
-                 select i, '{paused}'::regclass, 1, now(), array[(i % 1000 + 1)::text] from generate_series({from}, {from} + 199999) i"
-            ))
-            .expect("fill");
-    };
-    fill(&mut client, 1);
+    // Half of them lie behind the other table's.
+    fill_queue(&mut client, &paused, 200_000);
     for round in 0..300 {
         client.batch_execute(&format!("update {other} set title = 'a {round}' where id = {round} + 1")).expect("write");
     }
     expect_other(&mut client, &engine, &other);
-    fill(&mut client, 200_001);
+    fill_queue(&mut client, &paused, 200_000);
     wait::until("the other table's rows leave room in the middle", wait::SHORT, || {
         client.batch_execute("vacuum es_sync.queue").expect("vacuum");
         one::<bool>(
