@@ -16,6 +16,9 @@ pub enum Product {
     OpenSearch,
 }
 
+/// A document's id and routing: what it is found by.
+pub type Place = (String, Option<String>);
+
 pub struct Engine {
     product: Product,
     url: String,
@@ -200,20 +203,32 @@ impl Engine {
     /// Every document by id, after a refresh. Panics if an id is there twice (under two routings).
     #[track_caller]
     pub fn documents(&self, index: &str) -> BTreeMap<String, Value> {
-        self.refresh(index);
         let mut documents = BTreeMap::new();
+        for ((id, _), document) in self.places(index) {
+            let before = documents.insert(id.clone(), document);
+            assert!(before.is_none(), "{index} has two documents with the id {id:?}");
+        }
+        documents
+    }
+
+    /// Every document under its id and routing, on whatever shard, after a refresh.
+    #[track_caller]
+    pub fn places(&self, index: &str) -> BTreeMap<Place, Value> {
+        self.refresh(index);
+        let mut places = BTreeMap::new();
         let mut page = self.post(&format!("/{index}/_search?scroll=1m"), json!({"size": 5000, "sort": ["_doc"]}));
         loop {
             let scroll = page["_scroll_id"].as_str().expect("an answer has a scroll id").to_owned();
             let hits = page["hits"]["hits"].as_array_mut().map(std::mem::take).unwrap_or_default();
             if hits.is_empty() {
                 self.request("DELETE", "/_search/scroll", Some(json!({"scroll_id": scroll})));
-                return documents;
+                return places;
             }
             for mut hit in hits {
                 let id = hit["_id"].as_str().expect("a hit has an id").to_owned();
-                let before = documents.insert(id, hit["_source"].take());
-                assert!(before.is_none(), "{index} has two documents with the id {:?}", hit["_id"]);
+                let place = (id, hit["_routing"].as_str().map(str::to_owned));
+                let before = places.insert(place, hit["_source"].take());
+                assert!(before.is_none(), "{index} has twice the document {hit}");
             }
             page = self.post("/_search/scroll", json!({"scroll": "1m", "scroll_id": scroll}));
         }
