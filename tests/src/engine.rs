@@ -30,6 +30,7 @@ pub struct Engine {
 struct Own {
     port: u16,
     folder: TempDir,
+    secured: bool,
     process: Option<Child>,
 }
 
@@ -52,8 +53,17 @@ impl Engine {
 
     /// An engine that this test may stop and start; it takes 10 to 25 s to start.
     pub fn private(product: Product) -> Engine {
+        Engine::private_with(product, false)
+    }
+
+    /// An Elasticsearch of one's own whose security is switched on and lets everybody in, as the user "anyone".
+    pub fn secured() -> Engine {
+        Engine::private_with(Product::Elasticsearch, true)
+    }
+
+    fn private_with(product: Product, secured: bool) -> Engine {
         let port = process::free_port();
-        let own = Own { port, folder: process::server_folder("engine"), process: None };
+        let own = Own { port, folder: process::server_folder("engine"), secured, process: None };
         let mut engine = Engine { product, url: format!("http://127.0.0.1:{port}"), agent: agent(), own: Some(own) };
         engine.start();
         engine
@@ -76,7 +86,7 @@ impl Engine {
             Product::OpenSearch => "opensearch",
         });
         command.arg(own.folder.path()).arg(own.port.to_string());
-        command.env("DIST", process::setting("ENGINES")).env("HEAP", "512m");
+        command.env("DIST", process::setting("ENGINES")).env("HEAP", "512m").env("SECURITY", own.secured.to_string());
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("could not share a file")).stderr(file);
         let mut child = process::spawn(command).expect("could not start the engine");
         let agent = &self.agent;

@@ -267,7 +267,9 @@ fn with_capture_off_truncate_and_sync_do_the_same_as_ever() {
     for statements in [
         format!("truncate {name}"),
         // What comes after it in the same transaction is not noted, and not needed either: the index is built anew.
-        format!("begin; truncate {name}; set local es_sync.capture = on; insert into {name} values (1, 'after'); commit"),
+        format!(
+            "begin; truncate {name}; set local es_sync.capture = on; insert into {name} values (1, 'after'); commit"
+        ),
     ] {
         client.batch_execute(&statements).expect("truncate");
         equal(&mut client, &engine, &name);

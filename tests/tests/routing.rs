@@ -394,7 +394,8 @@ fn verify_finds_and_mends_documents_that_lie_elsewhere() {
         setting.engine.put(&format!("/{index}/_doc/no%20number?routing=x"), document(0, "x"));
         setting.engine.refresh(&index);
         let found = setting.engine.places(&setting.name);
-        let expected = expect::rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {} t", setting.name));
+        let expected =
+            expect::rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {} t", setting.name));
         let missing = expected.keys().filter(|place| !found.contains_key(place)).count() as i64;
         let orphaned = found.keys().filter(|place| !expected.contains_key(place)).count() as i64;
         // Eight routings on four shards: some of them on one, and one on that of the right one.
@@ -674,6 +675,64 @@ fn documents_wait_for_a_pipeline_that_is_missing_and_the_status_names_it() {
         let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
         assert_eq!(letters, 0);
         engine.delete(&format!("/_ingest/pipeline/{name}"));
+    }
+}
+
+/// The pipeline writes into the object `doc` of each document, and fails where `doc` is none.
+#[test]
+fn documents_go_through_their_pipeline_on_both_products() {
+    for (engine, processor) in [
+        // The one processor that the tests' Elasticsearch has: it says who writes.
+        (Engine::secured(), json!({"set_security_user": {"field": "doc.stamp", "properties": ["username"]}})),
+        (Engine::opensearch(), json!({"set": {"field": "doc.stamp", "value": {"username": "anyone"}}})),
+        // The same, and what it fails for is refused in words of one's own.
+        (
+            Engine::opensearch(),
+            json!({"set": {"field": "doc.stamp", "value": {"username": "anyone"},
+                           "on_failure": [{"fail": {"message": "doc is no object"}}]}}),
+        ),
+    ] {
+        let pipeline = unique("pipeline");
+        engine.put(&format!("/_ingest/pipeline/{pipeline}"), json!({"processors": [processor]}));
+        let mut setting = Setting::attached(
+            engine,
+            "create table {T} (id int primary key, tenant text, doc jsonb);
+             insert into {T} select i, 'tenant ' || i % 5, jsonb_build_object('n', i) from generate_series(1, 40) i;
+             update {T} set doc = '7' where id = 7",
+            &format!(
+                r#"options => '{{"pipeline": "{pipeline}", "routing": "tenant", {FOUR_SHARDS},
+                                "mappings": {{"properties": {{"doc": {{"type": "object", "enabled": false}}}}}}}}'"#
+            ),
+        );
+        let stamped = "select id, tenant, to_jsonb(t) || jsonb_build_object('doc', doc || '{\"stamp\": {\"username\": \"anyone\"}}')
+                       from {T} t where jsonb_typeof(doc) = 'object'";
+        let letters = "select array_agg(key::int order by key::int) from es_sync.dead_letters";
+        let parked = |setting: &mut Setting, keys: &[i32]| {
+            let found: Option<Vec<i32>> = setting.client.query_one(letters, &[]).expect("letters").get(0);
+            assert_eq!(found.unwrap_or_default(), keys);
+        };
+        setting.equal_to(stamped);
+        parked(&mut setting, &[7]);
+        for statement in [
+            "update {T} set doc = '{\"n\": 0}' where id between 10 and 20",
+            "update {T} set tenant = 'moved' where id > 35",
+            "insert into {T} values (100, 'new', '{}')",
+            "insert into {T} select i, 'some', case when i % 7 = 0 then '7' else '{}' end::jsonb from generate_series(101, 111) i",
+            "update {T} set id = 200 where id = 6; delete from {T} where id < 5",
+            "select es_sync.sync('{T}', 9, 10)",
+            "select es_sync.sync_where('{T}', 'id > 30')",
+            "select es_sync.reindex('{T}')",
+        ] {
+            setting.run(statement);
+            setting.equal_to(stamped);
+        }
+        parked(&mut setting, &[7, 105]);
+        setting.run("update {T} set doc = '{}' where id in (7, 105)");
+        setting.equal_to(stamped);
+        parked(&mut setting, &[]);
+        setting.run("truncate {T}; insert into {T} values (1, 'after', '{}')");
+        setting.equal_to(stamped);
+        setting.engine.request("DELETE", &format!("/_ingest/pipeline/{pipeline}"), None);
     }
 }
 
