@@ -4,7 +4,8 @@
 #   DIST=FOLDER scripts/engine.sh elasticsearch|opensearch FOLDER PORT
 #
 # DIST is where it is unpacked (once, from the cache that scripts/setup.sh fills); FOLDER gets its settings, data and
-# logs. HEAP (1g) is the JVM's memory. SECURITY=true switches Elasticsearch's on, with everybody a superuser. It ends with the process that started it, unless DETACH is set.
+# logs. HEAP (1g) is the JVM's memory. SECURITY=true switches Elasticsearch's on, with everybody a superuser. It ends
+# with the process that started it, unless DETACH is set.
 # The end-to-end tests start their private engines with this same script.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
