@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a real Elasticsearch or OpenSearch in the foreground, on 127.0.0.1, without security.
+# Runs a real Elasticsearch or OpenSearch in the foreground, on 127.0.0.1, open to everybody.
 #
 #   DIST=FOLDER scripts/engine.sh elasticsearch|opensearch FOLDER PORT
 #
 # DIST is where it is unpacked (once, from the cache that scripts/setup.sh fills); FOLDER gets its settings, data and
-# logs. HEAP (1g) is the JVM's memory. It ends with the process that started it, unless DETACH is set.
+# logs. HEAP (1g) is the JVM's memory. SECURITY=true switches Elasticsearch's on, with everybody a superuser. It ends
+# with the process that started it, unless DETACH is set.
 # The end-to-end tests start their private engines with this same script.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -30,6 +31,10 @@ home=$DIST/$name-$version
         mv "$home.new/$name-$version" "$home"
         rmdir "$home.new"
     fi
+    if [ "$name" = opensearch ] && [ ! -d "$home/modules/ingest-common" ]; then
+        cp -r "$CACHE/engines/ingest-common-$version" "$home.module"
+        mv "$home.module" "$home/modules/ingest-common"
+    fi
 ) 8>"$DIST/.lock"
 
 rm -rf "$folder/config"
@@ -51,7 +56,12 @@ cluster.routing.allocation.disk.threshold_enabled: false
 # One engine serves a whole run of the tests, and days of a shell.
 cluster.max_shards_per_node: 10000
 YML
-[ "$name" = opensearch ] || echo 'xpack.security.enabled: false' >>"$folder/config/$name.yml"
+if [ "$name" = elasticsearch ]; then
+    echo "xpack.security.enabled: ${SECURITY:-false}" >>"$folder/config/$name.yml"
+    if [ "${SECURITY:-false}" = true ]; then
+        printf 'xpack.security.authc.anonymous: {username: anyone, roles: superuser}\n' >>"$folder/config/$name.yml"
+    fi
+fi
 [ -z "$SERVER_USER" ] || chown -R "$SERVER_USER:$SERVER_USER" "$folder"
 
 java=${JAVA_HOME:+$JAVA_HOME/bin/java}

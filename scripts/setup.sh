@@ -5,7 +5,7 @@
 #   scripts/setup.sh
 #
 # Outside Debian's packages it writes only to its cache, ${XDG_CACHE_HOME:-~/.cache}/pg_es_sync, which may be deleted:
-#   engines/     Elasticsearch and OpenSearch as zips, 150 MB
+#   engines/     Elasticsearch and OpenSearch as zips, and ingest processors for the latter, 150 MB
 #   tools/       cargo-pgrx, unless the right version is on PATH
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -16,7 +16,7 @@ have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
 if [ -z "$have" ] || [ "$(printf '%s\n' "$RUST" "$have" | sort -V | head -n1)" != "$RUST" ]; then
     die "Rust $RUST or later is needed, with rustfmt and clippy (found: ${have:-none}): install it with rustup, see https://rustup.rs, and run this again"
 fi
-[ -r /etc/debian_version ] || die "these scripts install their packages with apt: use Debian 12 or 13, or Ubuntu 24.04 or later"
+[ -r /etc/debian_version ] || die "these scripts install their packages with apt: use Debian 12"
 [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "packages are missing or may be: run this as root, or install sudo"
 
 wanted=(gcc make libc6-dev libclang-dev clang pkg-config libssl-dev maven default-jre-headless unzip curl jq shellcheck patch sudo procps)
@@ -30,7 +30,7 @@ if [ -z "$PG" ]; then
             break
         fi
     done
-    [ -n "$PG" ] || die "this system has no packages for a Postgres version that pg_es_sync is built for ($(sed -n 's/^\(pg[0-9]*\) *=.*/\1/p' "$ROOT/Cargo.toml" | xargs)): use Debian 12"
+    [ -n "$PG" ] || die "this system has no packages for a Postgres version that pg_es_sync is built for ($(sed -n 's/^\(pg[0-9]*\) *=.*/\1/p' "$ROOT/Cargo.toml" | xargs)): use Debian 12, or add apt.postgresql.org to its package sources"
     # Debian's package makes and starts a cluster on port 5432 unless told not to; nobody asked for one.
     if [ -n "$(missing_packages postgresql-common)" ]; then
         as_root mkdir -p /etc/postgresql-common
@@ -60,5 +60,37 @@ engine() {
     mv "$new/$2-$3.zip" "$CACHE/engines/"
     rm -rf "$new"
 }
+# processors VERSION: OpenSearch's zip has no ingest processor at all; this is the module with the usual ones, as the
+# engine wants it.
+processors() {
+    local folder=$CACHE/engines/ingest-common-$1 new
+    [ -d "$folder" ] && return
+    say "fetching OpenSearch's ingest processors $1"
+    new=$(mktemp -d "$CACHE/engines/.new.XXXXXX")
+    cat >"$new/pom.xml" <<XML
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>none</groupId> <artifactId>none</artifactId> <version>1</version>
+  <dependencies>
+    <dependency><groupId>org.opensearch.plugin</groupId> <artifactId>ingest-common</artifactId> <version>$1</version></dependency>
+  </dependencies>
+</project>
+XML
+    (cd / && mvn -q -B -f "$new/pom.xml" -Dmaven.repo.local="$new/m2" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+        -DincludeScope=runtime -DoutputDirectory="$new/module" </dev/null) || { rm -rf "$new"; die "could not fetch ingest-common $1"; }
+    cat >"$new/module/plugin-descriptor.properties" <<DESCRIPTOR
+name=ingest-common
+description=Ingest processors
+version=$1
+opensearch.version=$1
+java.version=11
+classname=org.opensearch.ingest.common.IngestCommonPlugin
+DESCRIPTOR
+    chmod -R a+rX "$new/module"
+    mv "$new/module" "$folder"
+    rm -rf "$new"
+}
 engine org.elasticsearch.distribution.integ-test-zip elasticsearch "$ELASTICSEARCH_VERSION"
 engine org.opensearch.distribution.integ-test-zip opensearch "$OPENSEARCH_VERSION"
+processors "$OPENSEARCH_VERSION"

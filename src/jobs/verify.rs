@@ -275,7 +275,9 @@ impl UnderWay for Verify {
                 let (mut differing, mut orphans) = (Vec::new(), Vec::new());
                 for (key, code) in present.into_iter().zip(value["present"].as_str().unwrap_or_default().bytes()) {
                     match code {
-                        MISSING if self.repair || !context.delivery.is_parked(self.attachment, &key) => {
+                        // Its dead letter says so already.
+                        _ if !self.repair && context.delivery.is_parked(self.attachment, &key) => {}
+                        MISSING => {
                             self.counts.missing += 1;
                             differing.push(key);
                         }

@@ -16,6 +16,9 @@ pub enum Product {
     OpenSearch,
 }
 
+/// A document's id and routing: what it is found by.
+pub type Place = (String, Option<String>);
+
 pub struct Engine {
     product: Product,
     url: String,
@@ -27,6 +30,7 @@ pub struct Engine {
 struct Own {
     port: u16,
     folder: TempDir,
+    secured: bool,
     process: Option<Child>,
 }
 
@@ -49,8 +53,17 @@ impl Engine {
 
     /// An engine that this test may stop and start; it takes 10 to 25 s to start.
     pub fn private(product: Product) -> Engine {
+        Engine::private_with(product, false)
+    }
+
+    /// An Elasticsearch of one's own whose security is switched on and lets everybody in, as the user "anyone".
+    pub fn secured() -> Engine {
+        Engine::private_with(Product::Elasticsearch, true)
+    }
+
+    fn private_with(product: Product, secured: bool) -> Engine {
         let port = process::free_port();
-        let own = Own { port, folder: process::server_folder("engine"), process: None };
+        let own = Own { port, folder: process::server_folder("engine"), secured, process: None };
         let mut engine = Engine { product, url: format!("http://127.0.0.1:{port}"), agent: agent(), own: Some(own) };
         engine.start();
         engine
@@ -73,7 +86,7 @@ impl Engine {
             Product::OpenSearch => "opensearch",
         });
         command.arg(own.folder.path()).arg(own.port.to_string());
-        command.env("DIST", process::setting("ENGINES")).env("HEAP", "512m");
+        command.env("DIST", process::setting("ENGINES")).env("HEAP", "512m").env("SECURITY", own.secured.to_string());
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("could not share a file")).stderr(file);
         let mut child = process::spawn(command).expect("could not start the engine");
         let agent = &self.agent;
@@ -200,20 +213,32 @@ impl Engine {
     /// Every document by id, after a refresh. Panics if an id is there twice (under two routings).
     #[track_caller]
     pub fn documents(&self, index: &str) -> BTreeMap<String, Value> {
-        self.refresh(index);
         let mut documents = BTreeMap::new();
+        for ((id, _), document) in self.places(index) {
+            let before = documents.insert(id.clone(), document);
+            assert!(before.is_none(), "{index} has two documents with the id {id:?}");
+        }
+        documents
+    }
+
+    /// Every document under its id and routing, on whatever shard, after a refresh.
+    #[track_caller]
+    pub fn places(&self, index: &str) -> BTreeMap<Place, Value> {
+        self.refresh(index);
+        let mut places = BTreeMap::new();
         let mut page = self.post(&format!("/{index}/_search?scroll=1m"), json!({"size": 5000, "sort": ["_doc"]}));
         loop {
             let scroll = page["_scroll_id"].as_str().expect("an answer has a scroll id").to_owned();
             let hits = page["hits"]["hits"].as_array_mut().map(std::mem::take).unwrap_or_default();
             if hits.is_empty() {
                 self.request("DELETE", "/_search/scroll", Some(json!({"scroll_id": scroll})));
-                return documents;
+                return places;
             }
             for mut hit in hits {
                 let id = hit["_id"].as_str().expect("a hit has an id").to_owned();
-                let before = documents.insert(id, hit["_source"].take());
-                assert!(before.is_none(), "{index} has two documents with the id {:?}", hit["_id"]);
+                let place = (id, hit["_routing"].as_str().map(str::to_owned));
+                let before = places.insert(place, hit["_source"].take());
+                assert!(before.is_none(), "{index} has twice the document {hit}");
             }
             page = self.post("/_search/scroll", json!({"scroll": "1m", "scroll_id": scroll}));
         }

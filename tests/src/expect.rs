@@ -1,9 +1,11 @@
 //! Comparing the engine's documents with what the database says they are: contents, not counts.
 
 use crate::Engine;
+use crate::engine::Place;
 use postgres::Client;
-use serde_json::Value;
+use serde_json::{Number, Value};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 /// Waits until all that was committed is searchable and no job is under way; fails if a job has failed.
 #[track_caller]
@@ -48,17 +50,27 @@ pub fn everything_equal(client: &mut Client, engine: &Engine) {
     let attached = client.query(EVERYTHING, &[]).expect("status");
     assert!(!attached.is_empty(), "something is attached");
     for row in attached {
-        documents_equal(client, row.get("query"), engine, row.get("index"));
+        places_equal(client, row.get("query"), engine, row.get("index"));
     }
 }
 
-/// Each index with the query of its documents. Left out are what the user excluded, and types that never are in one.
+/// Each index with the query of its documents and of the places where they lie. Left out are what the user excluded, and
+/// types that never are in one.
 const EVERYTHING: &str = r#"
 select s.index,
-       format($$select case when left(row_key, 1) = '\' or row_key = '' then '\' else '' end || row_key, to_jsonb(d) - %L::text[]
+       format($$select case when left(row_key, 1) = '\' or row_key = '' then '\' else '' end || row_key,
+                       %s, to_jsonb(d) - %L::text[]
                 from %s d cross join lateral (select %s) as key (row_key) where %s$$,
-              s.exclude || unsent.columns, coalesce(s.document, s.relation), key.text, coalesce(s.filter, 'true')) as query
+              place.text, s.exclude || unsent.columns, coalesce(s.document, s.relation), key.text, coalesce(s.filter, 'true')) as query
 from es_sync.status s
+join es_sync.attachment a on a.index_name = s.index
+cross join lateral (
+    select case when a.options ? 'routing'
+                then format('(select r.%I from %s r where (%s) = (%s))', a.options ->> 'routing', s.relation,
+                            string_agg(format('r.%I', c), ', '), string_agg(format('d.%I', c), ', '))
+                else 'null' end as text
+    from unnest(s.key_columns) as key_column (c)
+) as place
 cross join lateral (
     select coalesce(array_agg(a.attname::text), '{}') as columns
     from pg_attribute a
@@ -74,7 +86,7 @@ cross join lateral (
 order by s.index"#;
 
 /// Asserts that the index holds exactly the documents that the query returns as (id text, document text or json).
-/// Call it after `es_sync.wait()`. A field that is absent and one that is null are equal, as they are for a search.
+/// Call it after `es_sync.wait()`. A field that is null has to be there.
 #[track_caller]
 pub fn documents_equal(client: &mut Client, query: &str, engine: &Engine, index: &str) {
     if let Err(difference) = compare(client, query, engine, index) {
@@ -85,15 +97,41 @@ pub fn documents_equal(client: &mut Client, query: &str, engine: &Engine, index:
 /// The same as a value, for [`crate::wait::until`].
 #[track_caller]
 pub fn compare(client: &mut Client, query: &str, engine: &Engine, index: &str) -> Result<(), String> {
-    // Cast here, so that a query may return any type that has a text form.
-    let query = format!("select id::text, document::text from ({query}) as expected (id, document)");
-    let rows = client.query(&query, &[]).unwrap_or_else(|error| panic!("{error:?} in: {query}"));
-    let expected: BTreeMap<String, Value> = rows
-        .iter()
-        .map(|row| (row.get(0), serde_json::from_str(row.get(1)).expect("the second column is JSON")))
-        .collect();
-    let found = engine.documents(index);
+    let query = format!("select id, null, document from ({query}) as expected (id, document)");
+    let expected = rows(client, &query).into_iter().map(|((id, _), document)| (id, document)).collect();
+    difference_of(index, &expected, &engine.documents(index))
+}
 
+/// As `documents_equal`, where the query returns (id, routing, document): each document lies where its routing says, and
+/// nowhere else. Null and the empty text are no routing.
+#[track_caller]
+pub fn places_equal(client: &mut Client, query: &str, engine: &Engine, index: &str) {
+    if let Err(difference) = difference_of(index, &rows(client, query), &engine.places(index)) {
+        panic!("{difference}");
+    }
+}
+
+/// What a query returns as id, routing and document; the two first together occur once.
+#[track_caller]
+pub fn rows(client: &mut Client, query: &str) -> BTreeMap<Place, Value> {
+    // Cast here, so that a query may return any type that has a text form.
+    let query = format!(
+        "select id::text, nullif(routing::text, ''), document::text from ({query}) as expected (id, routing, document)"
+    );
+    let rows = client.query(&query, &[]).unwrap_or_else(|error| panic!("{error:?} in: {query}"));
+    let expected: BTreeMap<Place, Value> = rows
+        .iter()
+        .map(|row| ((row.get(0), row.get(1)), serde_json::from_str(row.get(2)).expect("the last column is JSON")))
+        .collect();
+    assert_eq!(rows.len(), expected.len(), "the query returns a document twice: {query}");
+    expected
+}
+
+fn difference_of<K: Ord + Debug>(
+    index: &str,
+    expected: &BTreeMap<K, Value>,
+    found: &BTreeMap<K, Value>,
+) -> Result<(), String> {
     let mut missing = 0;
     let mut orphaned = 0;
     let mut different = 0;
@@ -103,23 +141,23 @@ pub fn compare(client: &mut Client, query: &str, engine: &Engine, index: &str) -
             examples.push(text);
         }
     };
-    for (id, document) in &expected {
+    for (id, document) in expected {
         match found.get(id) {
             None => {
                 missing += 1;
-                note(format!("missing   {id}: {document}"));
+                note(format!("missing   {id:?}: {document}"));
             }
             Some(other) if !same(document, other) => {
                 different += 1;
-                note(format!("different {id}: {}", difference("", document, other)));
+                note(format!("different {id:?}: {}", difference("", document, other)));
             }
             Some(_) => {}
         }
     }
-    for (id, document) in &found {
+    for (id, document) in found {
         if !expected.contains_key(id) {
             orphaned += 1;
-            note(format!("orphan    {id}: {document}"));
+            note(format!("orphan    {id:?}: {document}"));
         }
     }
     if missing + orphaned + different == 0 {
@@ -135,14 +173,22 @@ pub fn compare(client: &mut Client, query: &str, engine: &Engine, index: &str) -
 
 fn same(expected: &Value, found: &Value) -> bool {
     match (expected, found) {
-        (Value::Number(a), Value::Number(b)) => a == b || (a.as_f64() == b.as_f64() && (a.is_f64() || b.is_f64())),
+        (Value::Number(a), Value::Number(b)) => a == b || same_number(a, b),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         (Value::Object(a), Value::Object(b)) => {
-            let absent = Value::Null;
-            let fields = a.keys().chain(b.keys());
-            fields.into_iter().all(|key| same(a.get(key).unwrap_or(&absent), b.get(key).unwrap_or(&absent)))
+            a.len() == b.len() && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| same(value, other)))
         }
         _ => expected == found,
+    }
+}
+
+/// The same number written with a fraction or exponent and without: json and jsonb do it differently.
+fn same_number(a: &Number, b: &Number) -> bool {
+    let integer = |number: &Number| number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+    match (integer(a), integer(b)) {
+        (Some(integer), None) => b.as_f64().is_some_and(|float| float as i128 == integer && float.fract() == 0.0),
+        (None, Some(_)) => same_number(b, a),
+        _ => false,
     }
 }
 
@@ -150,9 +196,11 @@ fn same(expected: &Value, found: &Value) -> bool {
 fn difference(path: &str, expected: &Value, found: &Value) -> String {
     if let (Value::Object(a), Value::Object(b)) = (expected, found) {
         for key in a.keys().chain(b.keys()) {
-            let (x, y) = (a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null));
-            if !same(x, y) {
-                return difference(&format!("{path}.{key}"), x, y);
+            match (a.get(key), b.get(key)) {
+                (Some(x), Some(y)) if same(x, y) => {}
+                (Some(x), Some(y)) => return difference(&format!("{path}.{key}"), x, y),
+                (Some(x), None) => return format!("{path}.{key} is absent, expected {x}"),
+                (_, y) => return format!("{path}.{key} is {}, expected to be absent", y.unwrap_or(&Value::Null)),
             }
         }
     }
@@ -165,10 +213,16 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn absent_and_null_are_equal_and_other_values_are_not() {
-        assert!(same(&json!({"a": null, "b": 1}), &json!({"b": 1.0})));
+    fn values_are_equal_that_mean_the_same_and_no_others() {
+        assert!(same(&json!({"a": null, "b": 1}), &json!({"b": 1.0, "a": null})));
+        assert!(!same(&json!({"a": null}), &json!({})));
+        assert!(!same(&json!({}), &json!({"a": null})));
         assert!(!same(&json!({"b": 1}), &json!({"b": "1"})));
         assert!(!same(&json!({"b": [1, 2]}), &json!({"b": [2, 1]})));
+        // As floats these two are one.
+        assert!(!same(&json!(9_007_199_254_740_993_i64), &json!(9_007_199_254_740_992.0)));
+        assert!(same(&json!(1_000_000_000_000_000_i64), &json!(1e15)));
         assert_eq!(difference("", &json!({"a": {"b": 1}}), &json!({"a": {"b": 2}})), ".a.b is 2, expected 1");
+        assert_eq!(difference("", &json!({"a": null}), &json!({})), ".a is absent, expected null");
     }
 }

@@ -246,6 +246,40 @@ fn changes_with_capture_off_during_a_first_load_are_in_it() {
     equal(&mut client, &engine, &name);
 }
 
+#[test]
+fn with_capture_off_truncate_and_sync_do_the_same_as_ever() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(&engine);
+    let repairs = |client: &mut Client| -> i64 {
+        client.query_one("select count(*) from es_sync.jobs where kind = 'verify'", &[]).expect("jobs").get(0)
+    };
+    let index = engine.indexes_of(&name).remove(0);
+    client.batch_execute("set es_sync.capture = off").expect("set");
+    for (function, id) in [
+        (format!("es_sync.sync('{name}', 3)"), 3),
+        (format!("es_sync.sync_where('{name}', 'id = 4')"), 4),
+        (format!("es_sync.sync_full('{name}', 5)"), 5),
+    ] {
+        engine.delete(&format!("/{index}/_doc/{id}"));
+        client.batch_execute(&format!("select {function}")).expect("sync");
+        equal(&mut client, &engine, &name);
+    }
+    for statements in [
+        format!("truncate {name}"),
+        // What comes after it in the same transaction is not noted, and not needed either: the index is built anew.
+        format!(
+            "begin; truncate {name}; set local es_sync.capture = on; insert into {name} values (1, 'after'); commit"
+        ),
+    ] {
+        client.batch_execute(&statements).expect("truncate");
+        equal(&mut client, &engine, &name);
+    }
+    assert_eq!(repairs(&mut client), 0, "none of it asks for a repair");
+    client.batch_execute(&format!("insert into {name} values (2, 'not noted')")).expect("insert");
+    equal(&mut client, &engine, &name);
+    assert_eq!(repairs(&mut client), 1, "a row that is not noted does");
+}
+
 /// Memory of a backend that is its own and not the shared buffers', in MB.
 fn memory(pid: i32) -> i64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the backend's status");
@@ -409,4 +443,33 @@ fn triggers_that_were_switched_off_are_noticed_and_what_they_missed_is_repaired(
         .batch_execute(&format!("set session_replication_role = replica; delete from {plain} where id < 10"))
         .expect("write as a replica");
     expect::table_equal(&mut client, &plain, "id", &engine, &plain);
+}
+
+#[test]
+fn triggers_that_were_switched_off_make_the_index_stale_until_what_they_missed_has_arrived() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table_behind(proxy.url());
+    for trigger in ["all", "es_sync_capture"] {
+        // What mends the table is held up, so that there is a time before it is mended.
+        proxy.set_for("_bulk", Fault::Blackhole);
+        client
+            .batch_execute(&format!(
+                "begin; alter table {name} disable trigger {trigger};
+                 update {name} set title = 'missed while {trigger}' where id <= 5; delete from {name} where id = (select max(id) from {name});
+                 alter table {name} enable trigger {trigger}; commit"
+            ))
+            .expect("switch");
+        wait::until("the status says so", wait::SHORT, || {
+            let row = client.query_one("select state, stale, cause from es_sync.status", &[]).expect("status");
+            let (state, stale): (String, Option<String>) = (row.get(0), row.get(1));
+            let said = stale.as_ref().is_some_and(|stale| stale.contains("switched off"));
+            if said && state != "ok" { Ok(()) } else { Err(format!("{state}, {stale:?}")) }
+        });
+        let answered = client.query_one("select es_sync.wait(timeout => '300 ms')", &[]);
+        assert!(!answered.expect("wait").get::<_, bool>(0), "wait does not answer while the index is stale");
+        proxy.set(Fault::Pass);
+        equal(&mut client, &engine, &name);
+        assert_eq!(stale(&mut client), None);
+    }
 }

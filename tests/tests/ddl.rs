@@ -261,7 +261,15 @@ fn a_column_added_while_no_worker_runs_is_noticed_by_the_next_one() {
 
 #[test]
 fn a_column_whose_type_conflicts_with_a_field_of_the_index_is_indexed_anew() {
-    let mut shop = Shop::new(ROOT).attach("");
+    // The engines' words for a conflict are not the same.
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        conflicting_types(engine);
+    }
+}
+
+fn conflicting_types(engine: Engine) {
+    let url = engine.url().to_owned();
+    let mut shop = Shop::behind(engine, &url, ROOT).attach("");
     let concrete = shop.engine.indexes_of(&shop.index)[0].clone();
     shop.engine.put(&format!("/{concrete}/_mapping"), json!({"properties": {"tag": {"type": "integer"}}}));
     shop.run("alter table root add column tag text; update root set tag = 'blue' where id <= 5");

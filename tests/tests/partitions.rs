@@ -31,7 +31,12 @@ impl Parted {
     /// As `new`, with a table {T} of one's own making.
     #[track_caller]
     fn of(setup: &str) -> Parted {
-        let mut parted = Parted::without_attachment(setup);
+        Parted::on(Engine::elasticsearch(), setup)
+    }
+
+    #[track_caller]
+    fn on(engine: Engine, setup: &str) -> Parted {
+        let mut parted = Parted::with(engine, setup);
         parted.run("select es_sync.attach('{T}')");
         expect::settled(&mut parted.client);
         parted
@@ -39,7 +44,11 @@ impl Parted {
 
     #[track_caller]
     fn without_attachment(setup: &str) -> Parted {
-        let engine = Engine::elasticsearch();
+        Parted::with(Engine::elasticsearch(), setup)
+    }
+
+    #[track_caller]
+    fn with(engine: Engine, setup: &str) -> Parted {
         let proxy = Proxy::to(engine.url());
         let server = Server::with_url(proxy.url());
         let client = server.create_database("app");
@@ -242,7 +251,8 @@ fn an_empty_partition_that_comes_asks_for_nothing() {
 
 #[test]
 fn a_detached_partitions_documents_are_taken_out_and_nothing_is_rebuilt() {
-    let mut parted = Parted::new();
+    // The other product: its pages of ids and its deletes are its own.
+    let mut parted = Parted::on(Engine::opensearch(), REGIONS);
     parted.run(&FILLED.replace("20000", "3000"));
     parted.run("alter table {T} attach partition {T}_c for values in ('c')");
     parted.each(&[
@@ -518,6 +528,47 @@ fn partitions_of_a_table_that_a_view_reads_come_change_and_go() {
         "truncate {T}_items_a",
         "drop table {T}_items_b",
     ]);
+}
+
+/// Each kind of index hears of every partition: by a filter, by routing over several shards, through a view.
+#[test]
+fn partitions_come_and_go_in_filtered_and_routed_indexes() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let mut parted = Parted::with(engine, REGIONS);
+        parted.run(
+            "create table {T}_names (region text primary key, name text); insert into {T}_names values ('a', 'Asia'), ('c', 'Chile');
+             create view {T}_view as select t.id, t.region, upper(t.title) as title, n.name
+                 from {T} t left join {T}_names n on n.region = t.region;
+             select es_sync.attach('{T}'),
+                 es_sync.attach('{T}', index => '{T}_filtered', filter => 'id % 2 = 0'),
+                 es_sync.attach('{T}', index => '{T}_routed', filter => 'id % 3 <> 1',
+                     options => '{\"routing\": \"title\", \"settings\": {\"number_of_shards\": 4}}'),
+                 es_sync.attach('{T}', index => '{T}_viewed', document => '{T}_view',
+                     options => '{\"routing\": \"region\", \"settings\": {\"number_of_shards\": 4}}')",
+        );
+        for statement in [
+            "select",
+            &FILLED.replace("20000", "300"),
+            "alter table {T} attach partition {T}_c for values in ('c')",
+            "update {T}_c set title = 'moved ' || id % 7 where id % 4 = 0",
+            "update {T} set region = 'c' where region = 'a' and id > 600",
+            "update {T}_names set name = 'China' where region = 'c'",
+            "alter table {T} detach partition {T}_a",
+            "truncate {T}_b; insert into {T}_b values (1, 'b', 'after'), (2, 'b', 'after')",
+            "alter table {T} attach partition {T}_a for values in ('a')",
+            "drop table {T}_c",
+            "begin; alter table {T} detach partition {T}_a; update {T}_a set title = 'meanwhile', id = id + 5000 where id < 300;
+             alter table {T} attach partition {T}_a for values in ('a'); commit",
+            "truncate {T}",
+            "insert into {T} select i, (array['a', 'b', 'x'])[1 + i % 3], 'again ' || i % 5 from generate_series(1, 30) i",
+        ] {
+            parted.run(statement);
+            println!("{statement}");
+            expect::everything_equal(&mut parted.client, &parted.engine);
+        }
+        assert_eq!(parted.number("select count(*) from {T}"), 30);
+        assert_eq!(parted.number("select count(*) from es_sync.dead_letters"), 0);
+    }
 }
 
 #[test]

@@ -64,6 +64,105 @@ fn verify_counts_what_differs_and_mends_it_only_when_asked() {
     }
 }
 
+/// The last comparison's counts: missing, different, orphaned.
+fn verified(client: &mut Client, name: &str, repair: bool) -> (i64, i64, i64) {
+    client.batch_execute(&format!("select es_sync.verify('{name}', repair => {repair})")).expect("verify");
+    expect::settled(client);
+    let last = "select missing, different, orphaned from es_sync.jobs where kind = 'verify' order by id desc limit 1";
+    let row = client.query_one(last, &[]).expect("job");
+    (row.get(0), row.get(1), row.get(2))
+}
+
+#[test]
+fn verify_passes_over_parked_keys() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let server = Server::with(&engine);
+        let mut client = server.create_database("app");
+        let name = unique("parked");
+        client
+            .batch_execute(&format!(
+                "create table {name} (id int primary key, title text, doc jsonb);
+                 insert into {name} select i, 'thing', '{{\"a\": 1}}' from generate_series(1, 50) i;
+                 update {name} set doc = '7' where id = 3;
+                 select es_sync.attach('{name}',
+                     options => '{{\"mappings\": {{\"properties\": {{\"doc\": {{\"type\": \"object\"}}}}}}}}')"
+            ))
+            .expect("set up");
+        expect::settled(&mut client);
+        // One was never taken, another one not as it is now.
+        client.batch_execute(&format!("update {name} set doc = '7' where id = 4")).expect("update");
+        expect::settled(&mut client);
+        let letters = |client: &mut Client| -> Vec<String> {
+            let rows = client.query("select key from es_sync.dead_letters order by key", &[]).expect("letters");
+            rows.iter().map(|row| row.get(0)).collect()
+        };
+        assert_eq!(letters(&mut client), ["3", "4"]);
+        assert_eq!(verified(&mut client, &name, false), (0, 0, 0), "their letters say enough");
+        assert_eq!(verified(&mut client, &name, true), (1, 1, 0), "a repair sends them once more");
+        assert_eq!(letters(&mut client), ["3", "4"]);
+        assert_eq!(verified(&mut client, &name, false), (0, 0, 0));
+        assert_eq!(letters(&mut client), ["3", "4"], "a comparison takes no letter away");
+        // Beside them everything else counts.
+        let index = engine.indexes_of(&name).remove(0);
+        engine.delete(&format!("/{index}/_doc/5"));
+        assert_eq!(verified(&mut client, &name, false), (1, 0, 0));
+        client.batch_execute(&format!("update {name} set doc = '{{\"a\": 2}}' where id in (3, 4, 5)")).expect("mend");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert_eq!(letters(&mut client), Vec::<String>::new());
+        assert_eq!(verified(&mut client, &name, false), (0, 0, 0));
+    }
+}
+
+/// With `_source` options or a pipeline of the index's own the engine gives back something else than it was sent.
+#[test]
+fn where_documents_are_not_given_back_as_sent_verify_compares_presence_only() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let server = Server::with(&engine);
+        let mut client = server.create_database("app");
+        let pipeline = unique("pipeline");
+        engine.put(&format!("/_ingest/pipeline/{pipeline}"), json!({"processors": []}));
+        for (n, options) in [
+            json!({"mappings": {"_source": {"excludes": ["note"]}}}),
+            json!({"mappings": {"_source": {"includes": ["id", "title"]}}}),
+            json!({"settings": {"default_pipeline": pipeline}}),
+            json!({"settings": {"index": {"final_pipeline": pipeline}}}),
+            json!({"settings": {"index.final_pipeline": pipeline}}),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let name = unique("given_back");
+            client
+                .batch_execute(&format!(
+                    "create table {name} (id int primary key, title text, note text);
+                     insert into {name} select i, 'thing ' || i, 'note ' || i from generate_series(1, 30) i;
+                     select es_sync.attach('{name}', options => '{options}')"
+                ))
+                .expect("set up");
+            let shown = match n {
+                0 | 1 => format!("select id, json_build_object('id', id, 'title', title) from {name}"),
+                _ => format!("select id, row_to_json(t) from {name} t"),
+            };
+            expect::settled(&mut client);
+            expect::documents_equal(&mut client, &shown, &engine, &name);
+            assert_eq!(verified(&mut client, &name, false), (0, 0, 0), "{options}");
+            let index = engine.indexes_of(&name).remove(0);
+            let by_hand = |id: u32| engine.put(&format!("/{index}/_doc/{id}"), json!({"id": id, "title": "by hand"}));
+            engine.delete(&format!("/{index}/_doc/1"));
+            by_hand(2);
+            by_hand(900);
+            assert_eq!(verified(&mut client, &name, false), (1, 0, 1), "{options}");
+            assert_eq!(verified(&mut client, &name, true), (1, 0, 1), "{options}");
+            assert_eq!(verified(&mut client, &name, true), (0, 0, 0), "{options}");
+            // The contents are a rebuild's.
+            client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+            expect::settled(&mut client);
+            expect::documents_equal(&mut client, &shown, &engine, &name);
+        }
+        engine.request("DELETE", &format!("/_ingest/pipeline/{pipeline}"), None);
+    }
+}
+
 #[test]
 fn verify_under_writes_finds_nothing_that_is_not_there() {
     let engine = Engine::elasticsearch();

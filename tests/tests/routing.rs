@@ -1,12 +1,11 @@
 //! Option `routing`: a document lies where a column of its row says, and nowhere else. Every test compares ids, routings
 //! and documents. And ingest pipelines, which documents go through on their way.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
 use postgres::Client;
-use serde_json::{Value, json};
+use serde_json::json;
 
 struct Setting {
     engine: Engine,
@@ -70,8 +69,7 @@ impl Setting {
     #[track_caller]
     fn equal_to(&mut self, query: &str) {
         expect::settled(&mut self.client);
-        let expected = rows(&mut self.client, &query.replace("{T}", &self.name));
-        assert_eq!(places(&self.engine, &self.name), expected);
+        expect::places_equal(&mut self.client, &query.replace("{T}", &self.name), &self.engine, &self.name);
     }
 
     /// Runs each statement and compares.
@@ -99,34 +97,6 @@ impl Setting {
     fn concrete(&self) -> String {
         self.engine.indexes_of(&self.name).remove(0)
     }
-}
-
-type Places = BTreeMap<(String, Option<String>), Value>;
-
-/// What a query returns as id, routing and document.
-#[track_caller]
-fn rows(client: &mut Client, query: &str) -> Places {
-    let query = format!(
-        "select id::text, nullif(format('%s', routing), ''), document::text from ({query}) x (id, routing, document)"
-    );
-    let rows = client.query(&query, &[]).unwrap_or_else(|error| panic!("{error:?} in: {query}"));
-    let document = |row: &postgres::Row| serde_json::from_str(row.get(2)).expect("a document is JSON");
-    rows.iter().map(|row| ((row.get(0), row.get(1)), document(row))).collect()
-}
-
-/// Every document under its id and routing, on whatever shard.
-#[track_caller]
-fn places(engine: &Engine, index: &str) -> Places {
-    engine.refresh(index);
-    let answer = engine.post(&format!("/{index}/_search"), json!({"size": 10_000, "query": {"match_all": {}}}));
-    let hits = answer["hits"]["hits"].as_array().expect("an answer has hits");
-    let mut places = Places::new();
-    for hit in hits {
-        let place = (hit["_id"].as_str().expect("an id").to_owned(), hit["_routing"].as_str().map(str::to_owned));
-        let before = places.insert(place, hit["_source"].clone());
-        assert!(before.is_none(), "twice: {hit}");
-    }
-    places
 }
 
 #[test]
@@ -274,8 +244,8 @@ fn keys_and_routings_of_every_kind_are_told_apart() {
         ] {
             other.batch_execute(&change).unwrap_or_else(|error| panic!("{error:?} in: {change}"));
             expect::settled(&mut client);
-            let expected = rows(&mut client, &query);
-            assert_eq!(places(&engine, &name), expected, "{kind}: {change}");
+            println!("{kind}: {change}");
+            expect::places_equal(&mut client, &query, &engine, &name);
         }
     }
 }
@@ -390,10 +360,10 @@ fn indexes_of_one_table_are_routed_each_in_its_own_way() {
         setting.run(change);
         setting.equal();
         let name = &setting.name;
-        let expected = rows(&mut setting.client, &format!("select id, title, row_to_json(t) from {name} t"));
-        assert_eq!(places(&setting.engine, &by_title), expected);
-        let expected = rows(&mut setting.client, &format!("select id, null, row_to_json(t) from {name} t"));
-        assert_eq!(places(&setting.engine, &plain), expected);
+        let query = format!("select id, title, row_to_json(t) from {name} t");
+        expect::places_equal(&mut setting.client, &query, &setting.engine, &by_title);
+        let query = format!("select id, null, row_to_json(t) from {name} t");
+        expect::places_equal(&mut setting.client, &query, &setting.engine, &plain);
     }
     // What is let go needs nothing any more, and the number that stood for it may be used again.
     setting.run(&format!(
@@ -402,8 +372,8 @@ fn indexes_of_one_table_are_routed_each_in_its_own_way() {
          update {{T}} set title = 'after', tenant = 'after' where id < 5"
     ));
     setting.equal();
-    let expected = rows(&mut setting.client, &format!("select id, id, row_to_json(t) from {} t", setting.name));
-    assert_eq!(places(&setting.engine, &format!("{by_title}-2")), expected);
+    let query = format!("select id, id, row_to_json(t) from {} t", setting.name);
+    expect::places_equal(&mut setting.client, &query, &setting.engine, &format!("{by_title}-2"));
 }
 
 #[test]
@@ -423,8 +393,9 @@ fn verify_finds_and_mends_documents_that_lie_elsewhere() {
         setting.engine.put(&format!("/{index}/_doc/901"), document(901, ""));
         setting.engine.put(&format!("/{index}/_doc/no%20number?routing=x"), document(0, "x"));
         setting.engine.refresh(&index);
-        let found = places(&setting.engine, &setting.name);
-        let expected = rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {} t", setting.name));
+        let found = setting.engine.places(&setting.name);
+        let expected =
+            expect::rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {} t", setting.name));
         let missing = expected.keys().filter(|place| !found.contains_key(place)).count() as i64;
         let orphaned = found.keys().filter(|place| !expected.contains_key(place)).count() as i64;
         // Eight routings on four shards: some of them on one, and one on that of the right one.
@@ -527,9 +498,9 @@ fn a_request_that_arrives_after_the_move_that_overtook_it_brings_nothing_back() 
     setting.run("update {T} set tenant = 'later'; delete from {T} where id > 6");
     expect::settled(&mut setting.client);
     let (engine, name) = (&setting.engine, &setting.name);
-    wait::until("the late request has arrived", wait::SHORT, || places(engine, name).len() > 6);
-    let expected = rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {name} t"));
-    wait::until("it was taken back", wait::SHORT, || places(engine, name) == expected);
+    wait::until("the late request has arrived", wait::SHORT, || engine.places(name).len() > 6);
+    let expected = expect::rows(&mut setting.client, &format!("select id, tenant, row_to_json(t) from {name} t"));
+    wait::until("it was taken back", wait::SHORT, || engine.places(name) == expected);
 }
 
 #[test]
@@ -631,10 +602,15 @@ fn changes_during_a_rebuild_move_documents_in_both_indexes() {
 #[test]
 fn a_paused_table_keeps_its_moves() {
     let mut setting = Setting::new();
-    setting.run(
-        "select es_sync.pause('{T}');
-         update {T} set tenant = 'moved' where id <= 20; delete from {T} where id > 30; select es_sync.resume('{T}')",
-    );
+    let before = setting.engine.places(&setting.name);
+    setting.run("select es_sync.pause('{T}')");
+    setting.run("update {T} set tenant = 'moved' where id <= 20");
+    setting.run("delete from {T} where id > 30");
+    wait::until("the worker knows of the pause", wait::SHORT, || {
+        setting.number("select count(*) from es_sync.status where state = 'paused' and pending > 0") == 1
+    });
+    assert_eq!(setting.engine.places(&setting.name), before, "nothing is sent meanwhile");
+    setting.run("select es_sync.resume('{T}')");
     setting.equal();
 }
 
@@ -699,6 +675,64 @@ fn documents_wait_for_a_pipeline_that_is_missing_and_the_status_names_it() {
         let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
         assert_eq!(letters, 0);
         engine.delete(&format!("/_ingest/pipeline/{name}"));
+    }
+}
+
+/// The pipeline writes into the object `doc` of each document, and fails where `doc` is none.
+#[test]
+fn documents_go_through_their_pipeline_on_both_products() {
+    for (engine, processor) in [
+        // The one processor that the tests' Elasticsearch has: it says who writes.
+        (Engine::secured(), json!({"set_security_user": {"field": "doc.stamp", "properties": ["username"]}})),
+        (Engine::opensearch(), json!({"set": {"field": "doc.stamp", "value": {"username": "anyone"}}})),
+        // The same, and what it fails for is refused in words of one's own.
+        (
+            Engine::opensearch(),
+            json!({"set": {"field": "doc.stamp", "value": {"username": "anyone"},
+                           "on_failure": [{"fail": {"message": "doc is no object"}}]}}),
+        ),
+    ] {
+        let pipeline = unique("pipeline");
+        engine.put(&format!("/_ingest/pipeline/{pipeline}"), json!({"processors": [processor]}));
+        let mut setting = Setting::attached(
+            engine,
+            "create table {T} (id int primary key, tenant text, doc jsonb);
+             insert into {T} select i, 'tenant ' || i % 5, jsonb_build_object('n', i) from generate_series(1, 40) i;
+             update {T} set doc = '7' where id = 7",
+            &format!(
+                r#"options => '{{"pipeline": "{pipeline}", "routing": "tenant", {FOUR_SHARDS},
+                                "mappings": {{"properties": {{"doc": {{"type": "object", "enabled": false}}}}}}}}'"#
+            ),
+        );
+        let stamped = "select id, tenant, to_jsonb(t) || jsonb_build_object('doc', doc || '{\"stamp\": {\"username\": \"anyone\"}}')
+                       from {T} t where jsonb_typeof(doc) = 'object'";
+        let letters = "select array_agg(key::int order by key::int) from es_sync.dead_letters";
+        let parked = |setting: &mut Setting, keys: &[i32]| {
+            let found: Option<Vec<i32>> = setting.client.query_one(letters, &[]).expect("letters").get(0);
+            assert_eq!(found.unwrap_or_default(), keys);
+        };
+        setting.equal_to(stamped);
+        parked(&mut setting, &[7]);
+        for statement in [
+            "update {T} set doc = '{\"n\": 0}' where id between 10 and 20",
+            "update {T} set tenant = 'moved' where id > 35",
+            "insert into {T} values (100, 'new', '{}')",
+            "insert into {T} select i, 'some', case when i % 7 = 0 then '7' else '{}' end::jsonb from generate_series(101, 111) i",
+            "update {T} set id = 200 where id = 6; delete from {T} where id < 5",
+            "select es_sync.sync('{T}', 9, 10)",
+            "select es_sync.sync_where('{T}', 'id > 30')",
+            "select es_sync.reindex('{T}')",
+        ] {
+            setting.run(statement);
+            setting.equal_to(stamped);
+        }
+        parked(&mut setting, &[7, 105]);
+        setting.run("update {T} set doc = '{}' where id in (7, 105)");
+        setting.equal_to(stamped);
+        parked(&mut setting, &[]);
+        setting.run("truncate {T}; insert into {T} values (1, 'after', '{}')");
+        setting.equal_to(stamped);
+        setting.engine.request("DELETE", &format!("/_ingest/pipeline/{pipeline}"), None);
     }
 }
 

@@ -29,7 +29,11 @@ const ROWS: &str = "
 impl Scene {
     #[track_caller]
     fn new(tables: &str) -> Scene {
-        let engine = Engine::elasticsearch();
+        Scene::on(Engine::elasticsearch(), tables)
+    }
+
+    #[track_caller]
+    fn on(engine: Engine, tables: &str) -> Scene {
         let server = Server::with(&engine);
         let client = server.create_database("app");
         let mut scene = Scene { engine, server, client, name: unique("upstream") };
@@ -167,7 +171,7 @@ fn cascades_reach_partitions_and_documents_that_show_the_rows() {
 
 #[test]
 fn a_dump_restored_with_triggers_disabled_is_repaired() {
-    let mut scene = Scene::new(TABLES);
+    let mut scene = Scene::on(Engine::opensearch(), TABLES);
     let name = scene.name.clone();
     let mut source = scene.server.create_empty_database("source");
     run(&mut source, &name, TABLES);

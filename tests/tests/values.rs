@@ -424,9 +424,11 @@ fn keys_of_fixed_length_are_found_again() {
     let engine = Engine::elasticsearch();
     let server = Server::with(&engine);
     let mut client = server.create_database("app");
-    for (kind, first, second) in
-        [("char(5)", "'ab'", "'abcde'"), ("bit(4)", "B'1010'", "B'1011'"), ("name", "'x'", "'y'")]
-    {
+    for (kind, first, second, third) in [
+        ("char(5)", "'ab'", "'abcde'", "'c'"),
+        ("bit(4)", "B'1010'", "B'1011'", "B'0000'"),
+        ("name", "'x'", "'y'", "'z'"),
+    ] {
         let name = unique("fixed");
         client
             .batch_execute(&format!(
@@ -435,14 +437,22 @@ fn keys_of_fixed_length_are_found_again() {
             ))
             .expect("set up");
         expect::settled(&mut client);
-        client
-            .batch_execute(&format!(
-                "insert into {name} values ({second}, 'new'); update {name} set note = 'changed' where k = {first}"
-            ))
-            .expect("changes");
         let query = format!("select format('%s', row_to_json(r.*)->>'k'), row_to_json(r.*) from {name} r");
-        expect::settled(&mut client);
-        expect::documents_equal(&mut client, &query, &engine, &name);
+        for statement in [
+            format!(
+                "insert into {name} values ({second}, 'new'); update {name} set note = 'changed' where k = {first}"
+            ),
+            format!("update {name} set k = {third} where k = {first}"),
+            format!("delete from {name} where k = {second}"),
+            format!("insert into {name} values ({second}, 'again'); update {name} set k = {first} where k = {third}"),
+            format!("select es_sync.sync('{name}', {first}, {second})"),
+            format!("delete from {name}"),
+        ] {
+            client.batch_execute(&statement).unwrap_or_else(|error| panic!("{error:?} in: {statement}"));
+            println!("{kind}: {statement}");
+            expect::settled(&mut client);
+            expect::documents_equal(&mut client, &query, &engine, &name);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Documents from views: every table that a view reads is followed to the documents that show its rows.
 
-use pg_es_sync_tests::{Engine, Mode, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Mode, Server, expect, process, unique, wait};
 use postgres::Client;
 use serde_json::json;
 
@@ -756,4 +756,57 @@ fn a_view_that_does_not_fit_is_refused() {
     let (message, _, hint) = shop.refused("select es_sync.attach('root2', index => 'x', document => 'document2')");
     assert_eq!(message, "permission denied to follow table public.host");
     assert!(hint.contains("GRANT TRIGGER"), "{hint}");
+}
+
+/// It runs with the rights of the table's owner, in a read-only transaction: that is a wall around tables only.
+#[test]
+fn what_a_view_calls_writes_no_row_and_reaches_out_only_where_a_superuser_owns_the_table() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let folder = process::server_folder("outside");
+    let file = folder.path().join("made");
+    client
+        .batch_execute("create role clerk; create table written (id int); grant insert on written to clerk")
+        .expect("set up");
+    let write = "insert into public.written values (1)".to_owned();
+    let reach = format!("copy (select 1) to program 'touch {}'", file.display());
+    for (owner, body, told) in [
+        ("clerk", &write, Some("read-only transaction")),
+        ("postgres", &write, Some("read-only transaction")),
+        ("clerk", &reach, Some("pg_execute_server_program")),
+        ("postgres", &reach, None),
+    ] {
+        let name = unique("reaching");
+        // A function that says it is immutable may still call one that is not.
+        client
+            .batch_execute(&format!(
+                "create function {name}_does() returns void language plpgsql as $$ begin {body}; end $$;
+                 create function {name}_shown(text) returns text language plpgsql immutable as
+                     $$ begin perform public.{name}_does(); return $1; end $$;
+                 create table {name} (id int primary key, title text);
+                 create view {name}_document as select id, {name}_shown(title) as title from {name};
+                 alter table {name} owner to {owner}; alter view {name}_document owner to {owner};
+                 select es_sync.attach('{name}', document => '{name}_document')"
+            ))
+            .expect("attach");
+        expect::settled(&mut client);
+        client.batch_execute(&format!("insert into {name} values (1, 'thing')")).expect("insert");
+        if let Some(told) = told {
+            let cause = format!("select coalesce(cause, '') from es_sync.status where index = '{name}'");
+            wait::until("the status says why it is not read", wait::SHORT, || {
+                let cause: String = client.query_one(&cause, &[]).expect("status").get(0);
+                if cause.contains(told) { Ok(()) } else { Err(cause) }
+            });
+            client
+                .batch_execute(&format!(
+                    "create or replace function {name}_shown(text) returns text language sql immutable as 'select $1'"
+                ))
+                .expect("mend");
+        }
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert_eq!(file.exists(), told.is_none(), "{owner}: {body}");
+    }
+    let written: i64 = client.query_one("select count(*) from written", &[]).expect("written").get(0);
+    assert_eq!(written, 0);
 }

@@ -172,6 +172,8 @@ impl ItemResult {
 /// Not the document's fault: parking it, and every other one with it, would be wrong.
 fn is_temporary(status: u16, kind: &str, reason: &str) -> bool {
     match status {
+        // A pipeline's processor `fail`, with status 500: it says so of the document, and would again.
+        _ if kind == "fail_processor_exception" => false,
         429 | 500.. => true,
         // Missing rights, and index blocks set by hand (FORBIDDEN/8).
         401 | 403 => true,

@@ -62,6 +62,16 @@ fn what_is_not_the_documents_fault_is_tried_again() {
 }
 
 #[test]
+fn a_document_that_a_pipeline_fails_for_is_refused() {
+    for item in [
+        r#"{"status":400,"error":{"type":"illegal_argument_exception","reason":"cannot set [stamp] with parent object of type [java.lang.Integer] as part of path [doc.stamp]"}}"#,
+        r#"{"status":500,"error":{"type":"fail_processor_exception","reason":"doc is no object"}}"#,
+    ] {
+        assert!(matches!(one(item), Outcome::Refused { .. }), "{item}");
+    }
+}
+
+#[test]
 fn an_id_cannot_pretend_to_be_the_version() {
     let item = r#"{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"[x]: version conflict, current version [99] y]: version conflict, current version [7] is higher or equal to the one provided [5]"}}"#;
     assert_eq!(one(item), Outcome::Newer { version: 7 });

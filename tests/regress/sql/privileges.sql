@@ -38,6 +38,12 @@ select es_sync.take_over();
 select es_sync.sync('mine', 1);
 select es_sync.detach('mine');
 select es_sync.sync_where('mine', 'true');
+select es_sync.sync_full('mine', 1);
+select es_sync.mapping('mine', product => 'elasticsearch');
+select es_sync.mapping('theirs', index => 'regress-theirs', product => 'elasticsearch') ->> 'index' as index;
+select es_sync.relate('mine', 'theirs', 'select related.id');
+-- Whoever declares a way needs to be allowed to put triggers on the related table.
+select es_sync.relate('theirs', 'mine', 'select related.id');
 select es_sync.pause('mine');
 select es_sync.resume('mine');
 select es_sync.retry_dead_letters(relation => 'mine');
