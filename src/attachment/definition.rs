@@ -5,13 +5,13 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 
-use pgrx::pg_sys;
+use pgrx::{JsonB, pg_sys};
 use serde::{Deserialize, Serialize};
 
 use super::attach;
 use super::catalog::{self, Attachment};
 use super::follow;
-use super::view::tree::Tree;
+use super::view::tree::{Tree, Used};
 use crate::capture;
 use crate::jobs::record;
 use crate::postgres::spi::{self, Plan};
@@ -92,7 +92,7 @@ impl Facts {
 }
 
 /// The facts of an attachment. $1: its table; $2: its view; $3: functions that its filter calls; $4: tables that its
-/// ways and its filter read.
+/// ways and its filter read; $5: row types of those that its filter reads as whole rows.
 const FACTS: &str = r"
     with recursive views (oid) as (
         select $2 where $2 is not null
@@ -139,6 +139,16 @@ const FACTS: &str = r"
         join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
         union
         select u.refobjid from uses u where u.refclassid = 'pg_catalog.pg_type'::regclass
+        union
+        select pg_catalog.unnest($5)
+        union
+        -- A whole row names no column, so nothing depends on any: what is added, renamed or dropped shows all the same.
+        select t.oid
+        from (select oid from tables union select oid from views) r
+        join pg_catalog.pg_type t on t.typrelid = r.oid
+        where exists (
+            select from rules
+            where pg_catalog.strpos(ev_action::pg_catalog.text, ':varattno 0 :vartype ' || t.oid || ' ') > 0)
         union
         select inner_type.oid
         from types k
@@ -191,7 +201,10 @@ const FACTS: &str = r"
     union all
     select 'function ' || p.oid, p.oid::regprocedure::text,
            pg_catalog.md5(pg_catalog.concat_ws(
-               '|', p.prosrc, p.probin, p.prosqlbody, p.proargdefaults, p.proconfig, p.proisstrict, p.prosecdef)),
+               '|', p.prosrc, p.probin, p.prosqlbody, p.proargdefaults, p.proconfig, p.proisstrict, p.prosecdef,
+               (select pg_catalog.concat_ws(
+                    '|', g.aggtransfn::oid, g.aggfinalfn::oid, g.aggtranstype, g.agginitval, g.aggfinalextra)
+                from pg_catalog.pg_aggregate g where g.aggfnoid = p.oid))),
            false, null
     from functions f join pg_catalog.pg_proc p on p.oid = f.oid and p.oid >= 16384
     union all
@@ -205,7 +218,7 @@ const FACTS: &str = r"
                 where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped)),
            false, null
     from types k join pg_catalog.pg_type t on t.oid = k.oid
-    where t.typtype = 'c' and t.typrelid >= 16384 and t.typrelid not in (select oid from tables)
+    where t.typtype = 'c' and t.typrelid >= 16384
     union all
     select 'schema ' || n.oid, n.nspname::text, n.nspname::text, false, null
     from pg_catalog.pg_namespace n
@@ -235,6 +248,8 @@ thread_local! {
 pub struct Called {
     functions: Vec<pg_sys::Oid>,
     tables: Vec<pg_sys::Oid>,
+    /// Row types of the tables that it reads as whole rows.
+    rows: Vec<pg_sys::Oid>,
 }
 
 /// Reads the filter of an attachment. What is wrong with it is raised.
@@ -242,10 +257,11 @@ pub fn called(attachment: &Attachment) -> Called {
     let Some(filter) = &attachment.filter else { return Called::default() };
     let owner = catalog::owner(attachment.relation);
     let tree = Tree::of_filter(owner, attachment.document.unwrap_or(attachment.relation), filter);
-    Called {
-        tables: tree.graph.tables.iter().map(|table| pg_sys::Oid::from(table.oid)).collect(),
-        functions: tree.functions,
-    }
+    let tables: Vec<pg_sys::Oid> = tree.graph.tables.iter().map(|table| pg_sys::Oid::from(table.oid)).collect();
+    let whole = tree.used(0..tree.width()).into_iter().zip(&tables).filter(|(used, _)| *used == Used::Everything);
+    // SAFETY: a syscache lookup in a live transaction.
+    let rows = whole.map(|(_, table)| unsafe { pg_sys::get_rel_type_id(*table) }).collect();
+    Called { tables, rows, functions: tree.functions }
 }
 
 /// The facts as they are. SPI must be connected.
@@ -257,8 +273,9 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         attachment.document.and_then(spi::value),
         spi::value(called.functions.clone()),
         spi::value(tables),
+        spi::value(called.rows.clone()),
     ];
-    let types = [pg_sys::OIDOID, pg_sys::OIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID];
+    let types = [pg_sys::OIDOID, pg_sys::OIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID];
     let rows =
         PLAN.with(|plan| plan.get_or_init(|| ManuallyDrop::new(Plan::prepare(FACTS, &types))).execute(&values, 0));
     let mut facts = BTreeMap::new();
@@ -302,7 +319,7 @@ pub fn remember(attachment: i32, facts: &Facts) {
 }
 
 /// Columns that are known under a number and have another name now: key columns ("own", for they are the table's) and
-/// excluded ones ("shown", the document's) must not be lost sight of. $1: the attachment.
+/// excluded ones ("shown", the document's) must not be lost sight of, nor those that options name. $1: the attachment.
 const RENAMED: &str = "
     from es_sync.attachment a
     join es_sync.definition d on d.attachment = a.id
@@ -332,7 +349,7 @@ pub fn names_hold(attachment: &Attachment) -> bool {
     .is_empty()
 }
 
-/// Lets key columns and excluded columns keep their names up with the table's; true if any had another one.
+/// Lets key columns, excluded columns and those that options name keep up with their names; true if any had another one.
 pub fn rename(attachment: &Attachment) -> bool {
     let rows = spi::run(
         &format!("select f.id, f.fact ->> 'name', c.attname::text {RENAMED}"),
@@ -347,27 +364,24 @@ pub fn rename(attachment: &Attachment) -> bool {
         }
     }
     remember(attachment.id, &facts);
-    let now = |kind: &str, names: &[String]| -> Vec<String> {
-        let of = |name: &String| renamed.iter().find(|(id, old, _)| id.starts_with(kind) && old == name);
-        names.iter().map(|name| of(name).map_or(name, |(.., new)| new).clone()).collect()
+    let now = |kind: &str, name: &str| {
+        renamed.iter().find(|(id, old, _)| id.starts_with(kind) && old == name).map(|(.., new)| new.clone())
     };
-    let key_columns = now("own ", &attachment.key_columns);
-    let exclude = now("shown ", &attachment.exclude);
-    let routing = now("own ", attachment.options.routing.as_slice()).pop();
-    if key_columns == attachment.key_columns && exclude == attachment.exclude && routing == attachment.options.routing {
+    let (own, shown) = (|name: &str| now("own ", name), |name: &str| now("shown ", name));
+    let key_columns: Vec<_> =
+        attachment.key_columns.iter().map(|name| own(name).unwrap_or_else(|| name.clone())).collect();
+    let exclude: Vec<_> = attachment.exclude.iter().map(|name| shown(name).unwrap_or_else(|| name.clone())).collect();
+    let options = attachment.options.renamed(own, shown);
+    if key_columns == attachment.key_columns && exclude == attachment.exclude && options == attachment.options {
         return false;
     }
     spi::run(
-        "update es_sync.attachment a
-         set key_columns = $2, exclude = $3,
-             options = case when $4 is null then a.options
-                            else a.options || pg_catalog.jsonb_build_object('routing', $4) end
-         where a.id = $1",
+        "update es_sync.attachment a set key_columns = $2, exclude = $3, options = a.options || $4 where a.id = $1",
         &[
             (pg_sys::INT4OID, spi::value(attachment.id)),
             (pg_sys::TEXTARRAYOID, spi::value(key_columns)),
             (pg_sys::TEXTARRAYOID, spi::value(exclude)),
-            (pg_sys::TEXTOID, routing.and_then(spi::value)),
+            (pg_sys::JSONBOID, spi::value(JsonB(serde_json::to_value(&options).unwrap_or_default()))),
         ],
     );
     catalog::invalidate_captures();
@@ -375,7 +389,7 @@ pub fn rename(attachment: &Attachment) -> bool {
     true
 }
 
-/// The attachment, once its key columns, excluded columns and routing have kept up.
+/// The attachment, once it has kept up with the names of its columns.
 pub fn with_names(attachment: Attachment) -> Attachment {
     if rename(&attachment) { catalog::of_id(attachment.id).unwrap_or(attachment) } else { attachment }
 }
@@ -400,7 +414,9 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
                                   and pg_catalog.bool_and(a.attnotnull and a.attname = any ($3))
                            from pg_catalog.unnest(i.indkey) with ordinality p (number, place)
                            join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = p.number
-                           where p.place <= i.indnkeyatts))
+                           where p.place <= i.indnkeyatts)),
+                $4 is null or exists (select from pg_catalog.pg_attribute a
+                                      where a.attrelid = c.oid and a.attname = $4 and not a.attisdropped)
          from pg_catalog.pg_class c
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          left join (pg_catalog.pg_class v join pg_catalog.pg_namespace vn on vn.oid = v.relnamespace) on v.oid = $2
@@ -409,6 +425,7 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
             (pg_sys::OIDOID, spi::value(attachment.relation)),
             (pg_sys::OIDOID, attachment.document.and_then(spi::value)),
             (pg_sys::TEXTARRAYOID, spi::value(attachment.key_columns.clone())),
+            (pg_sys::TEXTOID, attachment.options.routing.as_deref().and_then(spi::value)),
         ],
     );
     if rows.is_empty() {
@@ -424,6 +441,12 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
             "nothing keeps ({}) of table {table} unique and not null any more, by which its documents are identified: \
              add a primary key, or detach the table and attach it anew",
             attachment.key_columns.join(", ")
+        ));
+    }
+    if let (Some(routing), Some(false)) = (&attachment.options.routing, rows.get::<bool>(0, 8)) {
+        return Some(format!(
+            "table {table} has lost column \"{routing}\", by which its documents are routed: add a column of that name, \
+             or detach the table and attach it anew"
         ));
     }
     if rows.get::<bool>(0, 2) == Some(true) {

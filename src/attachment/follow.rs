@@ -498,10 +498,7 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
         );
     }
     spi::run("delete from es_sync.way w where w.id = any ($1)", &[(pg_sys::INT8ARRAYOID, before.and_then(spi::value))]);
-    spi::run(
-        "update es_sync.attachment a set not_followed = $2 where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTARRAYOID, spi::value(followed.unfollowed.clone()))],
-    );
+    store_unfollowed(attachment, followed);
     for table in &tables {
         attach::create_triggers(table);
     }
@@ -522,6 +519,14 @@ fn link_of(root: pg_sys::Oid, way: &Way) -> Option<i32> {
         ],
     );
     (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
+}
+
+/// Notes for the status what nobody hears of.
+fn store_unfollowed(attachment: i32, followed: &Followed) {
+    spi::run(
+        "update es_sync.attachment a set not_followed = $2 where a.id = $1 and a.not_followed is distinct from $2",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTARRAYOID, spi::value(followed.unfollowed.clone()))],
+    );
 }
 
 /// Tables that the given attachments follow, the attached ones included.
@@ -643,6 +648,7 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
         })
         .collect();
     if stored == followed.ways {
+        store_unfollowed(attachment.id, &followed);
         return Ok(false);
     }
     let before = links();

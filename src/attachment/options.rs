@@ -95,6 +95,26 @@ impl Options {
         own.is_some_and(|own| !own.is_null())
     }
 
+    /// The same where columns of the table (`own`), and of the documents (`shown`), have other names now: an option keeps
+    /// with its column. The user's mapping of a field that has the new name goes first.
+    pub fn renamed(&self, own: impl Fn(&str) -> Option<String>, shown: impl Fn(&str) -> Option<String>) -> Self {
+        let mut options = self.clone();
+        if let Some(new) = self.routing.as_deref().and_then(own) {
+            options.routing = Some(new);
+        }
+        let properties = options.mappings.as_mut().and_then(|mappings| mappings.get_mut("properties")?.as_object_mut());
+        if let Some(properties) = properties {
+            // All at once: columns may have swapped their names.
+            let (moved, kept): (Vec<_>, Vec<_>) =
+                std::mem::take(properties).into_iter().partition(|(name, _)| shown(name).is_some());
+            properties.extend(kept);
+            for (name, mapping) in moved {
+                properties.entry(shown(&name).unwrap_or(name)).or_insert(mapping);
+            }
+        }
+        options
+    }
+
     /// How long a document's changes gather before it is sent; zero where it goes at once.
     pub fn delay(&self) -> Duration {
         self.delay.as_deref().and_then(time).unwrap_or_default()
@@ -157,6 +177,25 @@ mod tests {
             assert!(Options::parse(&json!({"delay": wrong})).is_err(), "{wrong}");
         }
         assert_eq!(Options::default().delay(), Duration::ZERO);
+    }
+
+    #[test]
+    fn options_keep_with_a_column_that_is_renamed() {
+        let options = |routing: &str, properties: Value| {
+            Options::parse(&json!({"routing": routing, "mappings": {"properties": properties}})).unwrap()
+        };
+        let names = |pairs: &'static [(&'static str, &'static str)]| {
+            move |name: &str| pairs.iter().find(|(old, _)| *old == name).map(|(_, new)| (*new).to_owned())
+        };
+        let none = names(&[]);
+        let before = options("a", json!({"a": {"type": "text"}, "b": {"type": "ip"}, "x": {"type": "alias"}}));
+        assert_eq!(before.renamed(&none, &none), before);
+        assert_eq!(before.renamed(names(&[("a", "c")]), &none).routing.as_deref(), Some("c"));
+        let swapped = options("a", json!({"b": {"type": "text"}, "a": {"type": "ip"}, "x": {"type": "alias"}}));
+        assert_eq!(before.renamed(&none, names(&[("a", "b"), ("b", "a")])), swapped);
+        let taken = options("a", json!({"b": {"type": "ip"}, "x": {"type": "alias"}}));
+        assert_eq!(before.renamed(&none, names(&[("a", "x")])), taken);
+        assert_eq!(Options::default().renamed(&none, names(&[("a", "b")])), Options::default());
     }
 
     #[test]

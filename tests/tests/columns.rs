@@ -214,6 +214,55 @@ fn a_before_trigger_that_changes_an_excluded_column_enqueues_nothing_and_one_tha
     setting.sends(5, "update {T} set wish = 'granted' where id <= 5", shown);
 }
 
+/// Postgres' operators call these values equal; whoever reads the document sees another one.
+#[test]
+fn a_value_that_is_equal_but_not_identical_is_a_change() {
+    const CASES: [(&str, &str, &str); 8] = [
+        ("numeric", "1.0", "1.00"),
+        ("numeric[]", "{1.0}", "{1.00}"),
+        ("float8", "0", "-0"),
+        ("citext", "a", "A"),
+        ("text collate any_case", "a", "A"),
+        ("interval", "1 day", "24 hours"),
+        ("jsonb", r#"{"n": 1.0}"#, r#"{"n": 1.00}"#),
+        ("pair", "(1.0,a)", "(1.00,a)"),
+    ];
+    let names: Vec<String> = (0..CASES.len()).map(|place| format!("c{place}")).collect();
+    let columns: Vec<String> = names.iter().zip(CASES).map(|(name, (kind, ..))| format!("{name} {kind}")).collect();
+    let values: Vec<String> = CASES.iter().map(|(_, value, _)| format!("'{value}'")).collect();
+    let mut setting = Setting::new(
+        &format!(
+            "set intervalstyle = 'iso_8601'; create extension citext; create type pair as (a numeric, b text);
+             create collation any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             create table {{T}} (id int primary key, {});
+             insert into {{T}} select i, {} from generate_series(1, 9) i",
+            columns.join(", "),
+            values.join(", ")
+        ),
+        "",
+    );
+    for (name, (kind, value, other)) in names.iter().zip(CASES) {
+        assert_eq!(
+            setting.number(&format!("select count(*) from {{T}} where {name} = '{other}'::{kind}")),
+            9,
+            "{kind}"
+        );
+        setting.sends(1, &format!("update {{T}} set {name} = '{other}' where id = 3"), ROWS);
+        setting.sends(0, &format!("update {{T}} set {name} = '{value}' where id <> 3"), ROWS);
+        // Numbers are compared as such; here each digit counts.
+        let text =
+            format!("select row_to_json(t) ->> '{name}' from {{T}} t where id = 3").replace("{T}", &setting.name);
+        let wanted: String = setting.client.query_one(&text, &[]).expect("row").get(0);
+        let source = setting.engine.source(&setting.name, "3").expect("a document");
+        let found = serde_json::from_str::<serde_json::Value>(&source).expect("JSON")[name].clone();
+        if found.is_string() {
+            assert_eq!(found.as_str(), Some(wanted.as_str()), "{kind}");
+        } else {
+            assert!(source.contains(&format!("\"{name}\":{wanted}")), "{kind}: {wanted} in {source}");
+        }
+    }
+}
+
 #[test]
 fn columns_dropped_before_and_after_the_attach_are_in_no_document() {
     let mut setting = Setting::on(

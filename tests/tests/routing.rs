@@ -623,6 +623,40 @@ fn a_routing_column_is_followed_under_its_new_name() {
 }
 
 #[test]
+fn a_routing_column_of_another_type_routes_by_its_new_text() {
+    Setting::new().each(&[
+        "begin; update {T} set tenant = 'tenant 9' where id < 10; delete from {T} where id = 40;
+         alter table {T} alter tenant type int using substr(tenant, 8)::int; update {T} set tenant = 7 where id = 11; commit",
+        "update {T} set tenant = 3 where id = 12; delete from {T} where id = 13; insert into {T} values (100, 1, 'new')",
+        // The same type, another text.
+        "alter table {T} alter tenant type numeric(10, 0)",
+        "alter table {T} alter tenant type numeric(10, 2)",
+        "update {T} set tenant = 5 where id = 14; delete from {T} where id = 15",
+    ]);
+}
+
+#[test]
+fn a_dropped_routing_column_is_told_in_status_until_there_is_one_again() {
+    let mut setting = Setting::new();
+    setting.run(
+        "alter table {T} drop column tenant; update {T} set title = 'x' where id < 5; delete from {T} where id = 7;
+         insert into {T} values (100, 'new')",
+    );
+    let told = "has lost column \"tenant\", by which its documents are routed";
+    wait::until("status says so", wait::LONG, || {
+        let said = cause(&mut setting.client);
+        if said.contains(told) { Ok(()) } else { Err(said) }
+    });
+    let waited: bool = setting.client.query_one("select es_sync.wait(timeout => '1 s')", &[]).expect("wait").get(0);
+    assert!(!waited);
+    setting.run("alter table {T} add column tenant text; update {T} set tenant = 'tenant ' || id % 3 where id > 5");
+    setting.equal();
+    setting.run("update {T} set tenant = 'other' where id = 8; delete from {T} where id in (1, 9)");
+    setting.equal();
+    assert_eq!(cause(&mut setting.client), "");
+}
+
+#[test]
 fn a_routing_column_that_is_not_there_is_refused() {
     let server = Server::with(&Engine::elasticsearch());
     let mut client = server.create_database("app");

@@ -5,13 +5,13 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::rc::Rc;
 
-use pgrx::{PgList, PgRelation, is_a, pg_sys};
+use pgrx::{FromDatum, PgList, PgRelation, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
-use crate::attachment::attach;
+use crate::attachment::{attach, catalog};
 use crate::postgres::error::relation_name;
 use crate::postgres::spi;
 use crate::postgres::transaction;
@@ -72,7 +72,12 @@ const WHOLE_ROW: i16 = 0;
 /// OIDs below are Postgres' own.
 const FIRST_NORMAL_OID: u32 = 16_384;
 
+/// Why a result is not followed that is another one later.
+const WITH_TIME: &str = "its result changes with time";
+
 struct Reader {
+    /// The statement that is read; None for a view's stored query.
+    text: Option<CString>,
     graph: Graph,
     queries: Vec<Built>,
     unfollowed: Vec<(String, String)>,
@@ -108,8 +113,8 @@ impl Tree {
     /// Reads a statement as it is. It is analysed with the search path of the moment, and as `owner`: analysing calls
     /// the input functions of the types of its literals, among them the checks of domains, which are anybody's code.
     pub fn of_statement(owner: pg_sys::Oid, sql: &str) -> Self {
-        let text = std::ffi::CString::new(sql).unwrap_or_default();
-        let mut reader = Reader::new();
+        let text = CString::new(sql).unwrap_or_default();
+        let mut reader = Reader { text: Some(text.clone()), ..Reader::new() };
         // SAFETY: a live transaction; the trees are palloc'd and outlive their use here. What is wrong with the
         // statement is raised.
         let top = unsafe {
@@ -167,6 +172,7 @@ impl Tree {
 impl Reader {
     fn new() -> Self {
         Self {
+            text: None,
             graph: Graph::default(),
             queries: Vec::new(),
             unfollowed: Vec::new(),
@@ -634,14 +640,48 @@ impl Reader {
             // SAFETY: as above; the palloc'd result is copied.
             unsafe { CStr::from_ptr(pg_sys::format_procedure_qualified(function)).to_string_lossy().into_owned() }
         };
-        // now(), transaction_timestamp(), statement_timestamp()
-        const TIMES: [u32; 3] = [1299, 2647, 2648];
-        if volatility == pg_sys::PROVOLATILE_VOLATILE {
+        // now(), transaction_timestamp(), statement_timestamp(), clock_timestamp(), timeofday(); age() of one argument.
+        const TIMES: [u32; 7] = [1299, 2647, 2648, 2649, 274, 1386, 2059];
+        if TIMES.contains(&function.to_u32()) {
+            self.unfollowed.push((name(), WITH_TIME.to_owned()));
+        } else if volatility == pg_sys::PROVOLATILE_VOLATILE {
             self.unfollowed.push((name(), "its result changes without any table's change".to_owned()));
-        } else if TIMES.contains(&function.to_u32()) {
-            self.unfollowed.push((name(), "its result changes with time".to_owned()));
         } else if strange && volatility != pg_sys::PROVOLATILE_IMMUTABLE {
             self.unfollowed.push((name(), "tables that a function reads are not known".to_owned()));
+        }
+    }
+
+    /// A literal such as 'today' is the time at which the statement was analysed. In a view that is when it was created; a
+    /// statement is analysed again and again.
+    fn visit_constant(&mut self, constant: &pg_sys::Const) {
+        let Some(text) = &self.text else { return };
+        let place = usize::try_from(constant.location).ok();
+        let Some(literal) = place.and_then(|place| text.to_bytes().get(place..)).map(String::from_utf8_lossy) else {
+            return;
+        };
+        // Between quotes, or between a dollar's tags.
+        let behind = if literal.starts_with('$') { 2 } else { 1 };
+        if is_time(constant.consttype) && literal.split(['\'', '$']).nth(behind).is_some_and(names_the_present) {
+            self.unfollowed.push(("a literal that names the present".to_owned(), WITH_TIME.to_owned()));
+        }
+    }
+
+    /// As `visit_constant`, where the text becomes a time whenever it is evaluated.
+    ///
+    /// # Safety
+    /// The conversion is part of an analysed query.
+    unsafe fn visit_conversion(&mut self, conversion: &pg_sys::CoerceViaIO) {
+        let node: *mut pg_sys::Node = conversion.arg.cast();
+        // SAFETY: a node's tag says which struct it is; a constant of type text has such a value.
+        let text = unsafe {
+            if !is_a(node, pg_sys::NodeTag::T_Const) || (*node.cast::<pg_sys::Const>()).consttype != pg_sys::TEXTOID {
+                return;
+            }
+            let constant = &*node.cast::<pg_sys::Const>();
+            String::from_datum(constant.constvalue, constant.constisnull)
+        };
+        if is_time(conversion.resulttype) && text.is_some_and(|text| names_the_present(&text)) {
+            self.unfollowed.push(("a text that names the present".to_owned(), WITH_TIME.to_owned()));
         }
     }
 }
@@ -709,6 +749,12 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
             }
             pg_sys::NodeTag::T_ScalarArrayOpExpr => {
                 visit.reader.call((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opfuncid);
+            }
+            pg_sys::NodeTag::T_Aggref => visit.reader.call((*node.cast::<pg_sys::Aggref>()).aggfnoid),
+            pg_sys::NodeTag::T_WindowFunc => visit.reader.call((*node.cast::<pg_sys::WindowFunc>()).winfnoid),
+            pg_sys::NodeTag::T_Const => visit.reader.visit_constant(&*node.cast::<pg_sys::Const>()),
+            pg_sys::NodeTag::T_CoerceViaIO => {
+                visit.reader.visit_conversion(&*node.cast::<pg_sys::CoerceViaIO>());
             }
             pg_sys::NodeTag::T_SQLValueFunction => {
                 let what = "its result changes with time or user".to_owned();
@@ -839,6 +885,20 @@ unsafe fn other_source(node: *mut pg_sys::Node, levels: &Levels) -> Option<&'sta
             _ => None,
         }
     }
+}
+
+/// True for dates, times, and ranges and arrays of them.
+fn is_time(kind: pg_sys::Oid) -> bool {
+    let (mut category, mut preferred) = (0, false);
+    // SAFETY: a syscache lookup in a live transaction, and where it writes to.
+    unsafe { pg_sys::get_type_category_preferred(catalog::element_of(kind).0, &raw mut category, &raw mut preferred) };
+    matches!(category as u8, pg_sys::TYPCATEGORY_DATETIME | pg_sys::TYPCATEGORY_RANGE)
+}
+
+/// True if a date or time is read from this text that is another one tomorrow.
+fn names_the_present(text: &str) -> bool {
+    const NAMES: [&str; 4] = ["now", "today", "tomorrow", "yesterday"];
+    text.split(|c: char| !c.is_ascii_alphabetic()).any(|word| NAMES.iter().any(|name| name.eq_ignore_ascii_case(word)))
 }
 
 /// How two values compare by an operator, if it is an equality that a btree knows.
