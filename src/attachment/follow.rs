@@ -288,17 +288,14 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
     let condition = |left: (usize, i16), how: Comparison, right: (usize, i16)| match how {
         Comparison::Same => format!("{} = {}", qualified(left), qualified(right)),
         Comparison::Equal { operator, .. } => {
-            format!("{} operator({}) {}", qualified(left), operator_name(operator), qualified(right))
+            let [left, right] = [left, right].map(|place| (qualified(place), kind(place)));
+            Operator::of(operator).compare(left, right)
         }
-        // So that an index on the array can be used.
-        Comparison::Element { .. } => format!(
-            "{} operator(pg_catalog.@>) array[{}]::{}",
-            qualified(right),
-            qualified(left),
-            type_name(kind(right))
-        ),
+        Comparison::Element { operator } => {
+            Operator::of(operator).is_element(&qualified(left), kind(left), &qualified(right), kind(right))
+        }
         Comparison::Contains { operator } => {
-            format!("{} operator({}) any ({})", qualified(right), operator_name(operator), qualified(left))
+            Operator::of(operator).is_any_of(&qualified(right), kind(right), &qualified(left), kind(left))
         }
     };
     let mut joined = values(&first, "t0");
@@ -318,11 +315,13 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
             .iter()
             .zip(&root.key)
             .map(|((place, how), key)| {
-                let operator = match how {
-                    Comparison::Equal { operator, .. } => operator_name(*operator),
-                    _ => "pg_catalog.=".to_owned(),
-                };
-                format!("r.{} operator({operator}) {}", quoted(&key.name), qualified(*place))
+                let (left, right) = (format!("r.{}", quoted(&key.name)), qualified(*place));
+                match how {
+                    Comparison::Equal { operator, .. } => {
+                        Operator::of(*operator).compare((left, key.type_oid), (right, kind(*place)))
+                    }
+                    _ => format!("{left} operator(pg_catalog.=) {right}"),
+                }
             })
             .collect();
         let _ = write!(joined, "\njoin {} r on {}", root.name, on.join(" and "));
@@ -366,18 +365,87 @@ fn collation(column: &Column) -> Option<String> {
     }
 }
 
-fn operator_name(operator: u32) -> String {
-    let rows = spi::run(
-        "select n.nspname::text, o.oprname::text
-         from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
-         where o.oid = $1",
-        &[(pg_sys::OIDOID, spi::value(pg_sys::Oid::from(operator)))],
-    );
-    if rows.is_empty() {
-        return "pg_catalog.=".to_owned();
+/// An equality that a view compares by.
+struct Operator {
+    oid: pg_sys::Oid,
+    schema: String,
+    name: String,
+}
+
+impl Operator {
+    /// SPI must be connected.
+    fn of(oid: u32) -> Self {
+        let oid = pg_sys::Oid::from(oid);
+        let rows = spi::run(
+            "select n.nspname::text, o.oprname::text
+             from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
+             where o.oid = $1",
+            &[(pg_sys::OIDOID, spi::value(oid))],
+        );
+        let part = |column| if rows.is_empty() { None } else { rows.get::<String>(0, column) };
+        Self { oid, schema: part(1).unwrap_or("pg_catalog".to_owned()), name: part(2).unwrap_or("=".to_owned()) }
     }
-    let part = |column| rows.get::<String>(0, column).unwrap_or_default();
-    format!("{}.{}", quoted(&part(1)), part(2))
+
+    fn qualified(&self) -> String {
+        format!("operator({}.{})", quoted(&self.schema), self.name)
+    }
+
+    /// What its sides are cast to. The view may compare columns as what they are not (`name::citext`); that cast costs
+    /// nothing and is not seen in its conditions. Nothing where the columns by themselves are compared like that.
+    fn casts(&self, left: pg_sys::Oid, right: pg_sys::Oid) -> Option<[pg_sys::Oid; 2]> {
+        let text = |text: &str| std::ffi::CString::new(text).unwrap_or_default();
+        let (schema, name) = (text(&self.schema), text(&self.name));
+        // SAFETY: syscache lookups in a live transaction; the names are copied, and the lists palloc'd.
+        unsafe {
+            let mut names = pgrx::PgList::<pg_sys::Node>::new();
+            for part in [&schema, &name] {
+                names.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
+            }
+            let found = pg_sys::compatible_oper_opid(names.into_pg(), left, right, true);
+            let families = |operator| catalog::oids(pg_sys::get_mergejoin_opfamilies(operator));
+            let wanted = families(self.oid);
+            if found == self.oid || families(found).iter().any(|family| wanted.contains(family)) {
+                return None;
+            }
+            let mut types = [pg_sys::InvalidOid; 2];
+            let [first, second] = &mut types;
+            pg_sys::op_input_types(self.oid, first, second);
+            // One for all types compares what it gets.
+            let any = types.iter().any(|kind| pg_sys::get_typtype(*kind) as u8 == pg_sys::TYPTYPE_PSEUDO);
+            (!any).then_some(types)
+        }
+    }
+
+    fn compare(&self, (left, left_type): (String, pg_sys::Oid), (right, right_type): (String, pg_sys::Oid)) -> String {
+        let operator = self.qualified();
+        match self.casts(left_type, right_type) {
+            None => format!("{left} {operator} {right}"),
+            Some([a, b]) => format!("{left}::{} {operator} {right}::{}", type_name(a), type_name(b)),
+        }
+    }
+
+    /// An element of an array, so that an index on the array can be used.
+    fn is_element(&self, value: &str, kind: pg_sys::Oid, array: &str, array_type: pg_sys::Oid) -> String {
+        match self.casts(kind, element_of(array_type)) {
+            None => format!("{array} operator(pg_catalog.@>) array[{value}]::{}", type_name(array_type)),
+            Some(_) => self.is_any_of(value, kind, array, array_type),
+        }
+    }
+
+    /// An element of an array, so that an index on the element can be used.
+    fn is_any_of(&self, value: &str, kind: pg_sys::Oid, array: &str, array_type: pg_sys::Oid) -> String {
+        let operator = self.qualified();
+        match self.casts(kind, element_of(array_type)) {
+            None => format!("{value} {operator} any ({array})"),
+            Some([a, b]) => format!("{value}::{} {operator} any ({array}::{}[])", type_name(a), type_name(b)),
+        }
+    }
+}
+
+/// The type of an array's elements.
+fn element_of(array: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: syscache lookups in a live transaction.
+    unsafe { pg_sys::get_element_type(pg_sys::getBaseType(array)) }
 }
 
 /// The ways that were declared for a table.

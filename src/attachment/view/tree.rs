@@ -462,7 +462,7 @@ impl Reader {
                         (operation.useOr, equality(operation.opno, operation.inputcollid), two(operation.args))
                     {
                         let (element, contains) = (Comparison::Element { operator }, Comparison::Contains { operator });
-                        self.equal(left, right, element, contains, bound, levels);
+                        self.equal(left, without_relabelled_elements(right), element, contains, bound, levels);
                     }
                 }
                 self.expression(node, levels);
@@ -809,6 +809,26 @@ unsafe fn without_relabel(mut node: *mut pg_sys::Node) -> *mut pg_sys::Node {
         }
     }
     node
+}
+
+/// An array as it was before its elements were taken for another type that they are by nature: varchar as text.
+///
+/// # Safety
+/// As `without_relabel`.
+unsafe fn without_relabelled_elements(node: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: a node's tag says which struct it is.
+    unsafe {
+        let inner = without_relabel(node);
+        if inner.is_null() || !is_a(inner, pg_sys::NodeTag::T_ArrayCoerceExpr) {
+            return inner;
+        }
+        let array = &*inner.cast::<pg_sys::ArrayCoerceExpr>();
+        let element = without_relabel(array.elemexpr.cast());
+        if element.is_null() || !is_a(element, pg_sys::NodeTag::T_CaseTestExpr) {
+            return inner;
+        }
+        without_relabel(array.arg.cast())
+    }
 }
 
 /// What an expression's column belongs to, where that is no table: for a message.
