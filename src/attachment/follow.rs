@@ -10,6 +10,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
 use super::definition;
+use super::operator::Operator;
 use super::options::Options;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
@@ -286,10 +287,9 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
     let alias = |table: usize| if ends_at_root && table == last { "r".to_owned() } else { format!("t{table}") };
     let qualified = |place: (usize, i16)| format!("{}.{}", alias(place.0), quoted(&name(place)));
     let condition = |left: (usize, i16), how: Comparison, right: (usize, i16)| match how {
-        Comparison::Same => format!("{} = {}", qualified(left), qualified(right)),
-        Comparison::Equal { operator, .. } => {
+        Comparison::Same | Comparison::Equal { .. } => {
             let [left, right] = [left, right].map(|place| (qualified(place), kind(place)));
-            Operator::of(operator).compare(left, right)
+            comparison(how, left.1).compare(left, right)
         }
         Comparison::Element { operator } => {
             Operator::of(operator).is_element(&qualified(left), kind(left), &qualified(right), kind(right))
@@ -315,13 +315,8 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
             .iter()
             .zip(&root.key)
             .map(|((place, how), key)| {
-                let (left, right) = (format!("r.{}", quoted(&key.name)), qualified(*place));
-                match how {
-                    Comparison::Equal { operator, .. } => {
-                        Operator::of(*operator).compare((left, key.type_oid), (right, kind(*place)))
-                    }
-                    _ => format!("{left} operator(pg_catalog.=) {right}"),
-                }
+                let left = (format!("r.{}", quoted(&key.name)), key.type_oid);
+                comparison(*how, key.type_oid).compare(left, (qualified(*place), kind(*place)))
             })
             .collect();
         let _ = write!(joined, "\njoin {} r on {}", root.name, on.join(" and "));
@@ -334,6 +329,14 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
         used,
         nulls: false,
         query: Some(query),
+    }
+}
+
+/// How values of this type compare for `how`.
+fn comparison(how: Comparison, kind: pg_sys::Oid) -> Operator {
+    match how {
+        Comparison::Equal { operator, .. } => Operator::of(operator),
+        _ => Operator::equal(kind),
     }
 }
 
@@ -363,89 +366,6 @@ fn collation(column: &Column) -> Option<String> {
         let name = pg_sys::generate_collation_name(column.collation);
         Some(std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
     }
-}
-
-/// An equality that a view compares by.
-struct Operator {
-    oid: pg_sys::Oid,
-    schema: String,
-    name: String,
-}
-
-impl Operator {
-    /// SPI must be connected.
-    fn of(oid: u32) -> Self {
-        let oid = pg_sys::Oid::from(oid);
-        let rows = spi::run(
-            "select n.nspname::text, o.oprname::text
-             from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
-             where o.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(oid))],
-        );
-        let part = |column| if rows.is_empty() { None } else { rows.get::<String>(0, column) };
-        Self { oid, schema: part(1).unwrap_or("pg_catalog".to_owned()), name: part(2).unwrap_or("=".to_owned()) }
-    }
-
-    fn qualified(&self) -> String {
-        format!("operator({}.{})", quoted(&self.schema), self.name)
-    }
-
-    /// What its sides are cast to. The view may compare columns as what they are not (`name::citext`); that cast costs
-    /// nothing and is not seen in its conditions. Nothing where the columns by themselves are compared like that.
-    fn casts(&self, left: pg_sys::Oid, right: pg_sys::Oid) -> Option<[pg_sys::Oid; 2]> {
-        let text = |text: &str| std::ffi::CString::new(text).unwrap_or_default();
-        let (schema, name) = (text(&self.schema), text(&self.name));
-        // SAFETY: syscache lookups in a live transaction; the names are copied, and the lists palloc'd.
-        unsafe {
-            let mut names = pgrx::PgList::<pg_sys::Node>::new();
-            for part in [&schema, &name] {
-                names.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
-            }
-            let found = pg_sys::compatible_oper_opid(names.into_pg(), left, right, true);
-            let families = |operator| catalog::oids(pg_sys::get_mergejoin_opfamilies(operator));
-            let wanted = families(self.oid);
-            if found == self.oid || families(found).iter().any(|family| wanted.contains(family)) {
-                return None;
-            }
-            let mut types = [pg_sys::InvalidOid; 2];
-            let [first, second] = &mut types;
-            pg_sys::op_input_types(self.oid, first, second);
-            // One for all types compares what it gets.
-            let any = types.iter().any(|kind| pg_sys::get_typtype(*kind) as u8 == pg_sys::TYPTYPE_PSEUDO);
-            (!any).then_some(types)
-        }
-    }
-
-    fn compare(&self, (left, left_type): (String, pg_sys::Oid), (right, right_type): (String, pg_sys::Oid)) -> String {
-        let operator = self.qualified();
-        match self.casts(left_type, right_type) {
-            None => format!("{left} {operator} {right}"),
-            Some([a, b]) => format!("{left}::{} {operator} {right}::{}", type_name(a), type_name(b)),
-        }
-    }
-
-    /// An element of an array, so that an index on the array can be used.
-    fn is_element(&self, value: &str, kind: pg_sys::Oid, array: &str, array_type: pg_sys::Oid) -> String {
-        match self.casts(kind, element_of(array_type)) {
-            None => format!("{array} operator(pg_catalog.@>) array[{value}]::{}", type_name(array_type)),
-            Some(_) => self.is_any_of(value, kind, array, array_type),
-        }
-    }
-
-    /// An element of an array, so that an index on the element can be used.
-    fn is_any_of(&self, value: &str, kind: pg_sys::Oid, array: &str, array_type: pg_sys::Oid) -> String {
-        let operator = self.qualified();
-        match self.casts(kind, element_of(array_type)) {
-            None => format!("{value} {operator} any ({array})"),
-            Some([a, b]) => format!("{value}::{} {operator} any ({array}::{}[])", type_name(a), type_name(b)),
-        }
-    }
-}
-
-/// The type of an array's elements.
-fn element_of(array: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: syscache lookups in a live transaction.
-    unsafe { pg_sys::get_element_type(pg_sys::getBaseType(array)) }
 }
 
 /// The ways that were declared for a table.
@@ -492,8 +412,12 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
     if used.is_empty() {
         return Err(invalid("the way uses no column of the related row".to_owned()));
     }
-    let on: Vec<String> =
-        root.key.iter().zip(&keys).map(|(key, name)| format!("r.{} = w.{name}", quoted(&key.name))).collect();
+    let on: Vec<String> = root
+        .key
+        .iter()
+        .zip(&keys)
+        .map(|(key, name)| Operator::equal(key.type_oid).meets(&format!("r.{}", quoted(&key.name)), key, name))
+        .collect();
     let select: Vec<String> = root.key.iter().map(|key| format!("r.{}", quoted(&key.name))).collect();
     let query = format!(
         "select {} from {} cross join lateral (\n{via}\n) w ({}) join {} r on {}",
