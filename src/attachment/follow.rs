@@ -390,9 +390,8 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
     };
     let keys: Vec<String> = (1..=root.key.len()).map(|n| format!("k{n}")).collect();
     let tree = Tree::of_statement(&format!(
-        "select w.* from {} related cross join lateral (\n{via}\n) w ({})",
-        attach::qualified(related),
-        keys.join(", ")
+        "select w.* from {} related cross join lateral (\n{via}\n) w",
+        attach::qualified(related)
     ));
     let columns = catalog::columns(related);
     let count = tree.width();

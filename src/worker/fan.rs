@@ -121,8 +121,8 @@ impl Delivery {
         roots.sort_unstable();
         roots.dedup();
         let beyond = |former: &[u32], limit: usize, less: usize| -> Vec<u32> {
-            let limit = |root| if former.contains(root) { less } else { limit };
-            roots.iter().copied().filter(|root| self.outstanding(*root) >= limit(root)).collect()
+            let limit = |root: u32| if former.contains(&root) { less } else { limit };
+            roots.iter().copied().filter(|root| self.outstanding(*root) >= limit(*root)).collect()
         };
         let full = beyond(&self.fans.full, MAX_DOCUMENTS, MAX_DOCUMENTS / 2);
         let crowded = beyond(&self.fans.crowded, MAX_DOCUMENTS * 2, MAX_DOCUMENTS * 3 / 2);

@@ -411,7 +411,7 @@ const SHAPES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "grouping sets within a sub-select",
-        "select r.id, (select jsonb_agg(jsonb_build_array(s.kind, s.n, s.name) order by s.kind, s.name)
+        "select r.id, (select string_agg(concat(s.kind, ':', s.n, ':', s.name), ',' order by s.kind, s.name)
                        from (select i.kind, count(*) as n, min(i.name) as name from item i where i.root_id = r.id
                              group by grouping sets ((i.kind), ())) s) as kinds
          from root r",
@@ -949,7 +949,7 @@ fn sync_full_mends_exactly_the_documents_that_show_a_row() {
     for (before, call, roots, of_pairs) in [
         ("", "'root', 3", "id = 3 or parent_id = 3", "false"),
         ("", "'city', 1", "city_id = 1", "city_id = 1"),
-        ("", "'country', 'd|e'", "city_id in (1, 3)", "city_id in (1, 3)"),
+        ("", "'country', 'd|e'", "city_id in (1, 3)", "false"),
         ("", "'tag', 2, 3", "id % 3 in (1, 2)", "false"),
         ("", "'tagging', '2|4'", "id = 4", "false"),
         ("", "'season', 2", "at between 4 and 9", "false"),

@@ -447,7 +447,7 @@ impl Reader {
                     self.condition(part, bound, levels);
                 }
             } else if is_a(node, pg_sys::NodeTag::T_SubLink) {
-                self.sub_link(&*node.cast::<pg_sys::SubLink>(), true, levels);
+                self.sub_link(&*node.cast::<pg_sys::SubLink>(), Some(bound), levels);
             } else {
                 if is_a(node, pg_sys::NodeTag::T_OpExpr) {
                     let operation = &*node.cast::<pg_sys::OpExpr>();
@@ -514,11 +514,11 @@ impl Reader {
         }
     }
 
-    /// Reads a sub-select. As a condition that must hold, what it compares by IN is equal.
+    /// Reads a sub-select. As a condition that rows of the `bound` entries have met, what it compares by IN is equal.
     ///
     /// # Safety
     /// It is part of the innermost query.
-    unsafe fn sub_link(&mut self, link: &pg_sys::SubLink, holds: bool, levels: &Levels) {
+    unsafe fn sub_link(&mut self, link: &pg_sys::SubLink, bound: Option<&HashSet<i32>>, levels: &Levels) {
         // SAFETY: an analysed sub-select is a query.
         unsafe {
             let query = self.query(link.subselect.cast(), levels);
@@ -528,7 +528,9 @@ impl Reader {
                 self.found.extend(outputs);
             }
             self.expression(link.testexpr, levels);
-            if holds && link.subLinkType == pg_sys::SubLinkType::ANY_SUBLINK {
+            if let Some(bound) = bound
+                && link.subLinkType == pg_sys::SubLinkType::ANY_SUBLINK
+            {
                 let mut tests = Vec::new();
                 if is_a(link.testexpr, pg_sys::NodeTag::T_OpExpr) {
                     tests.push(link.testexpr);
@@ -545,11 +547,15 @@ impl Reader {
                         continue;
                     };
                     let right = without_relabel(right);
-                    if let (Some((node, ..)), true) =
+                    if let (Some((node, level, entry)), true) =
                         (self.column_of(left, levels), is_a(right, pg_sys::NodeTag::T_Param))
                     {
-                        let column = (*right.cast::<pg_sys::Param>()).paramid as usize - 1;
-                        self.graph.edges.push(Edge { from: Node::Output { query, column }, to: node, how });
+                        let output =
+                            Node::Output { query, column: (*right.cast::<pg_sys::Param>()).paramid as usize - 1 };
+                        self.graph.edges.push(Edge { from: output, to: node, how });
+                        if level == 0 && bound.contains(&entry) {
+                            self.graph.edges.push(Edge { from: node, to: output, how });
+                        }
                     }
                 }
             }
@@ -697,7 +703,7 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
                 return false;
             }
             pg_sys::NodeTag::T_SubLink => {
-                visit.reader.sub_link(&*node.cast::<pg_sys::SubLink>(), false, levels);
+                visit.reader.sub_link(&*node.cast::<pg_sys::SubLink>(), None, levels);
                 return false;
             }
             pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
