@@ -285,16 +285,16 @@ fn keys_of_an_extension_s_types_are_read_page_by_page_in_their_own_order() {
         ));
         let (name, viewed) = (table.name.clone(), unique("viewed"));
         table.run(&format!(
-            "create table both (place int, k {kind}, note text, primary key (place, k));
-             insert into both select place % 3, k, note from {{T}};
-             create view shown as select k, note from {{T}}; create view both_shown as select place, k, note from both;
+            "create table paired (place int, k {kind}, note text, primary key (place, k));
+             insert into paired select place % 3, k, note from {{T}};
+             create view shown as select k, note from {{T}}; create view paired_shown as select place, k, note from paired;
              select es_sync.attach('{{T}}', index => '{viewed}', document => 'shown');
-             select es_sync.attach('both', index => '{viewed}_both', document => 'both_shown')"
+             select es_sync.attach('paired', index => '{viewed}_both', document => 'paired_shown')"
         ));
-        let both = "select place || '|' || k, row_to_json(b) from both b";
+        let both = "select place || '|' || k::text, row_to_json(p) from paired p";
         for change in [
             String::new(),
-            "update {T} set note = 'changed' where place % 100 = 0; update both set note = 'changed' where place = 1"
+            "update {T} set note = 'changed' where place % 100 = 0; update paired set note = 'changed' where place = 1"
                 .to_owned(),
             format!("update {{T}} set k = {other} where place < 10; delete from {{T}} where place between 100 and 110"),
         ] {
@@ -304,7 +304,7 @@ fn keys_of_an_extension_s_types_are_read_page_by_page_in_their_own_order() {
             expect::documents_equal(&mut table.client, rows, &table.engine, &viewed);
             expect::documents_equal(&mut table.client, both, &table.engine, &format!("{viewed}_both"));
         }
-        table.run("select es_sync.verify('{T}'), es_sync.verify('both')");
+        table.run("select es_sync.verify('{T}'), es_sync.verify('paired')");
         expect::settled(&mut table.client);
         let differing: i64 = table
             .client
