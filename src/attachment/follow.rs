@@ -10,6 +10,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::attach::{self, Table};
 use super::catalog::{self, Attachment, Column};
 use super::definition;
+use super::operator::Operator;
 use super::options::Options;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
@@ -292,19 +293,15 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
     let alias = |table: usize| if ends_at_root && table == last { "r".to_owned() } else { format!("t{table}") };
     let qualified = |place: (usize, i16)| format!("{}.{}", alias(place.0), quoted(&name(place)));
     let condition = |left: (usize, i16), how: Comparison, right: (usize, i16)| match how {
-        Comparison::Same => format!("{} = {}", qualified(left), qualified(right)),
-        Comparison::Equal { operator, .. } => {
-            format!("{} operator({}) {}", qualified(left), operator_name(operator), qualified(right))
+        Comparison::Same | Comparison::Equal { .. } => {
+            let [left, right] = [left, right].map(|place| (qualified(place), kind(place)));
+            comparison(how, left.1).compare(left, right)
         }
-        // So that an index on the array can be used.
-        Comparison::Element { .. } => format!(
-            "{} operator(pg_catalog.@>) array[{}]::{}",
-            qualified(right),
-            qualified(left),
-            type_name(kind(right))
-        ),
+        Comparison::Element { operator } => {
+            Operator::of(operator).is_element(&qualified(left), kind(left), &qualified(right), kind(right))
+        }
         Comparison::Contains { operator } => {
-            format!("{} operator({}) any ({})", qualified(right), operator_name(operator), qualified(left))
+            Operator::of(operator).is_any_of(&qualified(right), kind(right), &qualified(left), kind(left))
         }
     };
     let mut joined = values(&first, "t0");
@@ -324,11 +321,8 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
             .iter()
             .zip(&root.key)
             .map(|((place, how), key)| {
-                let operator = match how {
-                    Comparison::Equal { operator, .. } => operator_name(*operator),
-                    _ => "pg_catalog.=".to_owned(),
-                };
-                format!("r.{} operator({operator}) {}", quoted(&key.name), qualified(*place))
+                let left = (format!("r.{}", quoted(&key.name)), key.type_oid);
+                comparison(*how, key.type_oid).compare(left, (qualified(*place), kind(*place)))
             })
             .collect();
         let _ = write!(joined, "\njoin {} r on {}", root.name, on.join(" and "));
@@ -341,6 +335,14 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
         used,
         nulls: false,
         query: Some(query),
+    }
+}
+
+/// How values of this type compare for `how`.
+fn comparison(how: Comparison, kind: pg_sys::Oid) -> Operator {
+    match how {
+        Comparison::Equal { operator, .. } => Operator::of(operator),
+        _ => Operator::equal(kind),
     }
 }
 
@@ -372,20 +374,6 @@ fn collation(column: &Column) -> Option<String> {
     }
 }
 
-fn operator_name(operator: u32) -> String {
-    let rows = spi::run(
-        "select n.nspname::text, o.oprname::text
-         from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
-         where o.oid = $1",
-        &[(pg_sys::OIDOID, spi::value(pg_sys::Oid::from(operator)))],
-    );
-    if rows.is_empty() {
-        return "pg_catalog.=".to_owned();
-    }
-    let part = |column| rows.get::<String>(0, column).unwrap_or_default();
-    format!("{}.{}", quoted(&part(1)), part(2))
-}
-
 /// The ways that were declared for a table.
 fn declared(root: &Root) -> Result<Vec<Way>, Report> {
     let rows = spi::run(
@@ -407,11 +395,7 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
         )
     };
     let keys: Vec<String> = (1..=root.key.len()).map(|n| format!("k{n}")).collect();
-    let statement = format!(
-        "select w.* from {} related cross join lateral (\n{via}\n) w ({})",
-        attach::qualified(related),
-        keys.join(", ")
-    );
+    let statement = format!("select w.* from {} related cross join lateral (\n{via}\n) w", attach::qualified(related));
     let tree = Tree::of_statement(root.owner, &statement);
     let columns = catalog::columns(related);
     let count = tree.width();
@@ -431,8 +415,12 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
     if used.is_empty() {
         return Err(invalid("the way uses no column of the related row".to_owned()));
     }
-    let on: Vec<String> =
-        root.key.iter().zip(&keys).map(|(key, name)| format!("r.{} = w.{name}", quoted(&key.name))).collect();
+    let on: Vec<String> = root
+        .key
+        .iter()
+        .zip(&keys)
+        .map(|(key, name)| Operator::equal(key.type_oid).meets(&format!("r.{}", quoted(&key.name)), key, name))
+        .collect();
     let select: Vec<String> = root.key.iter().map(|key| format!("r.{}", quoted(&key.name))).collect();
     let query = format!(
         "select {} from {} cross join lateral (\n{via}\n) w ({}) join {} r on {}",

@@ -8,6 +8,7 @@ pub mod definition;
 pub mod follow;
 pub mod key;
 pub mod link;
+pub mod operator;
 pub mod options;
 pub mod partitions;
 pub mod pause;

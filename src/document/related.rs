@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use super::read::key_of;
 use super::shape::type_name;
 use crate::attachment::follow::Link;
-use crate::attachment::{catalog, key, link};
+use crate::attachment::{catalog, key, link, operator};
 use crate::postgres::spi::{self, Plan, Value, quoted};
 use crate::postgres::transaction;
 
@@ -34,9 +34,10 @@ impl Finder {
             .map(|name| columns.iter().find(|column| &column.name == name))
             .collect::<Option<_>>()?;
         let names: Vec<String> = key.iter().map(|column| format!("w.{}", quoted(&column.name))).collect();
-        let names = names.join(", ");
         let aliases: Vec<String> = key.iter().map(|column| quoted(&column.name)).collect();
-        let from = format!("select distinct {names} from (\n{}\n) w ({})", link.query, aliases.join(", "));
+        let types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();
+        let order = names.join(", ");
+        let from = format!("select distinct {order} from (\n{}\n) w ({})", link.query, aliases.join(", "));
         let after: Vec<String> = key
             .iter()
             .enumerate()
@@ -48,10 +49,10 @@ impl Finder {
             owner,
             key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
             columns: link.columns,
-            first: format!("{from} order by {names} limit ${}", link.columns + 1),
+            first: format!("{from} order by {order} limit ${}", link.columns + 1),
             next: format!(
-                "{from} where ({names}) > ({}) order by {names} limit ${}",
-                after.join(", "),
+                "{from} where {} order by {order} limit ${}",
+                operator::behind(&names, &after, &types),
                 link.columns + key.len() + 1
             ),
             first_plan: None,

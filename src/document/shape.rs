@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::types::{Field, Type, is_compound};
 use crate::attachment::catalog::{self, Attachment, Column};
 use crate::attachment::key;
+use crate::attachment::operator::{self, Operator};
 use crate::postgres::spi;
 
 /// What the documents of an attachment look like, and how to read them.
@@ -111,6 +112,8 @@ impl Shape {
             Some(filter) => format!("(select * from {read} where (\n{filter}\n) is true)"),
         };
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
+        let key_types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();
+        let equals: Vec<String> = key_types.iter().map(|kind| Operator::equal(*kind).qualified()).collect();
         let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
         // "document.*" is the row even where a column has the alias's name.
         let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
@@ -122,8 +125,12 @@ impl Shape {
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
             Some(_) => {
-                let equal: Vec<String> =
-                    key.iter().map(|column| quote(&column.name)).map(|name| format!("v.{name} = t.{name}")).collect();
+                let equal: Vec<String> = key
+                    .iter()
+                    .zip(&equals)
+                    .map(|(column, equal)| (quote(&column.name), equal))
+                    .map(|(name, equal)| format!("v.{name} {equal} t.{name}"))
+                    .collect();
                 format!(
                     "(select pg_catalog.row_to_json(document.*) from (select {list} from \
                      (select v.* from {filtered} v where {} offset 0) t) document)",
@@ -142,7 +149,7 @@ impl Shape {
         // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
         let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
         let by_keys = if let ([column], [kind], [false]) = (&keys[..], &types[..], &alone[..]) {
-            format!("{select} {source} t where {column} = any ($1::pg_catalog.text[]::{kind}[])")
+            format!("{select} {source} t where {column} {} any ($1::pg_catalog.text[]::{kind}[])", equals[0])
         } else {
             let part = |n: usize| match alone[n - 1] {
                 true => format!("${n}::pg_catalog.text[]"),
@@ -152,8 +159,8 @@ impl Shape {
             let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
             let equal: Vec<String> = (0..keys.len())
                 .map(|n| match alone[n] {
-                    true => format!("{} = k.{}::{}", keys[n], names[n], types[n]),
-                    false => format!("{} = k.{}", keys[n], names[n]),
+                    true => format!("{} {} k.{}::{}", keys[n], equals[n], names[n], types[n]),
+                    false => format!("{} {} k.{}", keys[n], equals[n], names[n]),
                 })
                 .collect();
             format!(
@@ -165,6 +172,7 @@ impl Shape {
         };
         let order = keys.join(", ");
         let after: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text::{}", types[n - 1])).collect();
+        let behind = operator::behind(&keys, &after, &key_types);
         let page = |behind: String, limit: usize| {
             let rows = format!("{source} t {behind} order by {order} limit ${limit}");
             // The rows of a page first: no document is made for others.
@@ -179,12 +187,9 @@ impl Shape {
             routing: routing.map(|column| key::Column::new(column.type_oid)),
             by_keys,
             first_page: page(String::new(), 1),
-            next_page: page(format!("where ({order}) > ({})", after.join(", ")), keys.len() + 1),
+            next_page: page(format!("where {behind}"), keys.len() + 1),
             first_key: format!("select {order} from {name} t order by {order} limit 1"),
-            next_key: format!(
-                "select {order} from {name} t where ({order}) > ({}) order by {order} limit 1",
-                after.join(", ")
-            ),
+            next_key: format!("select {order} from {name} t where {behind} order by {order} limit 1"),
             key_check: format!("select {}", after.join(", ")),
             estimated_rows: table.get(0, 3).unwrap_or(-1.0),
             fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),

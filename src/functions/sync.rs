@@ -7,6 +7,7 @@ use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
 use crate::attachment::attach as attachments;
+use crate::attachment::operator::Operator;
 use crate::attachment::{catalog, follow, key};
 use crate::capture;
 use crate::document::shape::type_name;
@@ -74,7 +75,10 @@ fn values_of(
         .iter()
         .zip(types)
         .enumerate()
-        .map(|(place, (name, kind))| format!("{} = ${}::{}", spi::quoted(name), place + 1, type_name(*kind)))
+        .map(|(place, (name, kind))| {
+            let operator = attachments::as_extension(|| Operator::equal(*kind)).qualified();
+            format!("{} {operator} ${}::{}", spi::quoted(name), place + 1, type_name(*kind))
+        })
         .collect();
     let statement =
         format!("select {} from {} where {}", select.join(", "), attachments::qualified(relation), equal.join(" and "));

@@ -91,6 +91,11 @@ impl SqlError {
 }
 
 impl SqlError {
+    /// True if the statement itself is to blame: it names what is not there, or must not be read.
+    pub fn is_in_the_statement(&self) -> bool {
+        self.sqlstate().starts_with("42")
+    }
+
     /// True if somebody else holds a lock, and the same works later.
     pub fn is_lock_timeout(&self) -> bool {
         matches!(

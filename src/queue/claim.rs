@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 
 use super::insert::Queue;
 use super::keys;
+use super::spool::LAST_SPOOLED;
 use crate::postgres::spi::{self, Plan};
 use crate::postgres::transaction::{self, Scope};
 
@@ -77,17 +78,24 @@ impl Claims {
     }
 
     /// Claims rows until `max_keys` keys are found; rows that are `known`, and those of the sources in `held`, are passed
-    /// over. True with the rows if there may be more.
-    pub fn claim(&mut self, max_keys: usize, held: &[u32], known: impl Fn(&Place) -> bool) -> (Vec<Row>, bool) {
+    /// over, and of those in `held_spooled` what the worker itself has written. True with the rows if there may be more.
+    pub fn claim(
+        &mut self,
+        max_keys: usize,
+        held: &[u32],
+        held_spooled: &[u32],
+        known: impl Fn(&Place) -> bool,
+    ) -> (Vec<Row>, bool) {
         prefer_tid_scans();
         let plan = self.plan.get_or_insert_with(|| {
             Plan::prepare(
                 &format!(
                     "select q.ctid, q.id, q.source, q.keys, q.enqueued_at, q.count, q.xmin
-                     from es_sync.{} q where q.ctid > $1 and q.source <> all ($2)",
+                     from es_sync.{} q
+                     where q.ctid > $1 and q.source <> all ($2) and (q.id > {LAST_SPOOLED} or q.source <> all ($3))",
                     self.queue.table()
                 ),
-                &[pg_sys::TIDOID, pg_sys::OIDARRAYOID],
+                &[pg_sys::TIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID],
             )
         });
         let started = Instant::now();
@@ -111,8 +119,10 @@ impl Claims {
         // A look at the end ends there.
         let at_end = self.owed;
         let mut pointer = item_pointer(self.after);
-        let held: Vec<pg_sys::Oid> = held.iter().map(|source| pg_sys::Oid::from(*source)).collect();
-        let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer)), spi::value(held)]);
+        let oids =
+            |sources: &[u32]| -> Vec<pg_sys::Oid> { sources.iter().map(|source| pg_sys::Oid::from(*source)).collect() };
+        let held = [held, held_spooled].map(|sources| spi::value(oids(sources)));
+        let cursor = plan.open(&[Some(pg_sys::Datum::from(&raw mut pointer)), held[0], held[1]]);
         loop {
             let fetched = cursor.fetch(FETCH);
             let ended = (fetched.len() as i64) < FETCH;

@@ -7,6 +7,10 @@ use super::keys::Keys;
 use crate::attachment::link;
 use crate::postgres::spi;
 
+/// The highest id that such a row may have: the end of es_sync.spooled. Ids of writers are above, for they begin with the
+/// clock.
+pub const LAST_SPOOLED: i64 = 281_474_976_710_655;
+
 /// Puts rows of a link in the place of others: keys that were found, and what is still to be looked for, if anything.
 ///
 /// Their ids are lower than those of all writers, so that whoever waits for what was replaced waits for them too.

@@ -48,7 +48,9 @@ impl Worker {
                 break;
             }
             let delivery = &self.delivery;
-            let (rows, more) = transaction::run(|| claims.claim(room, &held, |place| delivery.is_known(place)))?;
+            let (rows, more) = transaction::run(|| {
+                claims.claim(room, &held.sources, &held.spooled, |place| delivery.is_known(place))
+            })?;
             self.more |= more;
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.

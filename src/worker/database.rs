@@ -46,8 +46,6 @@ pub struct Worker {
     pub(super) readers: FxHashMap<i32, Reader>,
     pub(super) links: Vec<Link>,
     pub(super) finders: FxHashMap<u32, Finder>,
-    /// After an error of fanning out that is no row's fault.
-    pub(super) fans_rest_until: Option<Instant>,
     pub(super) builds: Vec<Build>,
     pub(super) verifies: Vec<Verify>,
     /// Rows of partitions that came.
@@ -106,7 +104,6 @@ impl Worker {
             readers: FxHashMap::default(),
             links: Vec::new(),
             finders: FxHashMap::default(),
-            fans_rest_until: None,
             builds: Vec::new(),
             verifies: Vec::new(),
             loads: Vec::new(),

@@ -4,6 +4,9 @@
 //! queue itself. Only so many documents of a table are on their way for this at a time: then other changes find room. A
 //! row leaves the queue when all that it led to is done. Where a single value leads to more documents than that, its row
 //! is replaced, page by page, by the keys that were found and a note of how far it has come.
+//!
+//! A change that has led to many documents is large: what it leads to from then on lets all other changes go first,
+//! those of the same table and of the same link, too.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
@@ -22,14 +25,18 @@ use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::spool;
 
-/// Documents of a table on their way beyond which no more are added to them.
+/// Documents of a table on their way beyond which no more are added to them for large changes; twice as many for others.
 const MAX_DOCUMENTS: usize = 8_000;
+/// Documents that a change may lead to before it is large.
+const LARGE: usize = 1_000;
 /// Keys of a single value that are found, and written to the queue, in one transaction.
 const PAGE: usize = 20_000;
 /// Values that are looked for together.
 const MAX_VALUES: usize = 1_000;
 /// Values and keys in memory beyond which no more rows of links are claimed.
 const MAX_CLAIMED: usize = 20_000;
+/// Failures of a way's query, not of the data, after which it is given up.
+const PATIENCE: u32 = 2;
 /// A turn finds no more keys after this time: others want to be served.
 const TURN: Duration = Duration::from_millis(50);
 
@@ -47,6 +54,10 @@ pub struct Fan {
     at_once: usize,
     /// A value of it leads to so many keys that they go to the queue. Nothing else of it may be on its way then.
     spools: bool,
+    /// Documents that it has led to.
+    fed: usize,
+    /// Failures of looking for its values that are not in the data.
+    failures: u32,
 }
 
 /// Rows of links that were claimed, and the links.
@@ -55,14 +66,30 @@ pub struct Fans {
     fans: VecDeque<Fan>,
     /// The attached table of each link.
     roots: FxHashMap<u32, u32>,
-    /// Attached tables of which many documents are on their way: their links are not claimed until half of them are done.
+    /// Attached tables of which many documents are on their way: what large changes have left in the queue is not claimed
+    /// until half of them are done.
     full: Vec<u32>,
+    /// The same for all rows of their links.
+    crowded: Vec<u32>,
+    /// Links whose values could not be looked for, and until when they are let be.
+    resting: FxHashMap<u32, Instant>,
+}
+
+/// What is not claimed for now.
+#[derive(Default, Clone, PartialEq)]
+pub struct Held {
+    /// Sources of the queue.
+    pub sources: Vec<u32>,
+    /// Links of which only what they have spooled is left there.
+    pub spooled: Vec<u32>,
 }
 
 impl Fans {
     pub fn clear(&mut self) {
         self.fans.clear();
         self.full.clear();
+        self.crowded.clear();
+        self.resting.clear();
     }
 
     /// Forgets what was claimed for tickets that are given back.
@@ -80,29 +107,35 @@ impl Fans {
         self.roots.iter().filter(move |(_, its)| **its == root).map(|(source, _)| *source)
     }
 
-    /// Values and keys in memory.
-    fn claimed(&self) -> usize {
-        self.fans.iter().map(|fan| fan.values.len() + fan.found.len()).sum()
+    /// Values and keys in memory, of large changes or of others.
+    fn claimed(&self, large: bool) -> usize {
+        let counted = self.fans.iter().filter(|fan| fan.is_large() == large && !self.resting.contains_key(&fan.link));
+        counted.map(|fan| fan.values.len() + fan.found.len()).sum()
     }
 }
 
 impl Delivery {
     /// Adds the links that are not claimed for now to the tables that are not.
-    pub(super) fn hold_links(&mut self, held: &mut Vec<u32>) {
-        let mut full = std::mem::take(&mut self.fans.full);
+    pub(super) fn hold_links(&mut self, held: &mut Held) {
         let mut roots: Vec<u32> = self.fans.roots.values().copied().collect();
         roots.sort_unstable();
         roots.dedup();
-        roots.retain(|root| {
-            let limit = if full.contains(root) { MAX_DOCUMENTS / 2 } else { MAX_DOCUMENTS };
-            self.outstanding(*root) >= limit
-        });
-        full = roots;
-        let too_many = self.fans.claimed() >= MAX_CLAIMED;
-        let links = self.fans.roots.iter().filter(|(_, root)| too_many || full.contains(root) || held.contains(root));
-        let links: Vec<u32> = links.map(|(source, _)| *source).collect();
-        self.fans.full = full;
-        held.extend(links);
+        let beyond = |former: &[u32], limit: usize, less: usize| -> Vec<u32> {
+            let limit = |root: u32| if former.contains(&root) { less } else { limit };
+            roots.iter().copied().filter(|root| self.outstanding(*root) >= limit(*root)).collect()
+        };
+        let full = beyond(&self.fans.full, MAX_DOCUMENTS, MAX_DOCUMENTS / 2);
+        let crowded = beyond(&self.fans.crowded, MAX_DOCUMENTS * 2, MAX_DOCUMENTS * 3 / 2);
+        let [too_many, too_much] = [false, true].map(|large| self.fans.claimed(large) >= MAX_CLAIMED);
+        for (link, root) in &self.fans.roots {
+            if too_many || crowded.contains(root) || held.sources.contains(root) || self.fans.resting.contains_key(link)
+            {
+                held.sources.push(*link);
+            } else if too_much || full.contains(root) {
+                held.spooled.push(*link);
+            }
+        }
+        (self.fans.full, self.fans.crowded) = (full, crowded);
     }
 
     /// Documents of a table on their way, in the lane that has most of them.
@@ -127,11 +160,16 @@ impl Delivery {
             found: VecDeque::new(),
             at_once: MAX_VALUES,
             spools: false,
+            fed: 0,
+            failures: 0,
         };
         match Content::of(texts) {
-            Content::Found(keys) => fan.found = keys.into(),
+            Content::Found(keys) => {
+                fan.found = keys.into();
+                fan.fed = LARGE;
+            }
             Content::Values { after, values } => {
-                if let Some(last) = self.fans.fans.back_mut()
+                if let Some(last) = self.fans.fans.iter_mut().rev().find(|fan| !fan.is_large())
                     && after.is_none()
                     && last.link == source
                     && last.change.id < change.id
@@ -152,18 +190,21 @@ impl Delivery {
 
     /// Adds operations for keys that were found, as long as there is room; true if none is left.
     fn feed(&mut self, fan: &mut Fan) -> bool {
-        let mut room = MAX_DOCUMENTS.saturating_sub(self.outstanding(fan.root));
-        while room > 0 {
+        let mut outstanding = self.outstanding(fan.root);
+        while outstanding < fan.limit() {
             let Some(key) = fan.found.pop_front() else { return true };
             let key = Key::from(key);
+            let large = fan.is_large();
             let mut operations = 0;
             for lane in self.lanes.iter_mut().filter(|lane| lane.source == fan.root) {
-                operations += usize::from(lane.change(&key, fan.change));
+                let waits = if large { lane.change_behind(&key, fan.change) } else { lane.change(&key, fan.change) };
+                operations += usize::from(waits);
             }
             if let Some(claimed) = self.claimed.get_mut(&fan.change.ticket) {
                 claimed.left += operations;
             }
-            room -= 1;
+            fan.fed += 1;
+            outstanding += 1;
         }
         fan.found.is_empty()
     }
@@ -171,7 +212,19 @@ impl Delivery {
 
 impl Fan {
     fn can_join(&self, values: usize) -> bool {
-        self.at_once == MAX_VALUES && !self.spools && self.found.is_empty() && self.values.len() + values <= MAX_VALUES
+        self.at_once == MAX_VALUES
+            && !self.is_large()
+            && self.found.is_empty()
+            && self.values.len() + values <= MAX_VALUES
+    }
+
+    fn is_large(&self) -> bool {
+        self.spools || self.fed >= LARGE
+    }
+
+    /// Documents of its table on their way beyond which it adds no more.
+    fn limit(&self) -> usize {
+        if self.is_large() { MAX_DOCUMENTS } else { MAX_DOCUMENTS * 2 }
     }
 
     fn is_done(&self) -> bool {
@@ -202,11 +255,8 @@ impl Worker {
     /// Finds documents for claimed values and puts them on their way; true if there is more to do at once.
     pub(super) fn fan_out(&mut self, due: &mut Vec<Instant>) -> Result<bool, SqlError> {
         let began = Instant::now();
-        if self.fans_rest_until.is_some_and(|until| until > began) {
-            due.extend(self.fans_rest_until);
-            return Ok(false);
-        }
-        self.fans_rest_until = None;
+        self.delivery.fans.resting.retain(|_, until| *until > began);
+        self.delivery.fans.fans.make_contiguous().sort_by_key(Fan::is_large);
         let mut waiting = VecDeque::new();
         let mut again = false;
         while let Some(mut fan) = self.delivery.fans.fans.pop_front() {
@@ -221,7 +271,7 @@ impl Worker {
                 self.delivery.hurry(fan.root, fan.change.id + 1);
             }
             if !self.delivery.feed(&mut fan)
-                || self.delivery.outstanding(fan.root) >= MAX_DOCUMENTS
+                || self.delivery.outstanding(fan.root) >= fan.limit()
                 || (fan.spools && others > 0)
             {
                 waiting.push_back(fan);
@@ -231,6 +281,10 @@ impl Worker {
                 self.delivery.finish_ticket(fan.change.ticket);
                 continue;
             }
+            if self.delivery.fans.resting.contains_key(&fan.link) {
+                waiting.push_back(fan);
+                continue;
+            }
             match self.find(&mut fan) {
                 Ok(Found::Keys) => self.delivery.fans.fans.push_front(fan),
                 Ok(Found::Spooled) => self.more = true,
@@ -238,7 +292,7 @@ impl Worker {
                     fan.at_once = fan.at_once.min(fan.values.len()).div_ceil(2).max(1);
                     self.delivery.fans.fans.push_front(fan);
                 }
-                Err(error) if error.is_in_the_data() => {
+                Err(error) if error.is_in_the_data() || (error.is_in_the_statement() && fan.failures >= PATIENCE) => {
                     // What it would have led to is not known: all documents are compared instead.
                     pgrx::warning!("could not follow a change of a related row: {error}");
                     self.delivery.repair_instead(fan.change.ticket, fan.root);
@@ -249,15 +303,17 @@ impl Worker {
                         let cause = format!("could not follow changes of related rows: {error}");
                         set_cause(attachment.id, &cause);
                     }
-                    self.fans_rest_until = Some(Instant::now() + REST);
-                    due.extend(self.fans_rest_until);
+                    // Once more, and as the catalog is by then: a table on the way may just have been renamed.
+                    self.finders.remove(&fan.link);
+                    self.delivery.fans.resting.insert(fan.link, Instant::now() + REST);
+                    fan.failures += 1;
                     waiting.push_back(fan);
-                    break;
                 }
             }
         }
         waiting.append(&mut self.delivery.fans.fans);
         self.delivery.fans.fans = waiting;
+        due.extend(self.delivery.fans.resting.values());
         Ok(again)
     }
 

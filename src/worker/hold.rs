@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustc_hash::FxHashSet;
 
 use super::delivery::{Delivery, MAX_OUTSTANDING};
+use super::fan::Held;
 use super::lane::Ticket;
 use crate::attachment::catalog::Attachment;
 
@@ -16,8 +17,8 @@ pub struct Hold {
     paused: FxHashSet<u32>,
     /// An index takes nothing, and its share of the room is used up.
     blocked: FxHashSet<u32>,
-    /// Both, when this was last asked.
-    last: Vec<u32>,
+    /// Both, and what follows from them, when this was last asked.
+    last: Held,
 }
 
 impl Hold {
@@ -29,7 +30,7 @@ impl Hold {
 impl Delivery {
     /// True if nothing would be claimed, whatever is committed.
     pub fn holds_all(&self) -> bool {
-        self.lanes.iter().all(|lane| self.hold.last.binary_search(&lane.source).is_ok())
+        self.lanes.iter().all(|lane| self.hold.last.sources.binary_search(&lane.source).is_ok())
     }
 
     /// True for an index that is paused while others of its table go on: it has no lane, and misses what changes.
@@ -62,10 +63,10 @@ impl Delivery {
         }
     }
 
-    /// The tables whose changes are not claimed for now; true if these are others than the last time.
+    /// What is not claimed for now; true if that is something else than the last time.
     ///
     /// All tables in trouble together keep a quarter of the room; what they have claimed beyond that goes back.
-    pub fn hold(&mut self, now: Instant) -> (Vec<u32>, bool) {
+    pub fn hold(&mut self, now: Instant) -> (Held, bool) {
         let mut troubled: Vec<u32> =
             self.lanes.iter().filter(|lane| lane.in_trouble(now)).map(|lane| lane.source).collect();
         troubled.sort_unstable();
@@ -81,10 +82,11 @@ impl Delivery {
                 blocked.insert(source);
             }
         }
-        let mut held: Vec<u32> = self.hold.paused.union(&blocked).copied().collect();
-        self.hold_moves(&mut held);
+        let mut held = Held { sources: self.hold.paused.union(&blocked).copied().collect(), ..Held::default() };
+        self.hold_moves(&mut held.sources);
         self.hold_links(&mut held);
-        held.sort_unstable();
+        held.sources.sort_unstable();
+        held.spooled.sort_unstable();
         self.hold.blocked = blocked;
         let changed = held != self.hold.last;
         self.hold.last.clone_from(&held);

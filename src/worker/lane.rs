@@ -43,6 +43,8 @@ pub struct Lane {
     pub awaits_mapping: bool,
     documents: FxHashMap<Key, Document>,
     ready: VecDeque<Key>,
+    /// Ready, too, and sent after those: what a change with very many documents leads to.
+    behind: VecDeque<Key>,
     waiting: BinaryHeap<Reverse<(Instant, Key)>>,
     /// How long a document's changes gather before it is read.
     delay: Duration,
@@ -64,6 +66,8 @@ pub struct Lane {
 #[derive(Default)]
 struct Document {
     in_flight: bool,
+    /// It waits in `behind`.
+    behind: bool,
     /// Queue rows that the next or outstanding operation finishes.
     tickets: Vec<Ticket>,
     /// Queue rows claimed after the outstanding operation was read.
@@ -112,6 +116,7 @@ impl Lane {
             awaits_mapping: false,
             documents: FxHashMap::default(),
             ready: VecDeque::new(),
+            behind: VecDeque::new(),
             waiting: BinaryHeap::new(),
             delay: Duration::ZERO,
             gathering: BTreeSet::new(),
@@ -131,7 +136,7 @@ impl Lane {
 
     /// Documents that can be read and sent now.
     pub fn ready(&self) -> usize {
-        self.ready.len()
+        self.ready.len() + self.behind.len()
     }
 
     /// True if a document is on its way.
@@ -144,13 +149,26 @@ impl Lane {
     /// Only where changes gather: then a document that changes all the time does not fill queue and memory. The row that
     /// stands for others must have a lower id, for `wait` asks for what was enqueued before a certain id.
     pub fn change(&mut self, key: &Key, change: Change) -> bool {
+        self.note(key, change, false)
+    }
+
+    /// The same for one document of very many: it lets others go first.
+    pub fn change_behind(&mut self, key: &Key, change: Change) -> bool {
+        self.note(key, change, true)
+    }
+
+    fn note(&mut self, key: &Key, change: Change, behind: bool) -> bool {
         let gathers = self.is_delayed();
         let Some(document) = self.documents.get_mut(key) else {
-            self.begin(key, vec![change.ticket], Some(change));
+            self.begin(key, vec![change.ticket], Some(change), behind);
             return true;
         };
         if gathers && document.first.is_some_and(|first| first.id < change.id) {
             return false;
+        }
+        if !behind && std::mem::take(&mut document.behind) {
+            // Its place behind is passed over then.
+            self.ready.push_back(key.clone());
         }
         document.first = Some(change);
         if document.in_flight {
@@ -162,10 +180,12 @@ impl Lane {
     }
 
     /// A document that was not on its way is to be read: now, or when its changes have gathered.
-    fn begin(&mut self, key: &Key, tickets: Vec<Ticket>, first: Option<Change>) {
-        self.documents.insert(key.clone(), Document { tickets, first, ..Document::default() });
+    fn begin(&mut self, key: &Key, tickets: Vec<Ticket>, first: Option<Change>, behind: bool) {
+        let behind = behind && !self.is_delayed();
+        self.documents.insert(key.clone(), Document { tickets, first, behind, ..Document::default() });
         match first.filter(|_| self.is_delayed()) {
             Some(first) => drop(self.gathering.insert((first.enqueued + self.delay, key.clone()))),
+            None if behind => self.behind.push_back(key.clone()),
             None => self.ready.push_back(key.clone()),
         }
     }
@@ -198,7 +218,7 @@ impl Lane {
     /// A claimed row says that a document may lie elsewhere. It is waited for always: no other row says where.
     pub fn moved(&mut self, key: &Key, change: Change, routing: Routing) {
         match self.documents.get_mut(key) {
-            None => self.begin(key, vec![change.ticket], Some(change)),
+            None => self.begin(key, vec![change.ticket], Some(change), false),
             Some(document) if document.in_flight => document.late.push(change.ticket),
             Some(document) => document.tickets.push(change.ticket),
         }
@@ -247,10 +267,19 @@ impl Lane {
         }
     }
 
-    /// Takes up to `count` documents to read and send.
+    /// Takes up to `count` documents to read and send. Those behind get a quarter, so that they arrive at all.
     pub fn take(&mut self, count: usize) -> Vec<Key> {
-        let count = count.min(self.max_operations).min(self.ready.len());
-        let keys: Vec<Key> = self.ready.drain(..count).collect();
+        let count = count.min(self.max_operations);
+        let first = (count - (count / 4).min(self.behind.len())).min(self.ready.len());
+        let mut keys: Vec<Key> = self.ready.drain(..first).collect();
+        while keys.len() < count
+            && let Some(key) = self.behind.pop_front()
+        {
+            // Not one that went first after all.
+            if self.documents.get_mut(&key).is_some_and(|document| std::mem::take(&mut document.behind)) {
+                keys.push(key);
+            }
+        }
         for key in &keys {
             if let Some(document) = self.documents.get_mut(key) {
                 document.in_flight = true;
@@ -314,7 +343,7 @@ impl Lane {
         let finished = Finished { tickets: std::mem::take(&mut document.tickets), page: document.page.take() };
         let (late, elsewhere) = (document.late, document.late_elsewhere);
         if !late.is_empty() || !elsewhere.is_empty() {
-            self.begin(key, late, document.first);
+            self.begin(key, late, document.first, false);
             if let Some(next) = self.documents.get_mut(key) {
                 next.check = !elsewhere.is_empty();
                 next.elsewhere = elsewhere;
@@ -371,6 +400,7 @@ impl Lane {
         });
         let documents = &self.documents;
         self.ready.retain(|key| documents.contains_key(key));
+        self.behind.retain(|key| documents.contains_key(key));
         self.gathering.retain(|(_, key)| documents.contains_key(key));
         self.waiting.retain(|Reverse((_, key))| documents.contains_key(key));
     }
@@ -408,6 +438,28 @@ mod tests {
         let mut lane = lane();
         lane.set_delay(Duration::from_secs(5));
         lane
+    }
+
+    #[test]
+    fn one_of_very_many_documents_lets_others_go_first_and_arrives_all_the_same() {
+        let mut lane = lane();
+        let taken = |lane: &mut Lane, count| lane.take(count).iter().map(|key| key.to_string()).collect::<String>();
+        for text in ["a", "b", "c", "d", "e", "f"] {
+            lane.change_behind(&key(text), at(1));
+        }
+        lane.change(&key("x"), at(2));
+        lane.change(&key("e"), at(3));
+        assert_eq!(taken(&mut lane, 3), "xea");
+        for text in ["1", "2", "3", "4", "5"] {
+            lane.change(&key(text), at(4));
+        }
+        assert_eq!(taken(&mut lane, 4), "123b", "a quarter is theirs");
+        assert_eq!(taken(&mut lane, 10), "45cdf");
+        assert_eq!(lane.ready(), 0);
+        for text in ["a", "b", "c", "d", "e", "f"] {
+            let finished = lane.finish(&key(text));
+            assert_eq!(finished.tickets, if text == "e" { vec![1, 3] } else { vec![1] });
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `proxy`  | stands between worker and engine and injects faults |
 //! | `expect` | compares every document with what SQL says |
 //! | `wait`   | waits for a condition, with a deadline |
+//! | `shop`   | a table with documents from a view, and a few statements on it |
 //! | `process`| how servers are started, and end with the test |
 //!
 //! Runs only through scripts/test.sh, which provides Postgres and the engines and cleans up after all.
@@ -16,6 +17,7 @@ pub mod expect;
 pub mod process;
 pub mod proxy;
 pub mod server;
+pub mod shop;
 pub mod wait;
 
 pub use engine::Engine;

@@ -21,17 +21,25 @@ pub struct Server {
     folder: TempDir,
     port: u16,
     process: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 /// What a server starts with. Begin with [`Server::builder`].
 pub struct Builder {
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 impl Builder {
     /// Sets a setting in postgresql.conf. The last one wins.
     pub fn conf(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.into(), value.to_string()));
+        self
+    }
+
+    /// Sets a variable in the postmaster's environment.
+    pub fn env(mut self, key: &str, value: impl ToString) -> Self {
+        self.environment.push((key.into(), value.to_string()));
         self
     }
 
@@ -46,7 +54,8 @@ impl Builder {
     }
 
     pub fn start(self) -> Server {
-        let server = Server::on_new_folder(|data| copy_folder(&template(), data));
+        let mut server = Server::on_new_folder(|data| copy_folder(&template(), data));
+        server.environment = self.environment;
         for (key, value) in self.settings {
             server.conf(&key, value);
         }
@@ -57,7 +66,7 @@ impl Builder {
 impl Server {
     /// Settings for tests: no fsync, room for workers and prepared transactions, log_min_messages = info.
     pub fn builder() -> Builder {
-        Builder { settings: Vec::new() }
+        Builder { settings: Vec::new(), environment: Vec::new() }
     }
 
     /// A running server whose worker talks to this engine.
@@ -73,7 +82,7 @@ impl Server {
     fn on_new_folder(fill: impl FnOnce(&Path)) -> Server {
         let folder = process::server_folder("pg");
         fill(&folder.path().join("data"));
-        let server = Server { folder, port: process::free_port(), process: None };
+        let server = Server { folder, port: process::free_port(), process: None, environment: Vec::new() };
         server.conf("port", server.port);
         server.conf("unix_socket_directories", server.folder.path().display());
         server
@@ -90,6 +99,7 @@ impl Server {
         assert!(self.process.is_none(), "the server runs already");
         let log = self.open_log();
         let mut command = process::as_server(pg_bin().join("postgres"), "QUIT");
+        command.envs(self.environment.iter().cloned());
         command.arg("-D").arg(self.data()).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("could not share the log")).stderr(log);
         let mut child = process::spawn(command).expect("could not start Postgres");

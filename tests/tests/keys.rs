@@ -1,7 +1,7 @@
 //! Keys of every kind: the document's id is the key's text, whatever the session's settings, and each row has one
 //! document. Changed, swapped and reused keys are in statements.rs, long and odd texts in values.rs.
 
-use pg_es_sync_tests::{Engine, Server, expect, unique};
+use pg_es_sync_tests::{Engine, Server, expect, process, unique};
 use postgres::Client;
 
 /// The settings that keys are written with.
@@ -11,8 +11,8 @@ const CANONICAL: &str = "set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_86
 const OTHER: &str = "set datestyle = 'German, DMY'; set intervalstyle = 'sql_standard'; set timezone = 'Asia/Kolkata';
                      set extra_float_digits = -3; set bytea_output = 'escape'";
 
-/// Loads, inserts, updates, changes and deletes rows with four different keys, alone and as the first of two key columns,
-/// from a session with other settings than ours.
+/// Loads, inserts, updates, changes and deletes rows with four different keys, alone, as the first of two key columns, and
+/// with documents from a view, from a session with other settings than ours.
 #[track_caller]
 fn each_key_has_its_document(setup: &str, kind: &str, keys: [&str; 4]) {
     each_key_has_its_document_with(setup, kind, "k", keys);
@@ -21,21 +21,38 @@ fn each_key_has_its_document(setup: &str, kind: &str, keys: [&str; 4]) {
 /// As above, where the document shows the key as `value`.
 #[track_caller]
 fn each_key_has_its_document_with(setup: &str, kind: &str, value: &str, keys: [&str; 4]) {
+    each_key_has_its_document_on(&Server::with(&Engine::elasticsearch()), OTHER, setup, kind, value, keys);
+}
+
+#[track_caller]
+fn each_key_has_its_document_on(
+    server: &Server,
+    settings: &str,
+    setup: &str,
+    kind: &str,
+    value: &str,
+    keys: [&str; 4],
+) {
     let engine = Engine::elasticsearch();
-    let server = Server::with(&engine);
     let mut client = server.create_database("app");
     client.batch_execute(&format!("{CANONICAL}; {setup}")).expect("set up");
-    let (alone, pair) = (unique("key"), unique("key"));
+    let (alone, pair, viewed) = (unique("key"), unique("key"), unique("key"));
     let [first, second, third, fourth] = keys;
     let mut writer = server.connect("app");
-    writer.batch_execute(OTHER).expect("settings");
-    for table in [&alone, &pair] {
+    writer.batch_execute(settings).expect("settings");
+    for table in [&alone, &pair, &viewed] {
         let key = if *table == pair { "k, part" } else { "k" };
+        let (view, document) = match *table == viewed {
+            true => {
+                (format!("create view shown as select k, upper(note) as note from {table};"), ", document => 'shown'")
+            }
+            false => (String::new(), ""),
+        };
         client
             .batch_execute(&format!(
-                "create table {table} (note text, part text default 'a|b', k {kind}, primary key ({key}));
+                "create table {table} (note text, part text default 'a|b', k {kind}, primary key ({key})); {view}
                  insert into {table} (k, note) values ({first}, 'loaded'), ({second}, 'loaded');
-                 select es_sync.attach('{table}')"
+                 select es_sync.attach('{table}'{document})"
             ))
             .expect("attach");
     }
@@ -44,6 +61,10 @@ fn each_key_has_its_document_with(setup: &str, kind: &str, value: &str, keys: [&
     let document = format!("json_build_object('note', note, 'part', part, 'k', {value})");
     let alone_rows = format!("select {}, {document} from {alone}", id(r#"(format('%s', k) collate "C")"#));
     let pair_rows = format!("select {}, {document} from {pair}", id(pair_id));
+    let viewed_rows = format!(
+        "select {}, json_build_object('note', upper(note), 'k', {value}) from {viewed}",
+        id(r#"(format('%s', k) collate "C")"#)
+    );
     for change in [
         String::new(),
         format!("insert into T (k, note) values ({third}, 'inserted')"),
@@ -53,20 +74,21 @@ fn each_key_has_its_document_with(setup: &str, kind: &str, value: &str, keys: [&
         format!("delete from T where k = {third}"),
         format!("insert into T (k, note) values ({third}, 'once more'), ({first}, 'once more')"),
     ] {
-        for table in [&alone, &pair] {
+        for table in [&alone, &pair, &viewed] {
             let change = change.replace("T ", &format!("{table} "));
             writer.batch_execute(&change).unwrap_or_else(|error| panic!("{error:?} in: {change}"));
         }
         expect::settled(&mut client);
         expect::documents_equal(&mut client, &alone_rows, &engine, &alone);
         expect::documents_equal(&mut client, &pair_rows, &engine, &pair);
+        expect::documents_equal(&mut client, &viewed_rows, &engine, &viewed);
     }
     // What is asked for by hand is written as people write it.
     let by_hand = if kind.ends_with("[]") { "k::text" } else { "k" };
     writer
         .batch_execute(&format!("select es_sync.sync('{alone}', {by_hand}) from {alone}"))
         .unwrap_or_else(|error| panic!("{error:?}"));
-    for table in [&alone, &pair] {
+    for table in [&alone, &pair, &viewed] {
         client.batch_execute(&format!("select es_sync.verify('{table}')")).expect("verify");
     }
     expect::settled(&mut client);
@@ -190,9 +212,25 @@ fn float_keys_under_any_extra_float_digits() {
     each_key_has_its_document("", "float4", ["0.1::float4", "3.4028235e38::float4", "1e-45::float4", "'NaN'::float4"]);
 }
 
+/// The writer's session writes `1.234.567,89 EUR` for what is `$1,234,567.89` to us.
 #[test]
 fn money_keys_under_any_lc_monetary() {
-    each_key_has_its_document_with(
+    // A locale that few machines have is made for this server alone.
+    let locales = process::server_folder("locales");
+    let mut localedef = std::process::Command::new("localedef");
+    localedef.args(["-i", "de_DE", "-f", "UTF-8"]).arg(locales.path().join("de_DE.UTF-8"));
+    assert!(localedef.status().expect("localedef").success(), "package locales has the sources of all locales");
+    let server = Server::builder()
+        .conf("es_sync.url", Engine::elasticsearch().url())
+        .env("LOCPATH", locales.path().display())
+        .start();
+    let mut client = server.connect("postgres");
+    client.batch_execute("set lc_monetary = 'de_DE.UTF-8'").expect("the server has the locale");
+    let written: String = client.query_one("select 1234567.89::money::text", &[]).expect("money").get(0);
+    assert!(written.contains("1.234.567,89"), "{written}");
+    each_key_has_its_document_on(
+        &server,
+        &format!("{OTHER}; set lc_monetary = 'de_DE.UTF-8'"),
         "",
         "money",
         "k::numeric",
@@ -209,8 +247,76 @@ fn enum_keys() {
     );
 }
 
+/// There are but two of them.
 #[test]
-fn boolean_inet_and_oid_keys() {
+fn boolean_keys() {
+    let changes = [
+        "update {T} set note = 'changed'",
+        "insert into {T} values (false, 'inserted')",
+        "update {T} set k = not k, note = note || ' and turned'",
+        "delete from {T} where k",
+        "begin; delete from {T}; insert into {T} values (true, 'again'); commit",
+    ];
+    let table = "create table {T} (k boolean primary key deferrable initially deferred, note text);
+                 insert into {T} values (true, 'loaded')";
+    let id = "case when k then 't' else 'f' end";
+    Table::new(table).each(id, &changes);
+    let pair = "create table {T} (k boolean, part text default 'a|b', note text, primary key (k, part) deferrable initially deferred);
+                insert into {T} (k, note) values (true, 'loaded')";
+    let changes = changes.map(|change| change.replace("insert into {T} values", "insert into {T} (k, note) values"));
+    Table::new(pair).each(r"case when k then 't' else 'f' end || '|a\|b'", &changes.each_ref().map(String::as_str));
+}
+
+/// Their order and equality are not in pg_catalog, and not those of text. A load has several pages.
+#[test]
+fn keys_of_an_extension_s_types_are_read_page_by_page_in_their_own_order() {
+    for (extension, kind, key, other) in [
+        ("citext", "citext", "case when i % 2 = 0 then upper(md5(i::text)) else md5(i::text) end", "'x' || k"),
+        (
+            "ltree",
+            "ltree",
+            "('a' || i % 7 || '.' || case when i % 2 = 0 then 'Z' else 'b' end || i)::ltree",
+            "('x.' || k::text)::ltree",
+        ),
+    ] {
+        let mut table = Table::new(&format!(
+            "create extension {extension}; create table {{T}} (k {kind} primary key, place int, note text);
+             insert into {{T}} select {key}, i, 'note ' || i from generate_series(1, 6000) i"
+        ));
+        let (name, viewed) = (table.name.clone(), unique("viewed"));
+        table.run(&format!(
+            "create table paired (place int, k {kind}, note text, primary key (place, k));
+             insert into paired select place % 3, k, note from {{T}};
+             create view shown as select k, note from {{T}}; create view paired_shown as select place, k, note from paired;
+             select es_sync.attach('{{T}}', index => '{viewed}', document => 'shown');
+             select es_sync.attach('paired', index => '{viewed}_both', document => 'paired_shown')"
+        ));
+        let both = "select place || '|' || k::text, row_to_json(p) from paired p";
+        for change in [
+            String::new(),
+            "update {T} set note = 'changed' where place % 100 = 0; update paired set note = 'changed' where place = 1"
+                .to_owned(),
+            format!("update {{T}} set k = {other} where place < 10; delete from {{T}} where place between 100 and 110"),
+        ] {
+            table.run(&change);
+            expect::table_equal(&mut table.client, &name, "k", &table.engine, &name);
+            let rows = "select k, row_to_json(s) from shown s";
+            expect::documents_equal(&mut table.client, rows, &table.engine, &viewed);
+            expect::documents_equal(&mut table.client, both, &table.engine, &format!("{viewed}_both"));
+        }
+        table.run("select es_sync.verify('{T}'), es_sync.verify('paired')");
+        expect::settled(&mut table.client);
+        let differing: i64 = table
+            .client
+            .query_one("select sum(missing + different + orphaned)::int8 from es_sync.jobs where kind = 'verify'", &[])
+            .expect("jobs")
+            .get(0);
+        assert_eq!(differing, 0, "{kind}");
+    }
+}
+
+#[test]
+fn inet_and_oid_keys() {
     each_key_has_its_document(
         "",
         "inet",

@@ -76,6 +76,72 @@ fn what_is_shown_is_what_attach_creates() {
 }
 
 #[test]
+fn what_is_shown_of_a_view_with_a_routing_and_a_pipeline_is_what_attach_creates() {
+    for (engine, flattened) in [(Engine::elasticsearch(), "flattened"), (Engine::opensearch(), "flat_object")] {
+        let server = Server::with(&engine);
+        let mut client = server.create_database("app");
+        let (table, pipeline) = (unique("shown"), unique("pipeline"));
+        engine.put(&format!("/_ingest/pipeline/{pipeline}"), json!({"processors": []}));
+        client
+            .batch_execute(&format!(
+                "create table {table} (id int primary key, tenant text, unseen text);
+                 create table item (id int primary key, root_id int, doc jsonb, price numeric);
+                 create view shown as
+                     select t.id, t.tenant as of, (select jsonb_agg(i.doc) from item i where i.root_id = t.id) as docs,
+                            (select jsonb_agg(i.doc) from item i where i.root_id = t.id) as items,
+                            (select sum(i.price) from item i where i.root_id = t.id) as total, 'x'::text as left_out
+                     from {table} t;
+                 insert into {table} values (1, 'a', 'x'); insert into item values (1, 1, '{{\"n\": 5}}', 1.5)"
+            ))
+            .expect("tables");
+        for (dynamic, expected) in [(json!({}), "false"), (json!({"dynamic": "strict"}), "strict")] {
+            let index = unique("shown");
+            let mut mappings =
+                json!({"properties": {"items": {"type": "nested", "properties": {"n": {"type": "long"}}}}});
+            mappings.as_object_mut().expect("object").extend(dynamic.as_object().expect("object").clone());
+            let options = json!({"mappings": mappings, "routing": "tenant", "pipeline": pipeline,
+                                 "settings": {"number_of_shards": 3, "index.max_ngram_diff": 5}});
+            let arguments = format!(
+                "'{table}', index => '{index}', document => 'shown', exclude => '{{left_out}}', options => '{options}'"
+            );
+            let shown = mapping(&mut client, &arguments);
+            client.query_one(&format!("select es_sync.attach({arguments})"), &[]).expect("attach");
+            expect::settled(&mut client);
+            assert_eq!(shown["index"], *index);
+            let properties = &shown["mappings"]["properties"];
+            assert_eq!(properties["docs"]["type"], flattened, "JSON that nobody has mapped");
+            assert_eq!(properties["items"]["type"], "nested");
+            let fields: Vec<&String> = properties.as_object().expect("fields").keys().collect();
+            assert_eq!(fields, ["docs", "id", "items", "of", "total"]);
+
+            let concrete = &engine.indexes_of(&index)[0];
+            let created = engine.get(&format!("/{concrete}?flat_settings=true"))[concrete].clone();
+            let mut created_mappings = created["mappings"].clone();
+            created_mappings.as_object_mut().expect("mappings").remove("_meta").expect("our mark is there");
+            let (mut are_shown, mut are_created) = (Vec::new(), Vec::new());
+            leaves("", &shown["mappings"], &mut are_shown);
+            leaves("", &created_mappings, &mut are_created);
+            // The engine writes a word where false was meant.
+            let texts = |leaves: Vec<(String, Value)>| -> std::collections::BTreeMap<String, String> {
+                let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                leaves.into_iter().map(|(path, value)| (path, text(value))).collect()
+            };
+            let (are_shown, are_created) = (texts(are_shown), texts(are_created));
+            assert_eq!(are_shown, are_created);
+            assert_eq!(are_created[".dynamic"], expected);
+            let mut settings = Vec::new();
+            leaves("", &shown["settings"], &mut settings);
+            assert!(settings.len() >= 3, "{settings:?}");
+            for (path, value) in settings {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                assert_eq!(created["settings"][path.trim_start_matches('.')], *value, "{path}");
+            }
+            assert_eq!(engine.documents(&index)["1"]["items"], json!([{"n": 5}]));
+        }
+    }
+}
+
+#[test]
 fn mappings_and_settings_are_merged_by_rfc_7396() {
     let server = Server::builder().start();
     let mut client = server.create_database("app");

@@ -456,7 +456,7 @@ impl Reader {
                     self.condition(part, bound, levels);
                 }
             } else if is_a(node, pg_sys::NodeTag::T_SubLink) {
-                self.sub_link(&*node.cast::<pg_sys::SubLink>(), true, levels);
+                self.sub_link(&*node.cast::<pg_sys::SubLink>(), Some(bound), levels);
             } else {
                 if is_a(node, pg_sys::NodeTag::T_OpExpr) {
                     let operation = &*node.cast::<pg_sys::OpExpr>();
@@ -471,7 +471,7 @@ impl Reader {
                         (operation.useOr, equality(operation.opno, operation.inputcollid), two(operation.args))
                     {
                         let (element, contains) = (Comparison::Element { operator }, Comparison::Contains { operator });
-                        self.equal(left, right, element, contains, bound, levels);
+                        self.equal(left, without_relabelled_elements(right), element, contains, bound, levels);
                     }
                 }
                 self.expression(node, levels);
@@ -523,11 +523,11 @@ impl Reader {
         }
     }
 
-    /// Reads a sub-select. As a condition that must hold, what it compares by IN is equal.
+    /// Reads a sub-select. As a condition that rows of the `bound` entries have met, what it compares by IN is equal.
     ///
     /// # Safety
     /// It is part of the innermost query.
-    unsafe fn sub_link(&mut self, link: &pg_sys::SubLink, holds: bool, levels: &Levels) {
+    unsafe fn sub_link(&mut self, link: &pg_sys::SubLink, bound: Option<&HashSet<i32>>, levels: &Levels) {
         // SAFETY: an analysed sub-select is a query.
         unsafe {
             let query = self.query(link.subselect.cast(), levels);
@@ -537,7 +537,9 @@ impl Reader {
                 self.found.extend(outputs);
             }
             self.expression(link.testexpr, levels);
-            if holds && link.subLinkType == pg_sys::SubLinkType::ANY_SUBLINK {
+            if let Some(bound) = bound
+                && link.subLinkType == pg_sys::SubLinkType::ANY_SUBLINK
+            {
                 let mut tests = Vec::new();
                 if is_a(link.testexpr, pg_sys::NodeTag::T_OpExpr) {
                     tests.push(link.testexpr);
@@ -554,11 +556,15 @@ impl Reader {
                         continue;
                     };
                     let right = without_relabel(right);
-                    if let (Some((node, ..)), true) =
+                    if let (Some((node, level, entry)), true) =
                         (self.column_of(left, levels), is_a(right, pg_sys::NodeTag::T_Param))
                     {
-                        let column = (*right.cast::<pg_sys::Param>()).paramid as usize - 1;
-                        self.graph.edges.push(Edge { from: Node::Output { query, column }, to: node, how });
+                        let output =
+                            Node::Output { query, column: (*right.cast::<pg_sys::Param>()).paramid as usize - 1 };
+                        self.graph.edges.push(Edge { from: output, to: node, how });
+                        if level == 0 && bound.contains(&entry) {
+                            self.graph.edges.push(Edge { from: node, to: output, how });
+                        }
                     }
                 }
             }
@@ -740,7 +746,7 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
                 return false;
             }
             pg_sys::NodeTag::T_SubLink => {
-                visit.reader.sub_link(&*node.cast::<pg_sys::SubLink>(), false, levels);
+                visit.reader.sub_link(&*node.cast::<pg_sys::SubLink>(), None, levels);
                 return false;
             }
             pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
@@ -858,6 +864,26 @@ unsafe fn without_relabel(mut node: *mut pg_sys::Node) -> *mut pg_sys::Node {
         }
     }
     node
+}
+
+/// An array as it was before its elements were taken for another type that they are by nature: varchar as text.
+///
+/// # Safety
+/// As `without_relabel`.
+unsafe fn without_relabelled_elements(node: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: a node's tag says which struct it is.
+    unsafe {
+        let inner = without_relabel(node);
+        if inner.is_null() || !is_a(inner, pg_sys::NodeTag::T_ArrayCoerceExpr) {
+            return inner;
+        }
+        let array = &*inner.cast::<pg_sys::ArrayCoerceExpr>();
+        let element = without_relabel(array.elemexpr.cast());
+        if element.is_null() || !is_a(element, pg_sys::NodeTag::T_CaseTestExpr) {
+            return inner;
+        }
+        without_relabel(array.arg.cast())
+    }
 }
 
 /// What an expression's column belongs to, where that is no table: for a message.
