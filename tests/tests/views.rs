@@ -1,7 +1,7 @@
 //! Documents from views: every table that a view reads is followed to the documents that show its rows.
 
 use pg_es_sync_tests::shop::{HOSTS, Shop};
-use pg_es_sync_tests::{Engine, Mode, expect, process, unique, wait};
+use pg_es_sync_tests::{Engine, Mode, Server, expect, process, unique, wait};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
