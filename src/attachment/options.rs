@@ -189,13 +189,13 @@ mod tests {
         };
         let none = names(&[]);
         let before = options("a", json!({"a": {"type": "text"}, "b": {"type": "ip"}, "x": {"type": "alias"}}));
-        assert_eq!(before.renamed(&none, &none), before);
-        assert_eq!(before.renamed(names(&[("a", "c")]), &none).routing.as_deref(), Some("c"));
+        assert_eq!(before.renamed(none, none), before);
+        assert_eq!(before.renamed(names(&[("a", "c")]), none).routing.as_deref(), Some("c"));
         let swapped = options("a", json!({"b": {"type": "text"}, "a": {"type": "ip"}, "x": {"type": "alias"}}));
-        assert_eq!(before.renamed(&none, names(&[("a", "b"), ("b", "a")])), swapped);
+        assert_eq!(before.renamed(none, names(&[("a", "b"), ("b", "a")])), swapped);
         let taken = options("a", json!({"b": {"type": "ip"}, "x": {"type": "alias"}}));
-        assert_eq!(before.renamed(&none, names(&[("a", "x")])), taken);
-        assert_eq!(Options::default().renamed(&none, names(&[("a", "b")])), Options::default());
+        assert_eq!(before.renamed(none, names(&[("a", "x")])), taken);
+        assert_eq!(Options::default().renamed(none, names(&[("a", "b")])), Options::default());
     }
 
     #[test]
