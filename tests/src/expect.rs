@@ -114,9 +114,11 @@ pub fn places_equal(client: &mut Client, query: &str, engine: &Engine, index: &s
 /// What a query returns as id, routing and document; the two first together occur once.
 #[track_caller]
 pub fn rows(client: &mut Client, query: &str) -> BTreeMap<Place, Value> {
-    // Cast here, so that a query may return any type that has a text form.
+    // Cast here, so that a query may return any type that has a text form. A routing is as its type writes it, which a
+    // cast does otherwise for booleans.
     let query = format!(
-        "select id::text, nullif(routing::text, ''), document::text from ({query}) as expected (id, routing, document)"
+        "select id::text, nullif(format('%s', routing), ''), document::text
+         from ({query}) as expected (id, routing, document)"
     );
     let rows = client.query(&query, &[]).unwrap_or_else(|error| panic!("{error:?} in: {query}"));
     let expected: BTreeMap<Place, Value> = rows
