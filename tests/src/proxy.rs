@@ -20,6 +20,8 @@ pub enum Fault {
     Blackhole,
     /// It reaches the engine that much later, even if the client has gone in the meantime: a late request.
     Delay(Duration),
+    /// It reaches the engine once another fault is set, even if the client has gone in the meantime: a late request.
+    Hold,
     /// It is read, not forwarded, and the connection is cut.
     Reset,
     /// It is forwarded, and the connection is cut at once.
@@ -261,6 +263,11 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
                 return Ok(());
             }
             Fault::Delay(time) => thread::sleep(time),
+            Fault::Hold => {
+                while state.fault_for(&path) == Fault::Hold && !state.stopped() {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
         }
         if engine.is_none() {
             let stream = TcpStream::connect(&state.engine)?;

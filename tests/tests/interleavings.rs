@@ -33,7 +33,7 @@ fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing(
     let standby = primary.copy(true);
     standby.conf("es_sync.url", engine.url());
     standby.reload();
-    proxy.set_for("_bulk", Fault::Delay(Duration::from_secs(8)));
+    proxy.set_for("_bulk", Fault::Hold);
     proxy.forget_seen();
     client.batch_execute(&format!("insert into {name} values (777, 'of the old primary')")).expect("write");
     wait::until("the insert is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
@@ -45,6 +45,7 @@ fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing(
     there.batch_execute(&format!("delete from {name} where id = 777")).expect("write");
     expect::table_equal(&mut there, &name, "id", &engine, &name);
     assert_eq!(proxy.carried_out(), before, "the old request is still on its way");
+    proxy.set(Fault::Pass);
     wait::until("the old request has arrived", wait::SHORT, || proxy.carried_out() > before);
     expect::table_equal(&mut there, &name, "id", &engine, &name);
 }
