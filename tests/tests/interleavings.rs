@@ -1,6 +1,5 @@
 //! Moments at which something goes wrong between two steps: each is arranged, not waited for.
 
-
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, process, unique, wait};
 use postgres::Client;
 

@@ -150,9 +150,16 @@ fn tables_attached_by_transactions_at_the_same_time_keep_their_changes_apart() {
     let mut setting = Setting::new("create table {T}_second (like {T} including indexes)");
     setting.run("insert into {T}_second select i, i % 3, 'second', 'note' from generate_series(1, 50) i");
     let attach = r#"select es_sync.attach('{T}', options => '{"routing": "region"}')"#;
-    let (mut one, mut two) = (setting.open(attach), setting.open(&attach.replace("{T}", "{T}_second")));
+    let mut one = setting.open(attach);
+    let (mut two, second) = (setting.server.connect("app"), attach.replace("{T}", &format!("{}_second", setting.name)));
+    let two = std::thread::spawn(move || two.batch_execute(&second).expect("attach"));
+    // It has chosen by then what it notes its changes under, and knows nothing of the first one.
+    wait::until("the second one waits for the first one", wait::SHORT, || -> bool {
+        let waits = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock'";
+        setting.client.query_one(waits, &[]).expect("activity").get(0)
+    });
     one.batch_execute("commit").expect("commit");
-    two.batch_execute("commit").expect("commit");
+    two.join().expect("the second one");
     expect::settled(&mut setting.client);
     setting.run(
         "delete from {T} where id = 3; update {T} set region = 9 where id = 4;
