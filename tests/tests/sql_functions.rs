@@ -408,7 +408,7 @@ fn a_table_paused_with_documents_on_their_way_stops_and_loses_nothing() {
     let start = Instant::now();
     client.batch_execute(&format!("update {other} set title = 'meanwhile'")).expect("write");
     assert!(one::<bool>(&mut client, &format!("select es_sync.wait('{other}', '10 s')")));
-    assert!(start.elapsed() < Duration::from_secs(5), "the room is free for others: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "the room is free for others: {:?}", start.elapsed());
     assert!(one::<bool>(&mut client, "select count(*) > 0 from es_sync.queue"), "the rest is in the queue");
     client.batch_execute(&format!("update {paused} set title = 'twice' where id % 2 = 0")).expect("write");
     proxy.set(Fault::Pass);
@@ -529,7 +529,7 @@ fn a_blocked_index_with_a_long_queue_does_not_keep_other_tables_waiting() {
             .batch_execute(&format!("update {other} set title = 'round {round}' where id = {round} + 1"))
             .expect("write");
         assert!(one::<bool>(&mut client, &format!("select es_sync.wait('{other}', '10 s')")));
-        assert!(start.elapsed() < Duration::from_secs(2), "round {round} took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "round {round} took {:?}", start.elapsed());
     }
     let cause: String = one(&mut client, &format!("select cause from es_sync.status where index = '{blocked}'"));
     assert!(cause.contains("blocked by"), "{cause}");
