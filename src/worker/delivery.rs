@@ -508,7 +508,7 @@ impl Delivery {
         let mut batch = self.batch(reader.shape().routing.is_some());
         let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
         let place = self.lanes.iter().position(|candidate| candidate.id == lane);
-        let result = transaction::run(|| {
+        let result = transaction::run_without_waiting(|| {
             batch.version = self.next_version();
             let lane = place.map(|place| &self.lanes[place]);
             let mut last = String::new();
