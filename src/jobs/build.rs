@@ -360,7 +360,7 @@ impl Build {
             }
             let page = self.page_number();
             let after = self.after.as_deref();
-            match transaction::run(|| context.reader.next_key(after))? {
+            match transaction::run_without_waiting(|| context.reader.next_key(after))? {
                 None => self.exhausted = true,
                 Some(key) => {
                     let lane = self.lane.and_then(|lane| context.delivery.lane(lane));

@@ -378,7 +378,7 @@ impl Verify {
             return Ok(());
         }
         let after = self.position.clone();
-        match transaction::run(|| context.reader.next_key(after.as_deref()))? {
+        match transaction::run_without_waiting(|| context.reader.next_key(after.as_deref()))? {
             None => self.phase = self.after_rows(),
             Some(key) => self.position = Some(key),
         }
@@ -652,7 +652,7 @@ struct Read {
 fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError> {
     let mut present: Vec<Document> = Vec::new();
     let mut bytes = 0;
-    let read = transaction::run(|| {
+    let read = transaction::run_without_waiting(|| {
         let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
         context.reader.by_keys(&texts, |row| {
             present.extend(Document::of(row));

@@ -109,6 +109,8 @@ impl Worker {
             match taken.transpose() {
                 Ok(Some(true)) => break,
                 Ok(_) => {}
+                // Its table is being altered: its row says from where it goes on, when the catalog is read again.
+                Err(error) if error.is_lock_timeout() => {}
                 Err(error) => result_of_all = Err(error),
             }
         }
