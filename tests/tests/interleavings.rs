@@ -37,12 +37,12 @@ fn a_request_of_the_old_primary_that_arrives_after_the_takeover_changes_nothing(
     wait::until("the insert is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
     standby.catch_up_with(&mut client);
     primary.stop(Mode::Kill);
-    let before = proxy.carried_out();
     standby.promote();
     let mut there = standby.connect("app");
     there.batch_execute(&format!("delete from {name} where id = 777")).expect("write");
     expect::table_equal(&mut there, &name, "id", &engine, &name);
-    assert_eq!(proxy.carried_out(), before, "the old request is still on its way");
+    // All else that the old primary asked has long been answered.
+    let before = proxy.carried_out();
     proxy.set(Fault::Pass);
     wait::until("the old request has arrived", wait::SHORT, || proxy.carried_out() > before);
     expect::table_equal(&mut there, &name, "id", &engine, &name);
