@@ -771,7 +771,8 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
     // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
     // queue up behind whoever waits for such a lock.
     let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
-    let former = transaction::setting(c"lock_timeout");
+    // A user's own time-out holds again afterwards.
+    let former = (!is_worker).then(|| transaction::setting(c"lock_timeout"));
     if is_worker {
         // To the end of the transaction: what it locks it must not keep while it waits for something else.
         transaction::set(c"lock_timeout", c"100ms", Scope::Local);
@@ -797,7 +798,7 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
         .raise()
     })
     .execute();
-    if !is_worker {
+    if let Some(former) = former {
         transaction::set(c"lock_timeout", &former, Scope::Nested);
     }
     Ok(())
@@ -894,7 +895,7 @@ pub fn create_build(attachment: i32, kind: &str) -> i64 {
          limit 1",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(kind))],
     );
-    if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
+    rows.first(1).unwrap_or_default()
 }
 
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
@@ -910,39 +911,36 @@ pub fn create_repair(attachment: i32, why: &str) -> i64 {
     }
 }
 
-/// A search for orphans asked for while one is under way follows it. If it began again, it would never end where
-/// partitions are emptied more often than it takes.
-const FOLLOWS: &str = "(j.orphans_only and excluded.orphans_only and j.state = 'running')";
-
 /// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
 pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
     create_comparison(attachment, repair, sample, false)
 }
 
-/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale.
+/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale. One
+/// that is under way is followed by another: if it began again, it would never end where partitions are emptied more often
+/// than it takes.
 pub fn create_sweep(attachment: i32) {
     crate::jobs::record::mark_partitions(attachment);
-    create_comparison(attachment, true, 1.0, true);
+    let follows = spi::run(
+        "update es_sync.job j set again = true
+         where j.attachment = $1 and j.kind = 'verify' and j.state = 'running' and j.orphans_only
+         returning j.id",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+    if follows.is_empty() {
+        create_comparison(attachment, true, 1.0, true);
+    }
 }
 
 fn create_comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) -> i64 {
     let rows = spi::run(
-        &format!(
-            "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
-             select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
-             on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
-             set again = {FOLLOWS}, repair = j.repair or excluded.repair, sample = greatest(j.sample, excluded.sample),
-                 orphans_only = j.orphans_only and excluded.orphans_only,
-                 state = case when {FOLLOWS} then j.state else 'queued' end,
-                 phase = case when {FOLLOWS} then j.phase end,
-                 target = case when {FOLLOWS} then j.target end,
-                 position = case when {FOLLOWS} then j.position end,
-                 done = case when {FOLLOWS} then j.done else 0 end,
-                 missing = case when {FOLLOWS} then j.missing end,
-                 different = case when {FOLLOWS} then j.different end,
-                 orphaned = case when {FOLLOWS} then j.orphaned end
-             returning j.id"
-        ),
+        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
+         select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
+         on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
+         set state = 'queued', again = false, repair = j.repair or excluded.repair,
+             sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,
+             phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
+         returning j.id",
         &[
             (pg_sys::INT4OID, spi::value(attachment)),
             (pg_sys::BOOLOID, spi::value(repair)),
@@ -950,7 +948,7 @@ fn create_comparison(attachment: i32, repair: bool, sample: f32, orphans_only: b
             (pg_sys::BOOLOID, spi::value(orphans_only)),
         ],
     );
-    if rows.is_empty() { 0 } else { rows.get(0, 1).unwrap_or_default() }
+    rows.first(1).unwrap_or_default()
 }
 
 fn announce(table: &Table, index: &str, request: &Request, followed: &Followed) {

@@ -101,7 +101,7 @@ pub fn owner_of_index(index: &str) -> Option<String> {
         "select a.relation::text from es_sync.attachment a where a.index_name = $1",
         &[(pg_sys::TEXTOID, spi::value(index))],
     );
-    (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
+    rows.first(1)
 }
 
 /// Whether documents hold a column that is no key: all but those excluded, and but bytea and tsvector that the user has
@@ -415,7 +415,7 @@ pub fn owner(relation: pg_sys::Oid) -> pg_sys::Oid {
         "select c.relowner from pg_catalog.pg_class c where c.oid = $1",
         &[(pg_sys::OIDOID, spi::value(relation))],
     );
-    if rows.is_empty() { pg_sys::InvalidOid } else { rows.get(0, 1).unwrap_or(pg_sys::InvalidOid) }
+    rows.first(1).unwrap_or(pg_sys::InvalidOid)
 }
 
 /// The relation's columns, in order, dropped ones left out.

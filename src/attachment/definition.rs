@@ -301,8 +301,7 @@ pub fn seen(attachment: i32) -> Option<Facts> {
         "select d.facts::text from es_sync.definition d where d.attachment = $1",
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
-    let facts = if rows.is_empty() { None } else { rows.get::<String>(0, 1) }?;
-    serde_json::from_str(&facts).ok()
+    serde_json::from_str(&rows.first::<String>(1)?).ok()
 }
 
 /// Notes what was seen.

@@ -506,7 +506,7 @@ fn link_of(root: pg_sys::Oid, way: &Way) -> Option<i32> {
             (pg_sys::BOOLOID, spi::value(way.nulls)),
         ],
     );
-    (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
+    rows.first(1)
 }
 
 /// Notes for the status what nobody hears of.

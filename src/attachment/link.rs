@@ -39,7 +39,7 @@ pub fn free_source() -> Result<i32, Report> {
          limit 1",
         &[],
     );
-    if rows.is_empty() { None } else { rows.get(0, 1) }.ok_or_else(|| {
+    rows.first(1).ok_or_else(|| {
         Report::new(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "too many ways lead from tables to documents")
             .detail(format!("There may be {} of them in a database.", END - 1))
             .hint("Detach tables that need not be attached.")

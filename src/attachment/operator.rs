@@ -27,7 +27,7 @@ impl Operator {
              where o.oid = $1",
             &[(pg_sys::OIDOID, spi::value(oid))],
         );
-        let part = |column| if rows.is_empty() { None } else { rows.get::<String>(0, column) };
+        let part = |column| rows.first::<String>(column);
         Self { oid, schema: part(1).unwrap_or("pg_catalog".to_owned()), name: part(2).unwrap_or("=".to_owned()) }
     }
 

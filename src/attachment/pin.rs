@@ -61,5 +61,5 @@ fn trigger_of(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
         "select t.oid from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = 'es_sync_capture'",
         &[(pg_sys::OIDOID, spi::value(table))],
     );
-    if rows.is_empty() { None } else { rows.get(0, 1) }
+    rows.first(1)
 }

@@ -283,7 +283,7 @@ fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
          where c.oid = $1 and c.relkind = 'v' and c.relowner = $2",
         &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(owner))],
     );
-    if rows.is_empty() { None } else { rows.get(0, 1) }
+    rows.first(1)
 }
 
 /// The type's name, qualified and quoted, for a cast. "character" and "bit" alone would mean a length of one.

@@ -198,7 +198,7 @@ impl Load {
             &[(pg_sys::OIDOID, spi::value(self.part))],
         );
         if !self.begun {
-            let rows = (!table.is_empty()).then(|| table.get::<i64>(0, 3)).flatten();
+            let rows = table.first::<i64>(3);
             record::begin(self.job, None, rows.filter(|rows| *rows >= 0));
         }
         let mut place = self.place.clone();

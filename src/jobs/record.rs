@@ -81,7 +81,7 @@ pub fn next_target(attachment: i32) -> Option<String> {
          returning a.index_name || '-' || a.builds",
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
-    if rows.is_empty() { None } else { rows.get(0, 1) }
+    rows.first(1)
 }
 
 /// The job begins, or begins again, to fill a new target.
@@ -163,7 +163,7 @@ pub fn finish_running(job: i64, done: i64) -> bool {
          returning j.state = 'done'",
         &[id(job), (pg_sys::INT8OID, spi::value(done))],
     );
-    !rows.is_empty() && rows.get(0, 1) == Some(true)
+    rows.first(1) == Some(true)
 }
 
 /// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an
@@ -314,5 +314,5 @@ pub fn describe(job: i64) -> Option<(String, bool)> {
          where j.id = $1",
         &[id(job)],
     );
-    (!rows.is_empty()).then(|| Some((rows.get(0, 1)?, rows.get(0, 2)?))).flatten()
+    Some((rows.first(1)?, rows.first(2)?))
 }

@@ -168,6 +168,11 @@ impl Rows {
         unsafe { T::from_datum(datum, false) }
     }
 
+    /// The value in the first row and `column` (from 1); None where there is no row, too.
+    pub fn first<T: FromDatum>(&self, column: usize) -> Option<T> {
+        if self.is_empty() { None } else { self.get(0, column) }
+    }
+
     /// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
     pub fn with_bytes<R>(&self, row: usize, column: usize, use_bytes: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let datum = self.datum(row, column)?;

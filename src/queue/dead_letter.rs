@@ -112,7 +112,7 @@ pub fn not_owned(ids: &[i64], role: pg_sys::Oid) -> Option<pg_sys::Oid> {
          limit 1",
         &[(pg_sys::INT8ARRAYOID, spi::value(ids.to_vec())), (pg_sys::OIDOID, spi::value(role))],
     );
-    if rows.is_empty() { None } else { rows.get(0, 1) }
+    rows.first(1)
 }
 
 /// The keys of an attachment's letters.

@@ -91,7 +91,7 @@ impl Worker {
                 succession::repair_everything(why);
             }
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
-            self.owner = if rows.is_empty() { String::new() } else { rows.get(0, 1).unwrap_or_default() };
+            self.owner = rows.first(1).unwrap_or_default();
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), follow::links(), record::open_jobs(), parked)
         })

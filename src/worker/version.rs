@@ -37,7 +37,7 @@ pub fn wait_until_objects_fit(database: &Database) -> bool {
 
 fn installed() -> Option<String> {
     let rows = spi::run("select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_es_sync'", &[]);
-    (!rows.is_empty()).then(|| rows.get(0, 1)).flatten()
+    rows.first(1)
 }
 
 /// Major and minor version: objects do not change within.

@@ -6,6 +6,7 @@
 //! | `engine` | Elasticsearch or OpenSearch, shared or one's own |
 //! | `proxy`  | stands between worker and engine and injects faults |
 //! | `expect` | compares every document with what SQL says |
+//! | `named`  | statements about a test's own table |
 //! | `wait`   | waits for a condition, with a deadline |
 //! | `shop`   | a table with documents from a view, and a few statements on it |
 //! | `process`| how servers are started, and end with the test |
@@ -14,6 +15,7 @@
 
 pub mod engine;
 pub mod expect;
+pub mod named;
 pub mod process;
 pub mod proxy;
 pub mod server;

@@ -14,6 +14,16 @@ pub const HOSTS: &str = "
     insert into root select i, 'title ' || i, i % 3 from generate_series(3, 20) i where i % 3 > 0;
     insert into root values (1, 'without', null), (2, 'first', 1);";
 
+/// Roots that show a price of which no view tells where it comes from: a function reads it.
+pub const PRICES: &str = "
+    create table root (id int primary key);
+    create table price (id int primary key, root_id int, amount int);
+    create function price_of(int) returns int stable language sql
+        as 'select amount from public.price where root_id = $1';
+    create view document as select id, public.price_of(id) as price from root;
+    insert into root select generate_series(1, 10);
+    insert into price select i, i, i from generate_series(1, 10) i;";
+
 /// A server of its own with a database, and an index of its own name.
 pub struct Shop {
     pub engine: Engine,

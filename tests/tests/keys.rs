@@ -1,7 +1,7 @@
 //! Keys of every kind: the document's id is the key's text, whatever the session's settings, and each row has one
 //! document. Changed, swapped and reused keys are in statements.rs, long and odd texts in values.rs.
 
-use pg_es_sync_tests::{Engine, Server, expect, process, unique};
+use pg_es_sync_tests::{Engine, Server, expect, named, process, unique};
 use postgres::Client;
 
 /// The settings that keys are written with.
@@ -411,8 +411,7 @@ impl Table {
 
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     /// Compares, then runs each statement and compares again.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Server, expect, named, unique, wait};
 use postgres::Client;
 
 /// A table {T} (id, region, title, note), partitioned by region and attached, and one beside it, {T}_other.
@@ -36,8 +36,7 @@ impl Setting {
 
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     /// A session whose transaction stays open.

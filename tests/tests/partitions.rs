@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, named, unique, wait};
 use postgres::Client;
 
 /// A partitioned table {T} (id, region, title) with rows 1 to 900 in {T}_a, {T}_b and {T}_rest, attached and loaded.
@@ -59,13 +59,12 @@ impl Parted {
 
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     #[track_caller]
     fn number(&mut self, query: &str) -> i64 {
-        self.client.query_one(&query.replace("{T}", &self.name), &[]).expect("query").get(0)
+        named::number(&mut self.client, &self.name, query)
     }
 
     #[track_caller]

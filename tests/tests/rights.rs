@@ -1,7 +1,7 @@
 //! Nobody's code runs with more rights than its owner's, and nobody's tables are anybody else's business. A table's owner
 //! who may attach is taken for an attacker here.
 
-use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Server, expect, named, unique, wait};
 use postgres::Client;
 
 /// A database, and a role "clerk" that may use everything of es_sync and owns tables.
@@ -44,8 +44,7 @@ impl Setting {
 
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     #[track_caller]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, named, unique, wait};
 use postgres::Client;
 use serde_json::json;
 
@@ -49,15 +49,28 @@ impl Setting {
         setting
     }
 
+    /// On a server of one's own, with so many rows of five tenants.
+    #[track_caller]
+    fn of_tenants(engine: Engine, server: Server, rows: u32) -> Setting {
+        Setting::at(
+            engine,
+            server,
+            &format!(
+                "create table {{T}} (id int primary key, tenant text, title text);
+                 insert into {{T}} select i, 'tenant ' || i % 5, 'thing' from generate_series(1, {rows}) i"
+            ),
+            &format!("options => '{{\"routing\": \"tenant\", {FOUR_SHARDS}}}'"),
+        )
+    }
+
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     #[track_caller]
     fn number(&mut self, query: &str) -> i64 {
-        self.client.query_one(&query.replace("{T}", &self.name), &[]).expect("query").get(0)
+        named::number(&mut self.client, &self.name, query)
     }
 
     /// Waits, and compares with the rows of the table.
@@ -427,13 +440,7 @@ fn moves_that_nobody_noted_are_repaired() {
 fn moves_that_a_crash_lost_are_repaired() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let mut setting = Setting::at(
-        engine,
-        Server::with_url(proxy.url()),
-        "create table {T} (id int primary key, tenant text, title text);
-         insert into {T} select i, 'tenant ' || i % 5, 'thing' from generate_series(1, 40) i",
-        &format!("options => '{{\"routing\": \"tenant\", {FOUR_SHARDS}}}'"),
-    );
+    let mut setting = Setting::of_tenants(engine, Server::with_url(proxy.url()), 40);
     proxy.set_for("_bulk", Fault::Refuse);
     setting.run("update {T} set tenant = 'moved' where id <= 20; delete from {T} where id > 35");
     setting.server.restart(Mode::Immediate);
@@ -454,13 +461,7 @@ fn a_prepared_transaction_that_moves_documents_is_delivered() {
 fn a_move_whose_answer_was_lost_is_done_again() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let mut setting = Setting::at(
-        engine,
-        Server::with_url(proxy.url()),
-        "create table {T} (id int primary key, tenant text, title text);
-         insert into {T} select i, 'tenant ' || i % 5, 'thing' from generate_series(1, 40) i",
-        &format!("options => '{{\"routing\": \"tenant\", {FOUR_SHARDS}}}'"),
-    );
+    let mut setting = Setting::of_tenants(engine, Server::with_url(proxy.url()), 40);
     for (round, fault) in [Fault::LoseAnswer, Fault::Reset, Fault::ResetAfterRequest].into_iter().enumerate() {
         proxy.forget_seen();
         proxy.set_for("_bulk", fault);
@@ -512,13 +513,7 @@ fn a_shard_that_refuses_a_delete_is_asked_again_until_it_is_a_dead_letter() {
         .conf("es_sync.max_attempts", 4)
         .conf("es_sync.retry_max_delay", "100ms")
         .start();
-    let mut setting = Setting::at(
-        engine,
-        server,
-        "create table {T} (id int primary key, tenant text, title text);
-         insert into {T} select i, 'tenant ' || i % 5, 'thing' from generate_series(1, 40) i",
-        &format!("options => '{{\"routing\": \"tenant\", {FOUR_SHARDS}}}'"),
-    );
+    let mut setting = Setting::of_tenants(engine, server, 40);
     // Only the delete under the former routing fails; the document is taken where it belongs.
     proxy.spoil(r#""delete":{"_id":"9","routing":"tenant 4""#, 503);
     setting.run("update {T} set tenant = 'moved' where id = 9");
@@ -581,13 +576,7 @@ fn a_refused_document_that_moves_is_a_dead_letter_until_it_is_taken() {
 fn changes_during_a_rebuild_move_documents_in_both_indexes() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let mut setting = Setting::at(
-        engine,
-        Server::with_url(proxy.url()),
-        "create table {T} (id int primary key, tenant text, title text);
-         insert into {T} select i, 'tenant ' || i % 5, 'thing' from generate_series(1, 2000) i",
-        &format!("options => '{{\"routing\": \"tenant\", {FOUR_SHARDS}}}'"),
-    );
+    let mut setting = Setting::of_tenants(engine, Server::with_url(proxy.url()), 2000);
     // Pages are read before the changes and arrive after them.
     proxy.forget_seen();
     proxy.set_for("_bulk", Fault::Delay(Duration::from_millis(500)));

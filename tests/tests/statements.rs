@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use pg_es_sync_tests::{Engine, Mode, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Mode, Server, expect, named, unique, wait};
 use postgres::Client;
 
 struct Setting {
@@ -39,13 +39,12 @@ impl Setting {
 
     #[track_caller]
     fn run(&mut self, statements: &str) {
-        let statements = statements.replace("{T}", &self.name);
-        self.client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
+        named::run(&mut self.client, &self.name, statements);
     }
 
     #[track_caller]
     fn number(&mut self, query: &str) -> i64 {
-        self.client.query_one(&query.replace("{T}", &self.name), &[]).expect("query").get(0)
+        named::number(&mut self.client, &self.name, query)
     }
 
     #[track_caller]

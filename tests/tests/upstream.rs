@@ -1,5 +1,6 @@
 //! Rows that no client writes itself: applied by a subscription, cascaded by a foreign key, restored from a dump.
 
+use pg_es_sync_tests::named::run;
 use pg_es_sync_tests::{Engine, Server, expect, process, unique, wait};
 use postgres::Client;
 
@@ -88,12 +89,6 @@ impl Scene {
             self.client.query_one(lame, &[]).expect("triggers").get(0)
         });
     }
-}
-
-#[track_caller]
-fn run(client: &mut Client, name: &str, statements: &str) {
-    let statements = statements.replace("{T}", name);
-    client.batch_execute(&statements).unwrap_or_else(|error| panic!("{error:?} in: {statements}"));
 }
 
 /// Waits until the subscriber's tables hold what the publisher's do.

@@ -1,6 +1,6 @@
 //! Documents from views: every table that a view reads is followed to the documents that show its rows.
 
-use pg_es_sync_tests::shop::{HOSTS, Shop};
+use pg_es_sync_tests::shop::{HOSTS, PRICES, Shop};
 use pg_es_sync_tests::{Engine, Mode, Server, expect, process, unique, wait};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -364,15 +364,7 @@ fn a_declared_way_is_followed() {
 
 #[test]
 fn a_way_declared_later_is_followed_from_then_on_and_what_was_missed_is_mended() {
-    let mut shop = Shop::new(
-        "create table root (id int primary key);
-        create table price (id int primary key, root_id int, amount int);
-        create function price_of(int) returns int stable language sql
-            as 'select amount from public.price where root_id = $1';
-        create view document as select id, public.price_of(id) as price from root;
-        insert into root select generate_series(1, 10);
-        insert into price select i, i, i from generate_series(1, 10) i;",
-    );
+    let mut shop = Shop::new(PRICES);
     shop.attach();
     let unfollowed = shop.text("select array_to_string(not_followed, ';') from es_sync.status");
     assert!(unfollowed.contains("price_of") && unfollowed.contains("function"), "{unfollowed}");

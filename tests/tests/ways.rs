@@ -1,6 +1,6 @@
 //! Ways from a related row to the documents that show it: each kind of value that may lead there, and each shape of view.
 
-use pg_es_sync_tests::shop::Shop;
+use pg_es_sync_tests::shop::{PRICES, Shop};
 use pg_es_sync_tests::{Engine, Server, expect, unique, wait};
 use postgres::Client;
 use std::time::Duration;
@@ -884,15 +884,7 @@ fn a_way_is_declared_with_the_rights_of_the_table_s_owner_and_of_no_other() {
 /// Who had written to the related table before it was followed has noted nothing.
 #[test]
 fn a_way_declared_under_a_running_writer_misses_nothing() {
-    let mut shop = Shop::new(
-        "create table root (id int primary key);
-        create table price (id int primary key, root_id int, amount int);
-        create function price_of(int) returns int stable language sql
-            as 'select amount from public.price where root_id = $1';
-        create view document as select id, public.price_of(id) as price from root;
-        insert into root select generate_series(1, 10);
-        insert into price select i, i, i from generate_series(1, 10) i;",
-    );
+    let mut shop = Shop::new(PRICES);
     shop.attach();
     let mut writers = [shop.server.connect("shop"), shop.server.connect("shop")];
     writers[0].batch_execute("begin; update price set amount = 100 where id = 1").expect("write");
