@@ -196,7 +196,7 @@ pub fn define() {
     );
     number(
         c"es_sync.lock_timeout",
-        c"Limits how long attach and detach wait for the table's lock.",
+        c"Limits how long attach, detach, relate and reindex wait for a table's lock.",
         c"In milliseconds; 0 waits without limit.",
         &LOCK_TIMEOUT,
         0,
@@ -319,7 +319,7 @@ pub fn capture() -> bool {
     CAPTURE.get()
 }
 
-/// How long attach and detach wait for a lock, in milliseconds, as text for `lock_timeout`.
+/// How long users' calls wait for a table's lock, in milliseconds, as text for `lock_timeout`.
 pub fn lock_timeout() -> String {
     format!("{}ms", LOCK_TIMEOUT.get())
 }
