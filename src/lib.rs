@@ -5,15 +5,18 @@
 //! - [`settings`]: every `es_sync.*` setting, defined once.
 //! - [`shared`]: shared memory: wake-up, counters, what views show without touching the queue.
 //! - [`postgres`]: thin, safe hands on Postgres: transactions, SPI, errors, latches, processes.
-//! - [`attachment`]: what is synced: the catalog of attachments, keys, columns, options.
+//! - [`attachment`]: what is synced: the catalog of attachments, keys, options; views and the ways from what they read;
+//!   DDL and partitions.
 //! - [`capture`]: trigger, pending set, flush at commit (writers' backends).
 //! - [`queue`]: the only SQL on the queue and the dead letters.
 //! - [`document`]: from keys to documents, from column types to mappings.
 //! - `es` (a package of its own, `src/es`): the engine. It knows no Postgres.
 //! - [`worker`]: the launcher, one worker per database, the delivery loop.
-//! - [`jobs`]: long work inside the worker: first load, reindex, comparing and mending.
+//! - [`jobs`]: long work inside the worker: first load, reindex, comparing and mending, a partition's rows.
 //! - [`statements`]: DROP EXTENSION, DROP DATABASE and the like: what is done before they run.
 //! - [`functions`]: what users call from SQL: thin, one file per family.
+//!
+//! docs/architecture.md tells how they work together, and where to change what.
 
 mod attachment;
 mod capture;

@@ -1,6 +1,12 @@
 //! What is synced: the catalog of attachments, their keys, columns and options, and how a table becomes attached.
-//! Runs in: users' backends (attach, detach), workers (reading the catalog), writers' backends (keys only).
+//! Runs in: users' backends (attach, detach), workers (reading the catalog), writers' backends (what to note, and keys).
 //! May touch: Postgres catalogs and the tables of schema es_sync, the queue excepted. No network.
+//!
+//! What was asked for: `attach` (attach, detach, reindex, verify), `options`, `pause`, `catalog`.
+//! What identifies a row and its document: `key`, `routing`.
+//! Documents from views: `view` reads the view's query, `follow` makes ways of it, `link` is how the queue has those,
+//! `operator` names what compares, `pin` ties the view to the trigger.
+//! What changes meanwhile: `definition` (DDL), `partitions`, `switched` (triggers).
 
 pub mod attach;
 pub mod catalog;

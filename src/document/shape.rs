@@ -1,7 +1,5 @@
-//! The shape of a table's documents: for each column a field of the mapping, and the SQL that makes its value.
-//!
-//! Postgres itself turns the row into JSON; an expression differs from the bare column only where the engine reads the
-//! type's JSON otherwise than it was meant.
+//! The shape of a table's documents: the statements that read them, and the settings and mappings of their index. What a
+//! single column becomes is in `types`.
 
 use std::fmt::Write;
 

@@ -145,7 +145,7 @@ impl Type {
             },
             _ => Field::Keyword,
         };
-        // Ranges of ranges of text, arrays of ranges: as text.
+        // Arrays of ranges go as text, for `expression` takes none apart; cidr's JSON is a text already.
         let field =
             if is_array && matches!(field, Field::Range(kind) if kind != "ip_range") { Field::Keyword } else { field };
         Self { field, is_array, element, is_multirange }

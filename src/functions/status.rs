@@ -1,4 +1,5 @@
-//! What the view es_sync.status is made of: shared memory, so that reading it touches neither queue nor worker.
+//! What es_sync.status and es_sync.health() are made of: shared memory, so that reading it touches neither queue nor
+//! worker.
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -1,8 +1,10 @@
-//! Long work, done in the worker a step at a time: first load, reindex, verify, and dropping indexes.
+//! Long work, done in the worker a step at a time: first load, reindex, verify, a partition's rows, dropping indexes.
 //! Runs in: the worker, on its main thread, between deliveries.
 //! May touch: es_sync.job, the delivery's lanes, the engine through its call thread.
 //!
-//! A job's row is its durable state: where the worker dies, the next one goes on from there.
+//! A job's row (`record`) is its durable state: where the worker dies, the next one goes on from there. `step` is what all
+//! kinds have in common; `build`, `verify` and `partition` are one each. The worker takes them up in `worker::catalog`, and
+//! a step further in `worker::tasks`.
 
 pub mod build;
 pub mod partition;

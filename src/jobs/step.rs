@@ -1,4 +1,4 @@
-//! What builds and comparisons have in common: what the worker lends them, and what comes of a step.
+//! What jobs have in common: what the worker lends them, and what comes of a step.
 
 use std::time::{Duration, Instant};
 

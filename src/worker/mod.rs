@@ -5,10 +5,10 @@
 //! Processes: `launcher` keeps a worker in each database that has the extension, `process` is such a worker's start and
 //! end, `database` what it knows and its loop.
 //!
-//! A turn of the loop: `catalog` reads what is attached and asked for, `definitions` hears of DDL; `ownership` sees to the right to write, of which
-//! `lease` is the decision in the engine and `succession` what follows from it here; `changes` claims, reads, sends and
-//! acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep` looks after the queue as a
-//! table; `publish` shows it all; `version` waits for ALTER EXTENSION UPDATE.
+//! A turn of the loop: `catalog` reads what is attached and asked for, `definitions` hears of DDL; `ownership` sees to the
+//! right to write, of which `lease` is the decision in the engine and `succession` what follows from it here; `changes`
+//! claims, reads, sends and acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep`
+//! looks after the queue as a table; `publish` shows it all. `version` waits for ALTER EXTENSION UPDATE before the first.
 //!
 //! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
 //! becomes of it, `lane` the documents of one index on their way, `delay` how changes of a document gather, `hold` what is
