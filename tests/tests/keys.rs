@@ -104,7 +104,7 @@ fn each_key_has_its_document_on(
 }
 
 #[test]
-fn uuid_keys() {
+fn uuid_keys_identify_documents() {
     each_key_has_its_document(
         "",
         "uuid",
@@ -118,7 +118,7 @@ fn uuid_keys() {
 }
 
 #[test]
-fn text_keys_with_every_separator_and_beyond_ascii() {
+fn text_keys_with_every_separator_and_beyond_ascii_identify_documents() {
     each_key_has_its_document(
         "",
         "text",
@@ -127,23 +127,23 @@ fn text_keys_with_every_separator_and_beyond_ascii() {
 }
 
 #[test]
-fn varchar_keys() {
+fn varchar_keys_identify_documents() {
     each_key_has_its_document("", "varchar(10)", ["'a'", "'a '", "' a'", "'ä|b'"]);
 }
 
 #[test]
-fn smallint_and_bigint_keys() {
+fn smallint_and_bigint_keys_identify_documents() {
     each_key_has_its_document("", "smallint", ["1", "-1", "32767", "(-32768)"]);
     each_key_has_its_document("", "bigint", ["0", "-1", "9223372036854775807", "(-9223372036854775808)"]);
 }
 
 #[test]
-fn numeric_keys() {
+fn numeric_keys_identify_documents() {
     each_key_has_its_document("", "numeric", ["1.0", "2.00", "123456789012345678901234567890.5", "'NaN'"]);
 }
 
 #[test]
-fn date_keys_under_any_datestyle() {
+fn date_keys_under_any_datestyle_identify_documents() {
     each_key_has_its_document(
         "",
         "date",
@@ -152,7 +152,7 @@ fn date_keys_under_any_datestyle() {
 }
 
 #[test]
-fn timestamptz_keys_under_any_timezone() {
+fn timestamptz_keys_under_any_timezone_identify_documents() {
     each_key_has_its_document(
         "",
         "timestamptz",
@@ -166,7 +166,7 @@ fn timestamptz_keys_under_any_timezone() {
 }
 
 #[test]
-fn timestamp_and_time_keys_under_any_datestyle() {
+fn timestamp_and_time_keys_under_any_datestyle_identify_documents() {
     each_key_has_its_document(
         "",
         "timestamp",
@@ -185,7 +185,7 @@ fn timestamp_and_time_keys_under_any_datestyle() {
 }
 
 #[test]
-fn interval_keys_under_any_intervalstyle() {
+fn interval_keys_under_any_intervalstyle_identify_documents() {
     each_key_has_its_document(
         "",
         "interval",
@@ -194,7 +194,7 @@ fn interval_keys_under_any_intervalstyle() {
 }
 
 #[test]
-fn bytea_keys_under_any_bytea_output() {
+fn bytea_keys_under_any_bytea_output_identify_documents() {
     each_key_has_its_document(
         "",
         "bytea",
@@ -203,7 +203,7 @@ fn bytea_keys_under_any_bytea_output() {
 }
 
 #[test]
-fn float_keys_under_any_extra_float_digits() {
+fn float_keys_under_any_extra_float_digits_identify_documents() {
     each_key_has_its_document(
         "",
         "float8",
@@ -214,7 +214,7 @@ fn float_keys_under_any_extra_float_digits() {
 
 /// The writer's session writes `1.234.567,89 EUR` for what is `$1,234,567.89` to us.
 #[test]
-fn money_keys_under_any_lc_monetary() {
+fn money_keys_under_any_lc_monetary_identify_documents() {
     // A locale that few machines have is made for this server alone.
     let locales = process::server_folder("locales");
     let mut localedef = std::process::Command::new("localedef");
@@ -239,7 +239,7 @@ fn money_keys_under_any_lc_monetary() {
 }
 
 #[test]
-fn enum_keys() {
+fn enum_keys_identify_documents() {
     each_key_has_its_document(
         "create type mood as enum ('sad', 'ok|so', 'ünglücklich', 'very happy')",
         "mood",
@@ -249,7 +249,7 @@ fn enum_keys() {
 
 /// There are but two of them.
 #[test]
-fn boolean_keys() {
+fn boolean_keys_identify_documents() {
     let changes = [
         "update {T} set note = 'changed'",
         "insert into {T} values (false, 'inserted')",
@@ -316,7 +316,7 @@ fn keys_of_an_extension_s_types_are_read_page_by_page_in_their_own_order() {
 }
 
 #[test]
-fn inet_and_oid_keys() {
+fn inet_and_oid_keys_identify_documents() {
     each_key_has_its_document(
         "",
         "inet",
@@ -326,7 +326,7 @@ fn inet_and_oid_keys() {
 }
 
 #[test]
-fn citext_keys() {
+fn citext_keys_identify_documents() {
     each_key_has_its_document(
         "create extension citext",
         "citext",
@@ -335,7 +335,7 @@ fn citext_keys() {
 }
 
 #[test]
-fn keys_of_a_nondeterministic_collation() {
+fn keys_of_a_nondeterministic_collation_identify_documents() {
     each_key_has_its_document(
         "create collation loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
         "text collate loose",
@@ -344,7 +344,7 @@ fn keys_of_a_nondeterministic_collation() {
 }
 
 #[test]
-fn domain_keys() {
+fn domain_keys_identify_documents() {
     each_key_has_its_document(
         "create domain day as date check (value > '1900-01-01'); create domain later as day check (value > '1910-01-01')",
         "later",
@@ -353,7 +353,7 @@ fn domain_keys() {
 }
 
 #[test]
-fn range_and_composite_keys() {
+fn range_and_composite_keys_identify_documents() {
     each_key_has_its_document_with(
         "",
         "daterange",
@@ -378,7 +378,7 @@ fn range_and_composite_keys() {
 }
 
 #[test]
-fn array_and_jsonb_keys() {
+fn array_and_jsonb_keys_identify_documents() {
     each_key_has_its_document(
         "",
         "date[]",
@@ -442,7 +442,7 @@ fn the_order_of_a_composite_key_is_that_of_the_constraint() {
 }
 
 #[test]
-fn keys_swapped_by_one_statement_where_the_constraint_is_deferrable() {
+fn keys_swapped_under_a_deferrable_constraint_keep_their_documents() {
     Table::new(
         "create table {T} (id int primary key deferrable initially deferred, note text);
          insert into {T} select i, 'row ' || i from generate_series(1, 10) i",
