@@ -912,7 +912,7 @@ pub fn create_repair(attachment: i32, why: &str) -> i64 {
 }
 
 /// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
-pub fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
+fn create_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
     create_comparison(attachment, repair, sample, false)
 }
 

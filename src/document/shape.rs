@@ -337,7 +337,7 @@ fn has_another_type(own: &Value, field: Field) -> bool {
 }
 
 /// RFC 7396.
-pub fn merge(target: &mut Value, patch: &Value) {
+fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
         return;

@@ -445,7 +445,7 @@ fn next_generation(in_engine: i64, noted: i64, met: i64, clock: i64) -> i64 {
 
 /// Generations begin with the clock, in minutes since 2024, so that they grow even where everything was forgotten: an
 /// extension dropped and created again, a dump restored.
-pub fn clock_generation() -> i64 {
+fn clock_generation() -> i64 {
     const YEAR_2024: u64 = 1_704_067_200;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (now.as_secs().saturating_sub(YEAR_2024) / 60) as i64
