@@ -18,7 +18,7 @@ use super::{key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::jobs::record;
-use crate::postgres::error::{Report, relation_name};
+use crate::postgres::error::Report;
 use crate::postgres::spi::{self, quoted};
 use crate::postgres::transaction;
 
@@ -217,8 +217,8 @@ fn read_view(
         .detail(format!("The view does not determine which documents show a row of it. {}", undetermined.join(" ")))
         .hint(format!(
             "Declare the way first: SELECT es_sync.relate('{}', '{}', 'SELECT ... related.column ...').",
-            relation_name(root.oid),
-            relation_name(first)
+            root.name,
+            attach::qualified(first)
         )));
     }
     followed.ways.insert(

@@ -118,7 +118,7 @@ pub fn keep_backtraces_from_clients() {
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
 }
 
-/// Name of a type, relation or role for a message; never fails.
+/// Name of a relation for a message, without its schema; never fails.
 pub fn relation_name(relation: pg_sys::Oid) -> String {
     // SAFETY: get_rel_name is a syscache lookup in a live transaction; the palloc'd copy outlives its use here.
     unsafe {

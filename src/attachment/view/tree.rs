@@ -12,7 +12,6 @@ use pgrx::{FromDatum, PgList, PgRelation, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
 use crate::attachment::{attach, catalog};
-use crate::postgres::error::relation_name;
 use crate::postgres::spi;
 use crate::postgres::transaction;
 
@@ -375,7 +374,7 @@ impl Reader {
             self.use_of(query);
             return Source::Query(query);
         }
-        let name = qualified_name(oid);
+        let name = attach::qualified(oid);
         let why = match entry.relkind as u8 {
             _ if oid.to_u32() < FIRST_NORMAL_OID => Some("it is a system catalog"),
             pg_sys::RELKIND_MATVIEW => Some("it is a materialized view, whose refresh fires no triggers"),
@@ -964,17 +963,4 @@ fn has_children(table: pg_sys::Oid) -> bool {
         &[(pg_sys::OIDOID, spi::value(table))],
     );
     !rows.is_empty()
-}
-
-/// A relation's name for a message, with its schema.
-fn qualified_name(relation: pg_sys::Oid) -> String {
-    // SAFETY: syscache lookups in a live transaction; palloc'd results are copied.
-    unsafe {
-        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
-        let name = relation_name(relation);
-        if schema.is_null() {
-            return name;
-        }
-        format!("{}.{name}", CStr::from_ptr(schema).to_string_lossy())
-    }
 }
