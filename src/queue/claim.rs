@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
-use super::insert::Queue;
+use super::insert::{Queue, REBUILD, SWEEP};
 use super::keys;
 use super::spool::LAST_SPOOLED;
 use crate::postgres::spi::{self, Plan};
@@ -149,8 +149,8 @@ impl Claims {
                     // Nobody writes what cannot be read; whatever it was, a comparison makes up for it.
                     Some(None) => Asked::Repair,
                     None => match fetched.get::<i32>(row, 6) {
-                        Some(0) => Asked::Rebuild,
-                        Some(2) => Asked::Sweep,
+                        Some(REBUILD) => Asked::Rebuild,
+                        Some(SWEEP) => Asked::Sweep,
                         _ => Asked::Repair,
                     },
                 };

@@ -41,9 +41,9 @@ impl Queue {
 const COLUMNS: usize = 5;
 
 /// What a row without keys asks for, in its column `count`.
-const REBUILD: i32 = 0;
+pub(super) const REBUILD: i32 = 0;
 const REPAIR: i32 = 1;
-const SWEEP: i32 = 2;
+pub(super) const SWEEP: i32 = 2;
 
 /// Writes the changes of `tables`, and a request to repair each table in `repair`. True if anything was written;
 /// nothing is where the extension was dropped.
