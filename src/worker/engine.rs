@@ -56,7 +56,7 @@ impl Engine {
         let max_body = settings::bulk_bytes();
         Ok(Self {
             senders,
-            breaker: Breaker::new(1, Backoff { base: RETRY_BASE, max: settings::retry_max_delay() }),
+            breaker: Breaker::new(1, backoff),
             sizing: Sizing::new(max_body, config.connections, SLOW),
             backoff,
             random: fastrand::Rng::new(),
