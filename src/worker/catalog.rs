@@ -285,7 +285,7 @@ impl Worker {
                     Some(load) => load.take(&job),
                     None => self.loads.extend(Load::new(&job, attachment)),
                 },
-                (_, Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
+                ("load" | "reindex", Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
                     let mut build = Build::new(&job, attachment);
                     // Before anything is claimed: what is claimed now must reach the index that is being built.
                     if let Some(known) = self.attachments.iter().find(|known| known.id == attachment) {
