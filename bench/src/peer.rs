@@ -306,7 +306,7 @@ impl Ours<'_> {
     fn raw(&mut self, properties: &Value) -> Duration {
         let bodies = raw::bodies(&corpus::documents(&mut self.0.client, "packages"), 5, 1 << 8);
         let index = unique("raw");
-        let settings = json!({"index": {"refresh_interval": "-1", "number_of_replicas": 0}});
+        let settings = json!({"index": {"refresh_interval": raw::REFRESH, "number_of_replicas": 0}});
         let body = json!({"settings": settings, "mappings": {"properties": properties}});
         self.0.engine.put(&format!("/{index}"), body);
         let start = Instant::now();

@@ -53,11 +53,14 @@ pub fn alike(engine: &Engine, index: &str) -> Value {
     json!({"settings": body["settings"], "mappings": body["mappings"]})
 }
 
+/// As the extension has it during a load.
+pub const REFRESH: &str = "2s";
+
 /// Makes an index as the extension does for a load; its name.
 pub fn create_index(engine: &Engine, alike: &Value) -> String {
     let name = unique("raw");
     let mut index = alike.clone();
-    index["settings"]["index"]["refresh_interval"] = json!("-1");
+    index["settings"]["index"]["refresh_interval"] = json!(REFRESH);
     index["settings"]["index"]["number_of_replicas"] = json!("0");
     engine.put(&format!("/{name}"), index);
     name

@@ -73,7 +73,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
 
     as_extension(|| {
         let followed = follow::find(&table, &request.shown())?;
-        lock(&table, "share row exclusive")?;
+        lock(&table, "share row exclusive");
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
@@ -176,21 +176,23 @@ pub fn preview<T>(request: Request, work: impl FnOnce(&catalog::Attachment) -> T
 /// The table is not attached, or not the caller's.
 pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> Result<(), Report> {
     let table = owned(relation)?;
-    as_extension(|| let_go(&table, &attached(relation, index)?, drop_index))
+    as_extension(|| {
+        let_go(&table, &attached(relation, index)?, drop_index);
+        Ok(())
+    })
 }
 
 /// Detaches a table from the given indexes of its, whoever asks. SPI must be connected.
 ///
-/// # Errors
-/// A table cannot be locked.
-pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bool) -> Result<(), Report> {
+/// Raises an ERROR where a table cannot be locked.
+pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bool) {
     let ids: Vec<i32> = attachments.iter().map(|attachment| attachment.id).collect();
     let let_go = follow::only_followed_by(&ids);
     for followed in follow::tables_of(&ids) {
         // Dropping a trigger needs the table for itself.
         let mode = if let_go.contains(&followed) { "access exclusive" } else { "share row exclusive" };
         if followed == table.oid || let_go.contains(&followed) {
-            lock(&named(followed), mode)?;
+            lock(&named(followed), mode);
         }
     }
     for attachment in attachments {
@@ -210,7 +212,6 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
     pin::release(table.oid);
     catalog::invalidate_captures();
     capture::announce_catalog_change();
-    Ok(())
 }
 
 /// The table of an attachment, without any check.
@@ -363,6 +364,10 @@ fn require_engine() -> Result<(), Report> {
     })
 }
 
+fn no_relation(oid: pg_sys::Oid) -> Report {
+    Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("relation {} does not exist", oid.to_u32()))
+}
+
 /// The table, if the caller owns it. Whose operators and functions the caller's search path finds must not matter.
 fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
     let rows = with_pinned_path(|| {
@@ -376,10 +381,7 @@ fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
         (!rows.is_empty()).then(|| (rows.get::<String>(0, 1), rows.get::<f64>(0, 2), rows.get::<bool>(0, 3)))
     });
     let Some((Some(name), rows, owner)) = rows else {
-        return Err(Report::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            format!("relation {} does not exist", relation.to_u32()),
-        ));
+        return Err(no_relation(relation));
     };
     if owner != Some(true) {
         return Err(Report::new(
@@ -531,10 +533,7 @@ pub fn related_table(relation: pg_sys::Oid, caller: pg_sys::Oid) -> Result<Table
         &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::OIDOID, spi::value(caller))],
     );
     if rows.is_empty() {
-        return Err(Report::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            format!("relation {} does not exist", relation.to_u32()),
-        ));
+        return Err(no_relation(relation));
     }
     let table = named(relation);
     if rows.get::<bool>(0, 2) != Some(true) {
@@ -599,10 +598,7 @@ fn check_view(table: &Table, view: pg_sys::Oid) -> Result<(), Report> {
         })
     });
     let Some((kind, same_owner, temporary, owner)) = facts else {
-        return Err(Report::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            format!("relation {} does not exist", view.to_u32()),
-        ));
+        return Err(no_relation(view));
     };
     let name = qualified(view);
     if kind != "v" || temporary {
@@ -756,7 +752,7 @@ fn with_spi<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Takes the lock that changing triggers needs, or says who stands in the way.
-pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
+pub fn lock(table: &Table, mode: &str) {
     let holders = spi::run(
         "select pg_catalog.string_agg(distinct l.pid::text, ', ')
          from pg_catalog.pg_locks l
@@ -801,7 +797,6 @@ pub fn lock(table: &Table, mode: &str) -> Result<(), Report> {
     if let Some(former) = former {
         transaction::set(c"lock_timeout", &former, Scope::Nested);
     }
-    Ok(())
 }
 
 /// The table and all its partitions, schema-qualified; the table first.

@@ -451,7 +451,7 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
         tables.push(attach::related_table(related, caller)?);
     }
     for table in &tables {
-        attach::lock(table, "share row exclusive")?;
+        attach::lock(table, "share row exclusive");
     }
     // Those that were there before go last: a link that stays keeps its number, under which the queue has rows.
     let before = spi::run(
@@ -595,7 +595,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
 pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<(), Report> {
     let followed = find(table, &shown_by(attachment))?;
     // Who skipped an UPDATE by the former rules has ended then.
-    attach::lock(table, "share row exclusive")?;
+    attach::lock(table, "share row exclusive");
     store(attachment.id, table.oid, &followed, caller)?;
     record::restart(Some(attachment.id));
     catalog::invalidate_captures();

@@ -12,6 +12,10 @@ use crate::attachment::key;
 use crate::attachment::operator::{self, Operator};
 use crate::postgres::spi;
 
+/// How often an index that is being loaded writes its segments. That goes on beside the indexing; without, the refresh at
+/// the end does all of it on one core while nothing else is done.
+const REFRESH_OF_A_LOAD: &str = "2s";
+
 /// What the documents of an attachment look like, and how to read them.
 pub struct Shape {
     pub owner: pg_sys::Oid,
@@ -199,7 +203,7 @@ impl Shape {
     pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, reduced: bool, owner: &str) -> Value {
         let (mut settings, mut mappings) = self.settings_and_mappings(attachment, dialect, reduced);
         mappings["_meta"]["pg_es_sync"] = json!({"installation": owner, "index": attachment.index});
-        settings["index"]["refresh_interval"] = json!("-1");
+        settings["index"]["refresh_interval"] = json!(REFRESH_OF_A_LOAD);
         settings["index"]["number_of_replicas"] = json!(0);
         json!({"settings": settings, "mappings": mappings})
     }

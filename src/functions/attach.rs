@@ -11,7 +11,7 @@ use crate::postgres::error::{OrRaise, Report};
 use crate::shared;
 
 /// An argument that may not be null.
-fn required<T>(value: Option<T>, name: &str) -> T {
+pub(super) fn required<T>(value: Option<T>, name: &str) -> T {
     value
         .ok_or_else(|| {
             Report::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be null"))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use super::attach::required;
 use super::primary_only;
 use crate::attachment::attach::{self, as_extension};
 use crate::capture;
@@ -50,7 +51,8 @@ fn cancel(job: i64) {
 
 /// Shows how far a job is until it has ended, a transaction at each look: so nothing is held meanwhile.
 #[pg_extern(sql = false)]
-fn watch(job: i64, call: pg_sys::FunctionCallInfo) {
+fn watch(job: Option<i64>, call: pg_sys::FunctionCallInfo) {
+    let job = required(job, "job");
     require_own_transactions(call);
     owned(job).or_raise();
     let mut shown = String::new();

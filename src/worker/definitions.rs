@@ -199,9 +199,7 @@ fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
 /// The view was dropped with CASCADE: there is nothing to make documents of any more.
 fn let_go(attachment: &Attachment) -> Result<Looked, SqlError> {
     let gone = transaction::run(|| {
-        if let Err(report) = attach::let_go(&attach::table_of(attachment), std::slice::from_ref(attachment), false) {
-            report.raise();
-        }
+        attach::let_go(&attach::table_of(attachment), std::slice::from_ref(attachment), false);
     });
     match gone {
         Ok(()) => {

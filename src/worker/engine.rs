@@ -64,7 +64,7 @@ impl Engine {
             info: Info::Unknown { due: Instant::now() },
             next_token: 0,
             max_body,
-            max_content: 100 * 1024 * 1024,
+            max_content: es::DEFAULT_MAX_CONTENT,
         })
     }
 

@@ -8,10 +8,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::{CStr, CString, c_void};
 use std::rc::Rc;
 
-use pgrx::{FromDatum, PgList, PgRelation, is_a, pg_sys};
+use pgrx::{FromDatum, PgList, PgRelation, PgSqlErrorCode, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
 use crate::attachment::{attach, catalog};
+use crate::postgres::error::Report;
 use crate::postgres::spi;
 use crate::postgres::transaction;
 
@@ -196,7 +197,12 @@ impl Reader {
     unsafe fn query(&mut self, query: *mut pg_sys::Query, levels: &Levels) -> usize {
         self.depth += 1;
         if self.depth > 100 {
-            pgrx::error!("the view is nested too deeply");
+            Report::new(
+                PgSqlErrorCode::ERRCODE_STATEMENT_TOO_COMPLEX,
+                "cannot follow a view that is nested too deeply",
+            )
+            .detail("Its queries lie more than 100 levels within each other.")
+            .raise();
         }
         let number = self.queries.len();
         self.queries.push(Built::default());

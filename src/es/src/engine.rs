@@ -5,8 +5,8 @@ use serde::Deserialize;
 use crate::client::{Client, Method};
 use crate::failure::{Failure, FailureKind};
 
-/// http.max_content_length, unless set otherwise.
-const DEFAULT_MAX_CONTENT: usize = 100 * 1024 * 1024;
+/// Bytes of `http.max_content_length`, unless set otherwise.
+pub const DEFAULT_MAX_CONTENT: usize = 100 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {

@@ -55,7 +55,7 @@ pub use client::{Answer, Client, Method};
 pub use config::{Config, ConfigError, parse_urls};
 pub use disclose::{document_failure, request_failure};
 pub use documents::{Compare, Compared, Ids, Wanted};
-pub use engine::{EngineInfo, Product};
+pub use engine::{DEFAULT_MAX_CONTENT, EngineInfo, Product};
 pub use failure::{Failure, FailureKind};
 pub use indices::IndexInfo;
 pub use lease::{Found, LEASE_INDEX, Lease, Mark, WriteAlias, write_alias};
