@@ -118,6 +118,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
             pin::hold(table.oid, view);
         }
         follow::store(attachment, table.oid, &followed, caller)?;
+        definition::begin(attachment);
         let job = create_build(attachment, "load");
         catalog::invalidate_captures();
         capture::announce_catalog_change();

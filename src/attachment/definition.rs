@@ -43,6 +43,9 @@ pub struct Difference {
 /// Postgres' numbers and notations hold within a major version; after an upgrade everything is compared anyway.
 const VERSION: &str = "version";
 
+/// Where the rows of documents of a table's own lie.
+const FILES: &str = "files";
+
 impl Facts {
     /// What has changed since these were seen.
     pub fn compare(&self, new: &Facts) -> Difference {
@@ -55,6 +58,8 @@ impl Facts {
                 difference.causes.push(text);
             }
         };
+        // A file that is written anew has the values of columns that were added before: nothing else tells of them.
+        let written_anew = self.0.get(FILES).zip(new.0.get(FILES)).is_some_and(|(old, new)| old.value != new.value);
         for (id, old) in &self.0 {
             let kind = id.split(' ').next().unwrap_or_default();
             let is = new.0.get(id);
@@ -68,12 +73,13 @@ impl Facts {
                 ("view", _) if !same => cause(format!("view {} was replaced", old.name)),
                 ("function", _) if !same => cause(format!("function {} was replaced", old.name)),
                 ("label" | "type", _) if !same => cause(format!("type {} was altered", old.name)),
+                ("child", None) => cause(format!("table {} inherits from it no more", old.name)),
                 ("table" | "schema", _) if !same => difference.ways = true,
                 _ => {}
             }
         }
         for (id, is) in new.0.iter().filter(|(id, _)| !self.0.contains_key(*id)) {
-            if id.starts_with("column ") && is.filled && !is.value.is_empty() {
+            if id.starts_with("column ") && (is.filled || written_anew) && !is.value.is_empty() {
                 cause(format!("column \"{}\" was added with values", is.name));
             }
             difference.ways |= id.starts_with("table ") || id.starts_with("view ");
@@ -158,6 +164,8 @@ const FACTS: &str = r"
             union all
             select t.typbasetype where t.typtype = 'd'
             union all
+            select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+            union all
             select a.atttypid from pg_catalog.pg_attribute a
             where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
         ) inner_type (oid)
@@ -169,6 +177,13 @@ const FACTS: &str = r"
         from parts p
         join pg_catalog.pg_inherits i on i.inhparent = p.oid
         join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
+    ), children (oid) as (
+        select i.inhrelid
+        from tables t
+        join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'r'
+        join pg_catalog.pg_inherits i on i.inhparent = t.oid
+        union
+        select i.inhrelid from children k join pg_catalog.pg_inherits i on i.inhparent = k.oid
     )
     select 'column ' || a.attnum, a.attname::text,
            pg_catalog.concat(
@@ -226,11 +241,24 @@ const FACTS: &str = r"
                     from (select oid from tables union select oid from views) r
                     join pg_catalog.pg_class c on c.oid = r.oid)
     union all
+    select 'child ' || c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), '', false, null
+    from children k
+    join pg_catalog.pg_class c on c.oid = k.oid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    union all
+    -- A new table's file has its own number.
+    select 'files', '',
+           pg_catalog.md5(pg_catalog.string_agg(c.relfilenode::pg_catalog.text, ',' order by c.oid)), false, null
+    from parts p
+    join pg_catalog.pg_class c on c.oid = p.oid and c.relkind = 'r' and c.relfilenode <> c.oid
+    union all
     select 'table ' || c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),
            pg_catalog.md5(pg_catalog.concat_ws(
                '|', n.nspname, c.relname,
                (select pg_catalog.string_agg(
-                    pg_catalog.concat_ws('|', a.attnum, a.attname, a.atttypid), ',' order by a.attnum)
+                    -- By its name, as the ways are written.
+                    pg_catalog.concat_ws('|', a.attnum, a.attname, pg_catalog.format_type(a.atttypid, null)),
+                    ',' order by a.attnum)
                 from pg_catalog.pg_attribute a
                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped))),
            false, null
@@ -262,6 +290,13 @@ pub fn called(attachment: &Attachment) -> Called {
     // SAFETY: a syscache lookup in a live transaction.
     let rows = whole.map(|(_, table)| unsafe { pg_sys::get_rel_type_id(*table) }).collect();
     Called { tables, rows, functions: tree.functions }
+}
+
+/// Notes the facts as they are when a table is attached, so that whatever is altered from then on is noticed.
+pub fn begin(attachment: i32) {
+    if let Some(made) = catalog::of_id(attachment) {
+        remember(attachment, &gather(&made, &called(&made)));
+    }
 }
 
 /// The facts as they are. SPI must be connected.
@@ -501,7 +536,7 @@ pub fn view_is_gone(attachment: &Attachment) -> bool {
     })
 }
 
-/// Tables that are followed and have lost the trigger: somebody dropped it, or it went with a view.
+/// Tables that are followed and have lost one of their triggers: somebody dropped it, or it went with a view.
 pub fn without_trigger() -> Vec<(pg_sys::Oid, String)> {
     let rows = spi::run(
         "select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
@@ -509,7 +544,10 @@ pub fn without_trigger() -> Vec<(pg_sys::Oid, String)> {
          join pg_catalog.pg_class c on c.oid = a.relation
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where not exists (
-             select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = 'es_sync_capture')",
+                 select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = 'es_sync_capture')
+            -- That of a partitioned table is missed by nobody: its partitions have their own.
+            or c.relkind = 'r' and not exists (
+                 select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = 'es_sync_truncate')",
         &[],
     );
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
@@ -567,6 +605,14 @@ mod tests {
             causes(&old, &[old[0], ("column 3", "new", "text", true)]),
             ["column \"new\" was added with values".to_owned()]
         );
+    }
+
+    #[test]
+    fn a_column_that_was_added_before_its_table_was_written_anew_may_have_values() {
+        let added = [("column 3", "new", "text", false), (FILES, "", "2", false)];
+        assert_eq!(causes(&[(FILES, "", "1", false)], &added), ["column \"new\" was added with values".to_owned()]);
+        assert_eq!(causes(&[(FILES, "", "2", false)], &added), Vec::<String>::new());
+        assert_eq!(causes(&[(FILES, "", "1", false)], &added[1..]), Vec::<String>::new());
     }
 
     #[test]

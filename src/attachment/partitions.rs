@@ -28,6 +28,14 @@ pub const TREES: &str = "
         join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
     )";
 
+/// True if a crash of the server empties an attached or followed table, or a partition of one. SPI must be connected.
+pub fn any_is_unlogged() -> bool {
+    let unlogged = format!(
+        "{TREES} select from tree t join pg_catalog.pg_class c on c.oid = t.child and c.relpersistence = 'u' limit 1"
+    );
+    !spi::run(&unlogged, &[]).is_empty()
+}
+
 /// As `TREES`, with what tells a partition from the same one before it went and came back: `part (parent, child,
 /// trigger)`.
 fn parts() -> String {

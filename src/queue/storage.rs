@@ -43,25 +43,29 @@ pub fn discard_all() -> bool {
     true
 }
 
-/// True if the queue survives a crash.
-pub fn is_logged() -> bool {
+/// True if the queue survives a crash, and if the marker does.
+pub fn are_logged() -> (bool, bool) {
     let rows = spi::run(
-        "select c.relpersistence = 'p' from pg_catalog.pg_class c where c.oid = 'es_sync.queue'::pg_catalog.regclass",
+        "select q.relpersistence = 'p', m.relpersistence = 'p'
+         from pg_catalog.pg_class q, pg_catalog.pg_class m
+         where q.oid = 'es_sync.queue'::pg_catalog.regclass and m.oid = 'es_sync.marker'::pg_catalog.regclass",
         &[],
     );
-    rows.get::<bool>(0, 1) == Some(true)
+    (rows.get::<bool>(0, 1) == Some(true), rows.get::<bool>(0, 2) == Some(true))
 }
 
-/// Makes the queue and its marker logged or unlogged. Rewrites the queue: its rows lie elsewhere afterwards.
+/// Makes queue and marker, which are logged as `is` says, logged or unlogged as `wanted` says. Rewrites the queue: its
+/// rows lie elsewhere afterwards.
 ///
 /// # Errors
 /// Raises lock_not_available while somebody holds the queue; the caller tries again some other time.
-pub fn set_logged(logged: bool) {
+pub fn set_logged(is: (bool, bool), wanted: (bool, bool)) {
     transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-    let how = if logged { "logged" } else { "unlogged" };
     // Together: a marker that outlives a lost queue would say that nothing was lost.
-    for table in ["es_sync.queue", "es_sync.marker"] {
-        spi::run(&format!("alter table {table} set {how}"), &[]);
+    for (table, is, wanted) in [("es_sync.queue", is.0, wanted.0), ("es_sync.marker", is.1, wanted.1)] {
+        if is != wanted {
+            spi::run(&format!("alter table {table} set {}", if wanted { "logged" } else { "unlogged" }), &[]);
+        }
     }
 }
 

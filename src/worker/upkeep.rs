@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::database::Worker;
 use super::succession;
+use crate::attachment::partitions;
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -112,8 +113,8 @@ impl Worker {
             self.truncate(storage::truncate_if_empty);
         }
         let limit = settings::queue_limit();
-        let (size, logged) = transaction::run(|| (storage::size(), storage::is_logged()))?;
-        self.upkeep.logged = logged;
+        let (size, logged) = transaction::run(|| (storage::size(), storage::are_logged()))?;
+        self.upkeep.logged = logged.0;
         match self.upkeep.intake {
             Intake::Open if limit > 0 && size > limit => {
                 pgrx::warning!(
@@ -127,7 +128,7 @@ impl Worker {
             Intake::Closed(_) if self.may_write(now) => self.truncate(storage::discard_all),
             _ => {}
         }
-        self.settle_durability();
+        self.settle_durability(logged)?;
         Ok(())
     }
 
@@ -138,17 +139,20 @@ impl Worker {
         }
     }
 
-    /// Makes the queue logged or unlogged, as es_sync.queue_durability says.
-    fn settle_durability(&mut self) {
-        let wanted = settings::queue_is_logged();
+    /// Makes the queue logged or unlogged, as es_sync.queue_durability says. A crash also empties unlogged tables of the
+    /// users': while one is followed, the marker goes with them.
+    fn settle_durability(&mut self, is: (bool, bool)) -> Result<(), SqlError> {
+        let queue = settings::queue_is_logged();
+        let wanted = (queue, queue && !transaction::run(partitions::any_is_unlogged)?);
         // Where somebody is writing just now: goes on, and tries again in a second.
-        if self.upkeep.logged != wanted && transaction::run(|| storage::set_logged(wanted)).is_ok() {
-            pgrx::log!("the queue of es_sync is {} now", if wanted { "logged" } else { "unlogged" });
-            self.upkeep.logged = wanted;
+        if is != wanted && transaction::run(|| storage::set_logged(is, wanted)).is_ok() && is.0 != queue {
+            pgrx::log!("the queue of es_sync is {} now", if queue { "logged" } else { "unlogged" });
+            self.upkeep.logged = queue;
             // What is claimed lies elsewhere now: it is claimed anew, in whatever trouble its index is.
             self.delivery.unclaim_all();
             self.rewind_claims();
             self.more = true;
         }
+        Ok(())
     }
 }

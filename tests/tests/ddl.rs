@@ -1142,3 +1142,152 @@ fn ddl_on_a_table_that_a_view_shows_as_a_whole_row_makes_every_document_anew() {
     shop.not_rebuilt_by("alter table host alter column note type text using upper(name)");
     assert!(shop.engine.source(&shop.index, "1").unwrap().contains("TWO"));
 }
+
+#[test]
+fn a_column_added_with_a_default_is_in_every_document_although_the_table_is_written_anew_at_once() {
+    let mut shop = Shop::new(ROOT).attach("");
+    let added = |column: &str| format!("column \"{column}\" was added");
+    shop.rebuilt_by("alter table root add column a int default 5, set unlogged", &added("a"));
+    shop.rebuilt_by(
+        "begin; alter table root add column b int default 6; alter table root alter column b drop default;
+         cluster root using root_pkey; commit",
+        &added("b"),
+    );
+    shop.rebuilt_by(
+        "begin; alter table root add column c text default 'x'; alter table root set logged; commit",
+        &added("c"),
+    );
+    shop.not_rebuilt_by("cluster root; alter table root set unlogged");
+    shop.not_rebuilt_by("alter table root add column d text; update root set d = 'y' where id < 5");
+}
+
+#[test]
+fn a_renamed_value_of_an_enum_is_renamed_where_a_range_has_it() {
+    let mut shop = Shop::new(
+        "create type mood as enum ('sad', 'ok', 'happy');
+         create type moods as range (subtype = mood);
+         create table root (id int primary key, m moods, n moodmultirange);
+         insert into root select i, '[sad,happy)', '{[sad,ok],[happy,happy]}' from generate_series(1, 5) i"
+            .replace("moodmultirange", "moods_multirange")
+            .as_str(),
+    );
+    shop = shop.attach("");
+    shop.rebuilt_by("alter type mood rename value 'sad' to 'low'", "mood was altered");
+}
+
+#[test]
+fn a_dropped_trigger_for_truncate_is_given_back_and_what_it_missed_is_mended() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run("drop trigger es_sync_truncate on root; truncate root; insert into root values (7, 'new')");
+    let triggers = "select count(*) from pg_trigger where tgname like 'es_sync%'";
+    wait::until("the trigger is back", wait::LONG, || shop.count(triggers) == 2);
+    shop.settle();
+    shop.each(&["truncate root"]);
+}
+
+#[test]
+fn a_column_renamed_in_the_transaction_that_excludes_it_stays_excluded() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, to_jsonb(t) - 'hidden' from root t".into();
+    let index = shop.index.clone();
+    shop.run(&format!(
+        "begin; select es_sync.attach('root', index => '{index}', exclude => '{{secret}}');
+         alter table root rename secret to hidden; commit"
+    ));
+    shop.settle();
+    shop.is_fine();
+}
+
+#[test]
+fn names_that_rotate_in_one_transaction_stay_with_their_columns() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, to_jsonb(t) - 'secret' from root t".into();
+    let mut shop = shop.attach(", exclude => '{secret}'");
+    shop.rows = "select nr, to_jsonb(t) - 'title' from root t".into();
+    shop.run(
+        "begin; update root set price = price + 1000 where id < 10;
+         alter table root rename id to nr; alter table root rename price to id;
+         alter table root rename secret to x; alter table root rename title to secret; alter table root rename x to title;
+         update root set secret = 'swapped' where nr > 40; insert into root (nr, id, secret) values (1000, 3, 'k');
+         delete from root where nr = 20; commit",
+    );
+    shop.settle();
+    shop.each(&["update root set id = id + 7, title = 'hush' where nr % 3 = 0", "delete from root where nr = 1000"]);
+    assert_eq!(shop.text("select exclude::text || key_columns::text from es_sync.status"), "{title}{nr}");
+}
+
+#[test]
+fn ddl_beside_writes_in_savepoints_and_prepared_transactions_is_followed() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run(
+        "begin; savepoint a; alter table root rename title to t2; update root set t2 = 'x' where id = 1;
+         rollback to a; update root set title = 'y' where id = 2;
+         savepoint b; alter table root rename id to nr; update root set title = 'z' where nr = 3; rollback to b;
+         update root set title = 'w' where id = 4; commit",
+    );
+    shop.settle();
+    shop.run("begin; savepoint a; alter table root alter title type int using 3; rollback to a; commit");
+    shop.settle();
+    shop.run("begin; alter table root add column z int default 3; update root set z = 4 where id = 9; prepare transaction 'p'");
+    shop.run("commit prepared 'p'");
+    shop.settle();
+    shop.run("begin; alter table root drop column price; alter table root add column price text default 'p'; commit");
+    shop.settle();
+    shop.run(
+        "begin; alter table root add column new_id bigint; update root set new_id = id + 100;
+         alter table root drop constraint root_pkey; alter table root drop column id;
+         alter table root rename new_id to id; alter table root add primary key (id); commit",
+    );
+    shop.settle();
+    shop.is_fine();
+}
+
+#[test]
+fn what_an_inheriting_table_brought_along_goes_with_it() {
+    let mut shop = Shop::new(ROOT).attach("");
+    shop.run(
+        "create table child (like root including all); insert into child values (1001, 'c'), (1002, 'd');
+         alter table child inherit root",
+    );
+    shop.run("select es_sync.verify('root', repair => true)");
+    shop.settle();
+    shop.says("stale: other tables inherit from root");
+    shop.rebuilt_by("alter table child no inherit root", "table public.child inherits from it no more");
+    shop.run("alter table child inherit root");
+    shop.run("create table grandchild () inherits (child); insert into grandchild values (2000, 'g')");
+    shop.run("select es_sync.sync('root', 2000)");
+    wait::until("it is there", wait::SHORT, || shop.engine.source(&shop.index, "2000").is_some());
+    shop.rebuilt_by("drop table grandchild", "table public.grandchild inherits from it no more");
+    shop.run("drop table child");
+    shop.is_fine();
+}
+
+#[test]
+fn ways_outlive_other_names_of_the_types_that_they_are_written_with() {
+    let mut shop = Shop::new(
+        "create extension citext; create schema ext; create domain place as text; create type mood as enum ('sad', 'happy');
+         create table host (id place primary key, nick citext unique, mood mood, name text);
+         create table root (id place, part citext, mood mood, host_id place, host_nick citext,
+                            primary key (id, part, mood));
+         create view document as
+             select r.*, h.name as host, n.name as nick from root r
+             left join host h on h.id = r.host_id left join host n on n.nick = r.host_nick and n.mood = r.mood;
+         insert into host values ('a', 'An', 'sad', 'anna'), ('b', 'Bo', 'happy', 'bob');
+         insert into root select 'r' || i, 'P', 'sad', chr(97 + i % 2), 'aN' from generate_series(1, 20) i",
+    );
+    shop.rows = "select id || '|' || part || '|' || mood, row_to_json(d) from document d".into();
+    shop = shop.attach(", document => 'document'");
+    for statement in [
+        "alter domain place rename to spot",
+        "alter type mood rename to feeling",
+        "alter extension citext set schema ext; alter domain spot set schema ext",
+    ] {
+        // What was prepared before may go on under the former name; an index has everything prepared anew.
+        shop.each(&[
+            statement,
+            "create index on root (host_id); create index on host (name)",
+            "update host set name = name || '+'; update root set host_nick = 'BO', mood = 'happy' where id = 'r7'",
+        ]);
+    }
+    assert_eq!(shop.count("select count(*) from es_sync.jobs where kind = 'verify'"), 0, "no way was lost");
+}

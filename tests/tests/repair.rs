@@ -307,6 +307,43 @@ fn a_logged_queue_survives_a_crash_and_needs_no_repair_of_what_it_holds() {
 }
 
 #[test]
+fn beside_a_logged_queue_unlogged_tables_that_a_crash_empties_are_emptied_in_their_indexes() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder()
+        .conf("es_sync.url", engine.url())
+        .conf("es_sync.queue_durability", "logged")
+        .durable()
+        .start();
+    let mut client = server.create_database("app");
+    let (logged, unlogged) = (table(&mut client, 100), table(&mut client, 100));
+    expect::logged_queue(&mut client);
+    let marker = |client: &mut Client, persistence: &str| {
+        let query = "select relpersistence::text from pg_class where oid = 'es_sync.marker'::regclass";
+        wait::until_equal(
+            "the marker is as durable as the tables",
+            wait::SHORT,
+            persistence.to_owned(),
+            || -> String { client.query_one(query, &[]).expect("marker").get(0) },
+        );
+    };
+    marker(&mut client, "p");
+    client.batch_execute(&format!("alter table {unlogged} set unlogged; checkpoint")).expect("alter");
+    marker(&mut client, "u");
+    expect::table_equal(&mut client, &unlogged, "id", &engine, &unlogged);
+    server.kill_worker("app");
+    crashed(client);
+    let mut client = wait::until("the server is back", wait::LONG, || {
+        server.try_connect("postgres", "app").map_err(|error| error.to_string())
+    });
+    assert!(client.query(&format!("select from {unlogged}"), &[]).expect("table").is_empty(), "the crash emptied it");
+    expect::table_equal(&mut client, &unlogged, "id", &engine, &unlogged);
+    expect::table_equal(&mut client, &logged, "id", &engine, &logged);
+    expect::logged_queue(&mut client);
+    client.batch_execute(&format!("alter table {unlogged} set logged")).expect("alter");
+    marker(&mut client, "p");
+}
+
+#[test]
 fn with_a_logged_queue_nothing_is_sent_that_a_crash_takes_back() {
     let engine = Engine::elasticsearch();
     let mut server = Server::builder()
