@@ -137,7 +137,7 @@ fn read_filter(
         }
         followed.unfollowed.push(known);
     }
-    let read_by_functions = tree.calls_readers().then_some(declared).unwrap_or_default();
+    let read_by_functions = if tree.calls_readers() { declared } else { &[] };
     // First what it filters: the view's tables, or the table itself.
     let filtered = view.map_or(1, |view| Tree::of_view(view).graph.tables.len());
     let read =
