@@ -3,6 +3,7 @@
 //! The ways come from the view's own stored query (`view`). What that does not determine is declared by the user, and
 //! never guessed.
 
+use std::ffi::CStr;
 use std::fmt::Write;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -16,7 +17,7 @@ use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use super::{key, link};
 use crate::capture;
-use crate::document::shape::type_name;
+use crate::document::shape::text_as;
 use crate::jobs::record;
 use crate::postgres::error::Report;
 use crate::postgres::spi::{self, quoted};
@@ -93,6 +94,7 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     }
     let mut followed = Followed::default();
     let mut declared = declared(&root)?;
+    let related: Vec<pg_sys::Oid> = declared.iter().map(|way| way.related).collect();
     if let Some(view) = shown.view {
         read_view(&root, view, shown, &mut declared, &mut followed)?;
     }
@@ -101,16 +103,23 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
         followed.ways.extend(declared);
     }
     if let Some(filter) = shown.filter {
-        read_filter(&root, shown.view, filter, &mut followed)?;
+        read_filter(&root, shown.view, filter, &related, &mut followed)?;
     }
     Ok(followed)
 }
 
-/// What decides about documents besides their own row, and is not followed.
+/// What decides about documents besides their own row, and is not followed. `declared` are tables of which the user says how
+/// they are.
 ///
 /// # Errors
 /// A filter that time alone would have to apply: rows would not leave the index by themselves.
-fn read_filter(root: &Root, view: Option<pg_sys::Oid>, filter: &str, followed: &mut Followed) -> Result<(), Report> {
+fn read_filter(
+    root: &Root,
+    view: Option<pg_sys::Oid>,
+    filter: &str,
+    declared: &[pg_sys::Oid],
+    followed: &mut Followed,
+) -> Result<(), Report> {
     let tree = Tree::of_filter(root.owner, view.unwrap_or(root.oid), filter);
     for (name, why) in &tree.unfollowed {
         let known = format!("{name}: {why}");
@@ -128,14 +137,21 @@ fn read_filter(root: &Root, view: Option<pg_sys::Oid>, filter: &str, followed: &
         }
         followed.unfollowed.push(known);
     }
-    for table in tree.graph.tables.iter().filter(|table| table.fires) {
-        let oid = pg_sys::Oid::from(table.oid);
+    let read_by_functions = if tree.calls_readers() { declared } else { &[] };
+    // First what it filters: the view's tables, or the table itself.
+    let filtered = view.map_or(1, |view| Tree::of_view(view).graph.tables.len());
+    let read =
+        tree.graph.tables[filtered..].iter().filter(|table| table.fires).map(|table| pg_sys::Oid::from(table.oid));
+    for oid in read.clone() {
         let name = format!("{}: the filter reads it, and no way is declared", attach::qualified(oid));
-        if oid != root.oid
-            && !followed.ways.iter().any(|way| way.related == oid)
-            && !followed.unfollowed.contains(&name)
-        {
+        if !declared.contains(&oid) && !followed.unfollowed.contains(&name) {
             followed.unfollowed.push(name);
+        }
+    }
+    // The view says nothing of their columns.
+    for oid in read.chain(read_by_functions.iter().copied()) {
+        for way in followed.ways.iter_mut().filter(|way| way.related == oid) {
+            way.used = None;
         }
     }
     Ok(())
@@ -164,12 +180,14 @@ fn read_view(
     let mut undetermined: Vec<String> = Vec::new();
     let mut first_undetermined = None;
     let mut read = std::collections::HashSet::new();
+    let mut ways = tree.graph.ways(&keys);
     for (place, occurrence) in tree.graph.tables.iter().enumerate().filter(|(_, table)| table.fires) {
         let oid = pg_sys::Oid::from(occurrence.oid);
         let columns = catalog::columns(oid);
         let used = names(&used[place], &columns);
-        // How a row leads to documents is declared; which of its columns they show, the view still says.
-        for way in declared.iter_mut().filter(|way| way.related == oid) {
+        // How a row leads to documents is declared; which of its columns they show, the view still says, unless functions
+        // read it, too.
+        for way in declared.iter_mut().filter(|way| way.related == oid && !tree.calls_readers()) {
             match (&mut way.used, &used) {
                 (Some(mine), Some(its)) => mine.extend(its.iter().cloned()),
                 (mine @ None, Some(its)) if read.insert(oid) => *mine = Some(its.clone()),
@@ -179,7 +197,7 @@ fn read_view(
                 }
             }
         }
-        let Some(way) = tree.graph.way(place, &keys) else {
+        let Some(way) = ways[place].take() else {
             if !declared.iter().any(|way| way.related == oid) {
                 let why = occurrence.obstacle.clone().unwrap_or_else(|| {
                     "the view does not compare its columns for equality with what leads to the key".to_owned()
@@ -234,10 +252,21 @@ fn read_view(
     Ok(())
 }
 
+/// True if the way leads from each row to its own document: by its key, compared as a key is.
 fn is_root(way: &graph::Way, root: &Root) -> bool {
+    let is_own = |((_, number), how): &((usize, i16), Comparison), column: &Column| {
+        let as_key = || match (how, Operator::equal(column.type_oid).comparison(column.collation)) {
+            (
+                Comparison::Equal { family, collation, .. },
+                Some(Comparison::Equal { family: own, collation: its, .. }),
+            ) => (*family, *collation) == (own, its),
+            _ => false,
+        };
+        *number == column.number && (*how == Comparison::Same || as_key())
+    };
     way.tables.len() == 1
         && way.keys.len() == root.key.len()
-        && way.keys.iter().zip(&root.key).all(|(((_, number), _), column)| *number == column.number)
+        && way.keys.iter().zip(&root.key).all(|(key, column)| is_own(key, column))
 }
 
 fn names(used: &Used, columns: &[Column]) -> Option<Vec<String>> {
@@ -295,7 +324,7 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
     let condition = |left: (usize, i16), how: Comparison, right: (usize, i16)| match how {
         Comparison::Same | Comparison::Equal { .. } => {
             let [left, right] = [left, right].map(|place| (qualified(place), kind(place)));
-            comparison(how, left.1).compare(left, right)
+            comparison(how, left.1).compare(left, right, &collate(how))
         }
         Comparison::Element { operator } => {
             Operator::of(operator).is_element(&qualified(left), kind(left), &qualified(right), kind(right))
@@ -322,7 +351,7 @@ fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, used
             .zip(&root.key)
             .map(|((place, how), key)| {
                 let left = (format!("r.{}", quoted(&key.name)), key.type_oid);
-                comparison(*how, key.type_oid).compare(left, (qualified(*place), kind(*place)))
+                comparison(*how, key.type_oid).compare(left, (qualified(*place), kind(*place)), &collate(*how))
             })
             .collect();
         let _ = write!(joined, "\njoin {} r on {}", root.name, on.join(" and "));
@@ -346,6 +375,17 @@ fn comparison(how: Comparison, kind: pg_sys::Oid) -> Operator {
     }
 }
 
+/// What has values compare by the collation that the view compares them by; between these two columns there may have been
+/// another one, whose collation it is.
+fn collate(how: Comparison) -> String {
+    match how {
+        Comparison::Equal { collation, .. } if ![0, pg_sys::DEFAULT_COLLATION_OID.to_u32()].contains(&collation) => {
+            format!(" collate {}", collation_name(pg_sys::Oid::from(collation)))
+        }
+        _ => String::new(),
+    }
+}
+
 /// A relation of rows with the given columns, from a parameter of texts for each.
 fn values(columns: &[&Column], alias: &str) -> String {
     let parameters: Vec<String> =
@@ -356,7 +396,7 @@ fn values(columns: &[&Column], alias: &str) -> String {
         .zip(&names)
         .map(|(column, name)| {
             let collation = collation(column).map(|name| format!(" collate {name}")).unwrap_or_default();
-            format!("v.{name}::{}{collation} as {}", type_name(column.type_oid), quoted(&column.name))
+            format!("v.{name}::{}{collation} as {}", text_as(column.type_oid, ""), quoted(&column.name))
         })
         .collect();
     format!("(select {} from rows from ({}) v ({})) {alias}", typed.join(", "), parameters.join(", "), names.join(", "))
@@ -364,14 +404,15 @@ fn values(columns: &[&Column], alias: &str) -> String {
 
 /// A column's collation, where it is not its type's.
 fn collation(column: &Column) -> Option<String> {
+    // SAFETY: a syscache lookup in a live transaction.
+    let own = unsafe { pg_sys::get_typcollation(column.type_oid) };
+    let differs = column.collation != pg_sys::InvalidOid && column.collation != own;
+    differs.then(|| collation_name(column.collation))
+}
+
+fn collation_name(collation: pg_sys::Oid) -> String {
     // SAFETY: syscache lookups in a live transaction; the palloc'd result is copied.
-    unsafe {
-        if column.collation == pg_sys::InvalidOid || column.collation == pg_sys::get_typcollation(column.type_oid) {
-            return None;
-        }
-        let name = pg_sys::generate_collation_name(column.collation);
-        Some(std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
-    }
+    unsafe { CStr::from_ptr(pg_sys::generate_collation_name(collation)).to_string_lossy().into_owned() }
 }
 
 /// The ways that were declared for a table.

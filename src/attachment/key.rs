@@ -46,6 +46,7 @@ impl Column {
             pg_sys::INT4OID => Kind::Int4,
             pg_sys::INT8OID => Kind::Int8,
             pg_sys::TEXTOID | pg_sys::VARCHAROID => Kind::Text,
+            _ if is_object(base) => Kind::Other { output: pg_sys::Oid::from(pg_sys::F_OIDOUT), fixed: true },
             _ => Kind::Other {
                 output,
                 fixed: matches!(
@@ -101,6 +102,27 @@ impl Column {
             }
         }
     }
+}
+
+/// True for types whose values stand for objects of the catalog. The name that they are written as depends on the search
+/// path, and is another one tomorrow or nobody's; the OID is not.
+pub fn is_object(type_oid: pg_sys::Oid) -> bool {
+    // SAFETY: a syscache lookup in a live transaction.
+    let base = unsafe { pg_sys::getBaseType(type_oid) };
+    matches!(
+        base,
+        pg_sys::REGCLASSOID
+            | pg_sys::REGCOLLATIONOID
+            | pg_sys::REGCONFIGOID
+            | pg_sys::REGDICTIONARYOID
+            | pg_sys::REGNAMESPACEOID
+            | pg_sys::REGOPEROID
+            | pg_sys::REGOPERATOROID
+            | pg_sys::REGPROCOID
+            | pg_sys::REGPROCEDUREOID
+            | pg_sys::REGROLEOID
+            | pg_sys::REGTYPEOID
+    )
 }
 
 /// Sets every setting that the text of a value can depend on.

@@ -6,6 +6,8 @@ use std::ffi::CString;
 use pgrx::{PgList, pg_sys};
 
 use super::catalog;
+use super::view::graph::Comparison;
+use super::view::tree;
 use crate::document::shape::type_name;
 use crate::postgres::spi::{self, quoted};
 
@@ -77,17 +79,23 @@ impl Operator {
         }
     }
 
-    /// Two values, each with its type.
+    /// Two values, each with its type; `collate` is empty or the clause that names the collation.
     pub fn compare(
         &self,
         (left, left_type): (String, pg_sys::Oid),
         (right, right_type): (String, pg_sys::Oid),
+        collate: &str,
     ) -> String {
         let operator = self.qualified();
         match self.casts(left_type, right_type) {
-            None => format!("{left} {operator} {right}"),
-            Some([a, b]) => format!("{left}::{} {operator} {right}::{}", type_name(a), type_name(b)),
+            None => format!("{left}{collate} {operator} {right}"),
+            Some([a, b]) => format!("{left}::{}{collate} {operator} {right}::{}", type_name(a), type_name(b)),
         }
+    }
+
+    /// How it compares values of a collation, if it is an equality that a btree knows.
+    pub fn comparison(&self, collation: pg_sys::Oid) -> Option<Comparison> {
+        tree::equality(self.oid, collation)
     }
 
     /// An element of an array, so that an index on the array can be used.

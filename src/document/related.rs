@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::read::key_of;
-use super::shape::type_name;
+use super::shape::text_as;
 use crate::attachment::follow::Link;
 use crate::attachment::{catalog, key, link, operator};
 use crate::postgres::spi::{self, Plan, Value, quoted};
@@ -42,7 +42,7 @@ impl Finder {
             .iter()
             .enumerate()
             .map(|(place, column)| {
-                format!("${}::pg_catalog.text::{}", link.columns + 1 + place, type_name(column.type_oid))
+                format!("${}::pg_catalog.text::{}", link.columns + 1 + place, text_as(column.type_oid, ""))
             })
             .collect();
         Some(Self {

@@ -116,7 +116,8 @@ impl Shape {
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
         let key_types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();
         let equals: Vec<String> = key_types.iter().map(|kind| Operator::equal(*kind).qualified()).collect();
-        let types: Vec<String> = key.iter().map(|column| type_name(column.type_oid)).collect();
+        let types: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "")).collect();
+        let arrays: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "[]")).collect();
         // "document.*" is the row even where a column has the alias's name.
         let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
         let document = match &view {
@@ -150,12 +151,12 @@ impl Shape {
 
         // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
         let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
-        let by_keys = if let ([column], [kind], [false]) = (&keys[..], &types[..], &alone[..]) {
-            format!("{select} {source} t where {column} {} any ($1::pg_catalog.text[]::{kind}[])", equals[0])
+        let by_keys = if let ([column], [array], [false]) = (&keys[..], &arrays[..], &alone[..]) {
+            format!("{select} {source} t where {column} {} any ($1::pg_catalog.text[]::{array})", equals[0])
         } else {
             let part = |n: usize| match alone[n - 1] {
                 true => format!("${n}::pg_catalog.text[]"),
-                false => format!("${n}::pg_catalog.text[]::{}[]", types[n - 1]),
+                false => format!("${n}::pg_catalog.text[]::{}", arrays[n - 1]),
             };
             let parts: Vec<String> = (1..=keys.len()).map(part).collect();
             let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
@@ -295,6 +296,15 @@ pub fn type_name(type_oid: pg_sys::Oid) -> String {
     unsafe {
         let name = pg_sys::format_type_extended(type_oid, -1, flags as pg_sys::bits16);
         std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// What a text that `key::Column` made is cast to, to be of the type again; `array` is empty or "[]".
+pub fn text_as(type_oid: pg_sys::Oid, array: &str) -> String {
+    let name = type_name(type_oid);
+    match key::is_object(type_oid) {
+        true => format!("pg_catalog.oid{array}::{name}{array}"),
+        false => format!("{name}{array}"),
     }
 }
 

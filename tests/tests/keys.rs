@@ -325,6 +325,43 @@ fn inet_and_oid_keys_identify_documents() {
     each_key_has_its_document("", "oid", ["1::oid", "4294967295::oid", "2::oid", "3::oid"]);
 }
 
+/// The names of what they stand for are written as the session's search path says, and change.
+#[test]
+fn keys_that_stand_for_objects_of_the_catalog_are_their_oids() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let (alone, pair) = (unique("object"), unique("object"));
+    client.batch_execute("create schema app; create table app.thing (); create table app.other ()").expect("tables");
+    for (table, key) in [(&alone, "k"), (&pair, "k, part")] {
+        client
+            .batch_execute(&format!(
+                "create table {table} (k regclass, part int default 7, note text, primary key ({key}));
+                 insert into {table} values ('app.thing', 7, 'loaded'), ('pg_class', 7, 'loaded');
+                 select es_sync.attach('{table}')"
+            ))
+            .expect("attach");
+    }
+    let mut writer = server.connect("app");
+    writer.batch_execute("set search_path = app, public").expect("settings");
+    for change in [
+        "",
+        "update T set note = 'changed'; insert into T values ('other', 7, 'new')",
+        "alter table if exists thing rename to something; update T set note = 'renamed' where k <> 'other'::regclass",
+        "delete from T where k = 'pg_class'::regclass; update T set k = 'pg_class' where k = 'something'::regclass",
+        "begin; update T set note = 'last'; drop table if exists app.other; commit",
+    ] {
+        for table in [&alone, &pair] {
+            writer.batch_execute(&change.replace("T ", &format!("{table} "))).expect("write");
+        }
+        expect::settled(&mut client);
+        for (table, id) in [(&alone, "k::oid::text"), (&pair, "k::oid || '|7'")] {
+            let rows = format!("select {id}, row_to_json(t) from {table} t");
+            expect::documents_equal(&mut client, &rows, &engine, table);
+        }
+    }
+}
+
 #[test]
 fn citext_keys_identify_documents() {
     each_key_has_its_document(

@@ -107,8 +107,21 @@ const SOME_ROWS: u32 = 5;
 const ALL_ROWS: u32 = 100;
 
 impl Graph {
-    /// The cheapest way from a row of `from` to the keys; None if the view does not determine one.
-    pub fn way(&self, from: usize, keys: &[Node]) -> Option<Way> {
+    /// For each table the way from its rows to the keys; None if the view does not determine one.
+    ///
+    /// A way is gone over when the rows along it are as they are by then. Where one of those has changed, too, its own way
+    /// is counted on; so no way leads over a table whose own way leads back over this one.
+    pub fn ways(&self, keys: &[Node]) -> Vec<Option<Way>> {
+        let mut ways: Vec<Option<Way>> = Vec::new();
+        for from in 0..self.tables.len() {
+            let avoided: Vec<bool> = (0..from).map(|table| leads_over(&ways, table, from)).collect();
+            ways.push(self.way(from, keys, &avoided));
+        }
+        ways
+    }
+
+    /// The cheapest way from a row of `from` to the keys that leads over none of the `avoided` tables.
+    fn way(&self, from: usize, keys: &[Node], avoided: &[bool]) -> Option<Way> {
         let mut costs = vec![u32::MAX; self.tables.len()];
         let mut before: Vec<Option<usize>> = vec![None; self.tables.len()];
         let mut open = vec![from];
@@ -123,7 +136,8 @@ impl Graph {
             if let Some(way) = self.complete(path, keys) {
                 return Some(way);
             }
-            for (next, columns) in self.neighbours(table) {
+            let neighbours = self.neighbours(table).into_iter();
+            for (next, columns) in neighbours.filter(|(next, _)| avoided.get(*next) != Some(&true)) {
                 let cost = costs[table] + self.cost(next, &columns);
                 if cost < costs[next] {
                     costs[next] = cost;
@@ -210,16 +224,21 @@ impl Graph {
                 let Node::Column { table, number: its } = node else { continue };
                 let Some(other) = path.iter().position(|on_path| on_path == table) else { continue };
                 let (left, right) = ((place, *number), (other, *its));
-                let known = conditions.iter().any(|known| {
-                    (known.left, known.right) == (left, right) || (known.left, known.right) == (right, left)
-                });
-                if place != other && !known {
+                // Only onwards: what a later table's row equals is one row of the earlier table, the first of a group for
+                // instance, and the way may come from another row.
+                if place < other && !conditions.iter().any(|known| (known.left, known.right) == (left, right)) {
                     conditions.push(Condition { left, how: *how, right });
                 }
             }
         }
         Some(Way { tables: path, conditions, keys })
     }
+}
+
+/// True if the way of `table` leads over `other`, or over a table whose way does.
+fn leads_over(ways: &[Option<Way>], table: usize, other: usize) -> bool {
+    let way = ways.get(table).and_then(Option::as_ref);
+    way.is_some_and(|way| way.tables[1..].iter().any(|next| *next == other || leads_over(ways, *next, other)))
 }
 
 #[cfg(test)]
@@ -255,7 +274,7 @@ mod tests {
             2,
             &[(column(0, 1), KEY), (KEY, column(0, 1)), (column(1, 2), column(0, 1)), (column(0, 1), column(1, 2))],
         );
-        let way = graph.way(1, &[KEY]).unwrap();
+        let way = graph.way(1, &[KEY], &[]).unwrap();
         assert_eq!((way.tables.clone(), way.columns()), (vec![1], vec![2]));
         assert_eq!(way.keys, [((0, 2), EQUAL)]);
     }
@@ -264,7 +283,7 @@ mod tests {
     fn the_way_leads_over_other_tables() {
         // select r.id from r left join h on h.id = r.h_id
         let graph = graph(2, &[(column(0, 1), KEY), (column(1, 1), column(0, 2))]);
-        let way = graph.way(1, &[KEY]).unwrap();
+        let way = graph.way(1, &[KEY], &[]).unwrap();
         assert_eq!((way.tables.clone(), way.columns()), (vec![1, 0], vec![1]));
         assert_eq!(way.conditions, [Condition { left: (0, 1), how: EQUAL, right: (1, 2) }]);
         assert_eq!(way.keys, [((1, 1), Comparison::Same)]);
@@ -273,7 +292,7 @@ mod tests {
     #[test]
     fn an_edge_is_not_followed_backwards() {
         let graph = graph(2, &[(column(0, 1), KEY), (column(0, 2), column(1, 1))]);
-        assert_eq!(graph.way(1, &[KEY]), None);
+        assert_eq!(graph.way(1, &[KEY], &[]), None);
     }
 
     #[test]
@@ -288,7 +307,7 @@ mod tests {
                 (column(2, 2), column(0, 1)),
             ],
         );
-        let way = graph.way(1, &[KEY]).unwrap();
+        let way = graph.way(1, &[KEY], &[]).unwrap();
         assert_eq!(way.tables, [1, 2]);
     }
 
@@ -296,7 +315,7 @@ mod tests {
     fn equalities_of_different_families_do_not_add_up() {
         let mut graph = graph(3, &[(column(0, 1), KEY), (column(1, 2), column(2, 1)), (column(2, 1), column(0, 1))]);
         graph.edges[1].how = Comparison::Equal { operator: 98, family: 1994, collation: 100 };
-        let way = graph.way(1, &[KEY]).unwrap();
+        let way = graph.way(1, &[KEY], &[]).unwrap();
         assert_eq!(way.tables, [1, 2], "over the table in between, row by row");
     }
 }

@@ -138,6 +138,14 @@ impl Tree {
         Node::Output { query: self.top, column }
     }
 
+    /// True if it calls functions that may read tables, of which nobody knows.
+    pub fn calls_readers(&self) -> bool {
+        // SAFETY: syscache lookups in a live transaction.
+        self.functions
+            .iter()
+            .any(|function| unsafe { pg_sys::func_volatile(*function) } as u8 != pg_sys::PROVOLATILE_IMMUTABLE)
+    }
+
     /// How many columns it returns.
     pub fn width(&self) -> usize {
         self.queries[self.top].outputs.len()
@@ -278,12 +286,13 @@ impl Reader {
                     }
                     // Whether two rows are the same depends on all their columns.
                     self.queries[number].always.extend(uses.iter().copied());
-                } else if let Some((node, ..)) = self.column_of(target.expr.cast(), levels)
+                } else if let Some((node, level, _)) = self.column_of(target.expr.cast(), levels)
                     && !target.resjunk
                 {
                     let output = Node::Output { query: number, column };
                     self.graph.edges.push(Edge { from: output, to: node, how: Comparison::Same });
-                    if leads_out(query) || is_fixed(query, target.ressortgroupref) {
+                    // A row from around the query may have a part in a document without a row of the query's.
+                    if level == 0 && (leads_out(query) || is_fixed(query, target.ressortgroupref)) {
                         self.graph.edges.push(Edge { from: node, to: output, how: Comparison::Same });
                     }
                 }
@@ -933,7 +942,7 @@ fn names_the_present(text: &str) -> bool {
 }
 
 /// How two values compare by an operator, if it is an equality that a btree knows.
-fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
+pub fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
     // SAFETY: a syscache lookup in a live transaction; the list is palloc'd.
     let families = unsafe { crate::attachment::catalog::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
     let family = families.into_iter().map(pg_sys::Oid::to_u32).min()?;
