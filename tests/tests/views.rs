@@ -319,7 +319,7 @@ fn a_view_that_does_not_determine_a_way_is_refused() {
         let (message, detail, hint) = shop.refused("select es_sync.attach('root', document => 'document')");
         assert_eq!(message, "cannot follow table public.other, which view public.document reads", "{what}");
         assert!(detail.contains("public.other: ") && detail.contains(why), "{what}: {detail}");
-        assert!(hint.contains("es_sync.relate('root', 'other'"), "{what}: {hint}");
+        assert!(hint.contains("es_sync.relate('public.root', 'public.other'"), "{what}: {hint}");
         shop.run("drop view document");
     }
     assert_eq!(shop.count("select count(*) from pg_trigger where tgname like 'es_sync%'"), 0, "nothing is left behind");
