@@ -305,10 +305,8 @@ impl Ours<'_> {
     /// The same documents sent raw, into an index alike: the engine's own limit.
     fn raw(&mut self, properties: &Value) -> Duration {
         let bodies = raw::bodies(&corpus::documents(&mut self.0.client, "packages"), 5, 1 << 8);
-        let index = unique("raw");
-        let settings = json!({"index": {"refresh_interval": raw::REFRESH, "number_of_replicas": 0}});
-        let body = json!({"settings": settings, "mappings": {"properties": properties}});
-        self.0.engine.put(&format!("/{index}"), body);
+        let alike = json!({"settings": {"index": {}}, "mappings": {"properties": properties}});
+        let index = raw::create_index(self.0.engine, &alike);
         let start = Instant::now();
         raw::send(&raw::client(self.0.engine.url()), &index, &bodies, 4);
         self.0.engine.refresh(&index);

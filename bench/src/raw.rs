@@ -54,7 +54,7 @@ pub fn alike(engine: &Engine, index: &str) -> Value {
 }
 
 /// As the extension has it during a load.
-pub const REFRESH: &str = "2s";
+const REFRESH: &str = "2s";
 
 /// Makes an index as the extension does for a load; its name.
 pub fn create_index(engine: &Engine, alike: &Value) -> String {
