@@ -31,6 +31,7 @@ use std::path::Path;
 pub struct Scale {
     writer_rows: u32,
     writer_rounds: usize,
+    view_rounds: usize,
     transaction_rounds: usize,
     transaction_seconds: u32,
     /// Of the documents of each size.
@@ -48,8 +49,9 @@ pub struct Scale {
 const FULL: Scale = Scale {
     writer_rows: 200_000,
     writer_rounds: 12,
-    transaction_rounds: 5,
-    transaction_seconds: 3,
+    view_rounds: 25,
+    transaction_rounds: 12,
+    transaction_seconds: 1,
     delivery_percent: 100,
     delivery_rounds: 3,
     latency_rounds: 3,
@@ -63,6 +65,7 @@ const FULL: Scale = Scale {
 const QUICK: Scale = Scale {
     writer_rows: 60_000,
     writer_rounds: 4,
+    view_rounds: 4,
     transaction_rounds: 1,
     transaction_seconds: 1,
     delivery_percent: 10,

@@ -151,11 +151,13 @@ impl Samples {
         self.0.len()
     }
 
+    /// As Postgres' percentile_cont: between two samples, what lies between them.
     pub fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let place = (share * (sorted.len() - 1) as f64).round() as usize;
-        sorted[place]
+        let place = share * (sorted.len() - 1) as f64;
+        let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+        below + (above - below) * place.fract()
     }
 
     pub fn median(&self) -> f64 {

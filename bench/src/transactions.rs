@@ -70,7 +70,7 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     report.line("");
     let rounds = scale.transaction_rounds;
     let all: &[u32] = &CLIENTS;
-    for (fsync, clients, rounds) in [(false, all, rounds), (true, &DURABLE_CLIENTS, rounds / 2)] {
+    for (fsync, clients, rounds) in [(false, all, rounds), (true, &DURABLE_CLIENTS, rounds / 3)] {
         if rounds == 0 {
             continue;
         }
