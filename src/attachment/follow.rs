@@ -95,20 +95,22 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
     let mut followed = Followed::default();
     let mut declared = declared(&root)?;
     let related: Vec<pg_sys::Oid> = declared.iter().map(|way| way.related).collect();
-    if let Some(view) = shown.view {
-        read_view(&root, view, shown, &mut declared, &mut followed)?;
-    }
+    let filtered = match shown.view {
+        Some(view) => read_view(&root, view, shown, &mut declared, &mut followed)?,
+        None => 1,
+    };
     // A row's own columns show no other table.
     if shown.view.is_some() || shown.filter.is_some() {
         followed.ways.extend(declared);
     }
     if let Some(filter) = shown.filter {
-        read_filter(&root, shown.view, filter, &related, &mut followed)?;
+        read_filter(&root, shown.view, filter, filtered, &related, &mut followed)?;
     }
     Ok(followed)
 }
 
-/// What decides about documents besides their own row, and is not followed. `declared` are tables of which the user says how
+/// What decides about documents besides their own row, and is not followed. The first `filtered` tables that the filter
+/// reads are those that it filters: the view's, or the table itself. `declared` are tables of which the user says how
 /// they are.
 ///
 /// # Errors
@@ -117,6 +119,7 @@ fn read_filter(
     root: &Root,
     view: Option<pg_sys::Oid>,
     filter: &str,
+    filtered: usize,
     declared: &[pg_sys::Oid],
     followed: &mut Followed,
 ) -> Result<(), Report> {
@@ -138,8 +141,6 @@ fn read_filter(
         followed.unfollowed.push(known);
     }
     let read_by_functions = if tree.calls_readers() { declared } else { &[] };
-    // First what it filters: the view's tables, or the table itself.
-    let filtered = view.map_or(1, |view| Tree::of_view(view).graph.tables.len());
     let read =
         tree.graph.tables[filtered..].iter().filter(|table| table.fires).map(|table| pg_sys::Oid::from(table.oid));
     for oid in read.clone() {
@@ -157,13 +158,14 @@ fn read_filter(
     Ok(())
 }
 
+/// The number of tables that the view reads.
 fn read_view(
     root: &Root,
     view: pg_sys::Oid,
     shown: &Shown,
     declared: &mut [Way],
     followed: &mut Followed,
-) -> Result<(), Report> {
+) -> Result<usize, Report> {
     let tree = Tree::of_view(view);
     followed.unfollowed = tree.unfollowed.iter().map(|(name, why)| format!("{name}: {why}")).collect();
     let place = |name: &String| tree.columns.iter().position(|(known, _)| known == name);
@@ -249,7 +251,7 @@ fn read_view(
             query: None,
         },
     );
-    Ok(())
+    Ok(tree.graph.tables.len())
 }
 
 /// True if the way leads from each row to its own document: by its key, compared as a key is.

@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use pgrx::pg_sys;
 
+use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 
 /// How the text of one key column is made.
@@ -84,14 +85,7 @@ impl Column {
                 Kind::Int2 | Kind::Int4 | Kind::Int8 => {
                     let _ = write!(out, "{}", self.integer(datum).unwrap_or_default());
                 }
-                Kind::Text => {
-                    let original = datum.cast_mut_ptr::<pg_sys::varlena>();
-                    let plain = pg_sys::pg_detoast_datum_packed(original);
-                    out.push_str(&to_utf8(pgrx::varlena_to_byte_slice(plain)));
-                    if plain != original {
-                        pg_sys::pfree(plain.cast());
-                    }
-                }
+                Kind::Text => spi::with_bytes(datum, |text| out.push_str(&to_utf8(text))),
                 Kind::Other { output, fixed: true } => append_output(output, datum, out),
                 Kind::Other { output, fixed: false } => {
                     let level = pg_sys::NewGUCNestLevel();

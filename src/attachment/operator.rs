@@ -7,7 +7,6 @@ use pgrx::{PgList, pg_sys};
 
 use super::catalog;
 use super::view::graph::Comparison;
-use super::view::tree;
 use crate::document::shape::type_name;
 use crate::postgres::spi::{self, quoted};
 
@@ -95,7 +94,7 @@ impl Operator {
 
     /// How it compares values of a collation, if it is an equality that a btree knows.
     pub fn comparison(&self, collation: pg_sys::Oid) -> Option<Comparison> {
-        tree::equality(self.oid, collation)
+        equality(self.oid, collation)
     }
 
     /// An element of an array, so that an index on the array can be used.
@@ -149,6 +148,14 @@ pub fn behind(columns: &[String], values: &[String], types: &[pg_sys::Oid]) -> S
     }
     let first = operators(pg_sys::BTGreaterEqualStrategyNumber);
     format!("{} and {condition}", compare(0, &first[0]))
+}
+
+/// How two values compare by an operator, if it is an equality that a btree knows.
+pub fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
+    // SAFETY: a syscache lookup in a live transaction; the list is palloc'd.
+    let families = unsafe { catalog::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
+    let family = families.into_iter().map(pg_sys::Oid::to_u32).min()?;
+    Some(Comparison::Equal { operator: operator.to_u32(), family, collation: collation.to_u32() })
 }
 
 /// The type of an array's elements.

@@ -9,7 +9,7 @@ use super::shape::{Dialect, Shape};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
-use crate::postgres::spi::{self, Plan, Rows, Value};
+use crate::postgres::spi::{self, Plan, Value};
 use crate::postgres::transaction;
 
 /// Reads one attachment's documents. Its statements stay prepared; make it anew when the attachment changes.
@@ -18,8 +18,6 @@ pub struct Reader {
     by_keys: Option<Plan>,
     first_page: Option<Plan>,
     next_page: Option<Plan>,
-    /// Rows taken from the cursor at once: adapted to the documents' size, so that memory stays bounded.
-    fetch: i64,
     mapping: Option<Rc<str>>,
 }
 
@@ -33,15 +31,9 @@ pub struct Row<'a> {
     pub document: Option<&'a [u8]>,
 }
 
-/// Bytes of documents that one fetch aims at.
-const FETCH_BYTES: usize = 512 * 1024;
-const MAX_FETCH: i64 = 2_000;
-
 impl Reader {
     pub fn new(shape: Shape) -> Self {
-        // One row tells how large documents are, and the fetch then grows fourfold. A first fetch of more would hold as
-        // many documents, of 5 MB for instance.
-        Self { shape, by_keys: None, first_page: None, next_page: None, fetch: 1, mapping: None }
+        Self { shape, by_keys: None, first_page: None, next_page: None, mapping: None }
     }
 
     pub fn shape(&self) -> &Shape {
@@ -64,20 +56,24 @@ impl Reader {
     ///
     /// Returns true if all rows were read: a key that was not found then has no document.
     pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(Row) -> bool) -> bool {
-        let columns = self.shape.key.len();
-        let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
-        for key in keys {
-            // A text that is no key of this table has no row, and so no document.
-            for (column, part) in values.iter_mut().zip(key::parts(key, columns).into_iter().flatten()) {
-                column.push(part);
+        let Self { shape, by_keys, .. } = self;
+        let columns = shape.key.len();
+        // A text that is no key of this table has no row, and so no document.
+        let (kind, values) = if shape.has_integer_key() {
+            let integers: Vec<i64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+            (pg_sys::INT8ARRAYOID, vec![spi::integers(&integers)])
+        } else {
+            let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
+            for key in keys {
+                for (column, part) in values.iter_mut().zip(key::parts(key, columns).into_iter().flatten()) {
+                    column.push(part);
+                }
             }
-        }
-        let Self { shape, by_keys, fetch, .. } = self;
+            (pg_sys::TEXTARRAYOID, values.into_iter().map(spi::value).collect())
+        };
         transaction::as_owner(shape.owner, || {
-            let plan =
-                by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![pg_sys::TEXTARRAYOID; columns]));
-            let values: Vec<Value> = values.into_iter().map(spi::value).collect();
-            read(plan, &values, shape, fetch, found)
+            let plan = by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![kind; columns]));
+            read(plan, &values, shape, found)
         })
     }
 
@@ -87,11 +83,11 @@ impl Reader {
     pub fn page(&mut self, after: Option<&str>, limit: i64, found: impl FnMut(Row) -> bool) -> bool {
         let columns = self.shape.key.len();
         let parts = after.and_then(|after| key::parts(after, columns));
-        let Self { shape, first_page, next_page, fetch, .. } = self;
+        let Self { shape, first_page, next_page, .. } = self;
         transaction::as_owner(shape.owner, || match parts {
             None => {
                 let plan = first_page.get_or_insert_with(|| Plan::prepare(&shape.first_page, &[pg_sys::INT8OID]));
-                read(plan, &[spi::value(limit)], shape, fetch, found)
+                read(plan, &[spi::value(limit)], shape, found)
             }
             Some(parts) => {
                 let plan = next_page.get_or_insert_with(|| {
@@ -101,7 +97,7 @@ impl Reader {
                 });
                 let mut values: Vec<Value> = parts.into_iter().map(spi::value).collect();
                 values.push(spi::value(limit));
-                read(plan, &values, shape, fetch, found)
+                read(plan, &values, shape, found)
             }
         })
     }
@@ -136,58 +132,37 @@ impl Reader {
             };
             let mut text = String::new();
             (!rows.is_empty()).then(|| {
-                key_of(&rows, 0, &shape.key, &mut text);
+                key_of(|column| rows.datum(0, column), &shape.key, &mut text);
                 text
             })
         })
     }
 }
 
-fn read(plan: &Plan, values: &[Value], shape: &Shape, fetch: &mut i64, mut found: impl FnMut(Row) -> bool) -> bool {
-    let cursor = plan.open(values);
+fn read(plan: &Plan, values: &[Value], shape: &Shape, mut found: impl FnMut(Row) -> bool) -> bool {
     let columns = shape.key.len();
-    let (mut text, mut routing) = (String::new(), String::new());
-    loop {
-        let rows = cursor.fetch(*fetch);
-        let mut bytes = 0;
-        for row in 0..rows.len() {
-            key_of(&rows, row, &shape.key, &mut text);
-            if let Some(column) = shape.routing {
-                routing.clear();
-                if let Some(datum) = rows.datum(row, columns + 1) {
-                    // SAFETY: the statement returns the routing behind the key columns.
-                    unsafe { column.text(datum, &mut routing) };
-                }
-            }
-            // The engine takes an empty routing for none.
-            let bare = Row { key: &text, routing: (!routing.is_empty()).then_some(&routing), document: None };
-            let document = columns + 1 + usize::from(shape.routing.is_some());
-            let go_on = rows.with_bytes(row, document, |document| {
-                bytes += document.len();
-                found(Row { document: Some(document), ..bare })
-            });
-            if !go_on.unwrap_or_else(|| found(bare)) {
-                cursor.close();
-                return false;
+    let first = columns + 1 + usize::from(shape.routing.is_some());
+    let (mut text, mut routing, mut document) = (String::new(), String::new(), Vec::new());
+    plan.each(values, |row| {
+        key_of(|column| row.datum(column), &shape.key, &mut text);
+        if let Some(column) = shape.routing {
+            routing.clear();
+            if let Some(datum) = row.datum(columns + 1) {
+                // SAFETY: the statement returns the routing behind the key columns.
+                unsafe { column.text(datum, &mut routing) };
             }
         }
-        let last = (rows.len() as i64) < *fetch;
-        if !rows.is_empty() {
-            let fitting = (FETCH_BYTES * rows.len() / bytes.max(1)) as i64;
-            *fetch = fitting.clamp(1, (*fetch * 4).min(MAX_FETCH));
-        }
-        rows.free();
-        if last {
-            cursor.close();
-            return true;
-        }
-    }
+        document.clear();
+        let document = shape.template.write(row, first, &mut document).then_some(&document[..]);
+        // The engine takes an empty routing for none.
+        found(Row { key: &text, routing: (!routing.is_empty()).then_some(&routing), document })
+    })
 }
 
-pub(super) fn key_of(rows: &Rows, row: usize, columns: &[key::Column], text: &mut String) {
+pub(super) fn key_of(datum: impl Fn(usize) -> Option<pg_sys::Datum>, columns: &[key::Column], text: &mut String) {
     text.clear();
     if let [column] = columns {
-        if let Some(datum) = rows.datum(row, 1) {
+        if let Some(datum) = datum(1) {
             // SAFETY: the statement returns the key columns first, in the order of `columns`.
             unsafe { column.text(datum, text) };
         }
@@ -196,7 +171,7 @@ pub(super) fn key_of(rows: &Rows, row: usize, columns: &[key::Column], text: &mu
     let mut part = String::new();
     for (index, column) in columns.iter().enumerate() {
         part.clear();
-        if let Some(datum) = rows.datum(row, index + 1) {
+        if let Some(datum) = datum(index + 1) {
             // SAFETY: as above.
             unsafe { column.text(datum, &mut part) };
         }

@@ -93,7 +93,7 @@ impl Finder {
             let mut text = String::new();
             (0..rows.len())
                 .map(|row| {
-                    key_of(&rows, row, key, &mut text);
+                    key_of(|column| rows.datum(row, column), key, &mut text);
                     text.clone()
                 })
                 .collect()

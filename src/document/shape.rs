@@ -1,11 +1,10 @@
 //! The shape of a table's documents: the statements that read them, and the settings and mappings of their index. What a
 //! single column becomes is in `types`.
 
-use std::fmt::Write;
-
 use pgrx::pg_sys;
 use serde_json::{Map, Value, json};
 
+use super::json::{Encoding, Template};
 use super::types::{Field, Type, is_compound};
 use crate::attachment::catalog::{self, Attachment, Column};
 use crate::attachment::key;
@@ -22,8 +21,9 @@ pub struct Shape {
     pub key: Vec<key::Column>,
     /// The column that decides on which shard a document lies.
     pub routing: Option<key::Column>,
-    /// Reads by keys: parameters are one text[] per key column; returns the key columns, the routing where there is one,
-    /// then the document. With a routing, a row that has no document is returned, too: its document lies there.
+    /// Reads by keys: parameters are one text[] per key column, or one int8[] for an integer key; returns the key columns,
+    /// the routing where there is one, then what `template` takes. With a routing, a row that has no document is
+    /// returned, too: its document lies there.
     pub by_keys: String,
     /// Reads the first page: $1 is the number of rows.
     pub first_page: String,
@@ -36,6 +36,7 @@ pub struct Shape {
     pub key_check: String,
     /// Estimated number of rows, -1 if unknown.
     pub estimated_rows: f64,
+    pub template: Template,
     fields: Vec<(String, Field)>,
 }
 
@@ -92,20 +93,19 @@ impl Shape {
             })
             .map(|column| (column, Type::of(column, attachment.options.maps(&column.name))))
             .collect();
-        let mut list = String::new();
-        for (column, kind) in &synced {
-            let name = quote(&column.name);
-            let separator = if list.is_empty() { "" } else { ", " };
-            let bare = format!("t.{name}");
+        let value = |(column, kind): &(&Column, Type)| {
+            let bare = format!("t.{}", quote(&column.name));
             // Where the user has a mapping of his own for it, a value stays as it is.
             let as_is = match own_mapping(attachment, &column.name) {
                 Some(_) if kind.field == Field::Json => true,
                 Some(own) => kind.fits_own_mapping_only() && has_another_type(own, kind.field),
                 None => false,
             };
-            let value = if as_is { bare } else { kind.expression(&bare) };
-            let _ = write!(list, "{separator}{value} as {name}");
-        }
+            let value = if as_is { bare.clone() } else { kind.expression(&bare) };
+            let encoding = if value == bare { kind.encoding() } else { None };
+            (value, encoding)
+        };
+        let values: Vec<(String, Option<Encoding>)> = synced.iter().map(value).collect();
 
         let name: String = table.get(0, 1)?;
         let read = view.as_ref().unwrap_or(&name);
@@ -114,17 +114,34 @@ impl Shape {
             Some(filter) => format!("(select * from {read} where (\n{filter}\n) is true)"),
         };
         let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
+        let makers: Vec<key::Column> = key.iter().map(|column| key::Column::new(column.type_oid)).collect();
         let key_types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();
         let equals: Vec<String> = key_types.iter().map(|kind| Operator::equal(*kind).qualified()).collect();
         let types: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "")).collect();
         let arrays: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "[]")).collect();
         // "document.*" is the row even where a column has the alias's name.
-        let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
-        let document = match &view {
+        let named = || -> String {
+            let named = values
+                .iter()
+                .zip(&synced)
+                .map(|((value, _), (column, _))| format!("{value} as {}", quote(&column.name)));
+            named.collect::<Vec<_>>().join(", ")
+        };
+        let (document, template) = match &view {
             None if routing.is_some() && attachment.filter.is_some() => {
-                format!("case when t.{PASSES} then {row} end")
+                let row = format!("(select pg_catalog.row_to_json(document.*) from (select {}) document)", named());
+                (format!("case when t.{PASSES} then {row} end"), Template::Whole)
             }
-            None => row,
+            None => {
+                let encodings = values.iter().map(|(_, encoding)| encoding.unwrap_or(Encoding::Json));
+                let names = synced.iter().map(|(column, _)| column.name.as_str());
+                let value = |(value, encoding): &(String, Option<Encoding>)| match encoding {
+                    Some(_) => value.clone(),
+                    None => format!("pg_catalog.to_json({value})"),
+                };
+                let columns: Vec<String> = values.iter().map(value).collect();
+                (columns.join(", "), Template::of_fields(names.zip(encodings)))
+            }
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
             Some(_) => {
@@ -134,11 +151,13 @@ impl Shape {
                     .map(|(column, equal)| (quote(&column.name), equal))
                     .map(|(name, equal)| format!("v.{name} {equal} t.{name}"))
                     .collect();
-                format!(
-                    "(select pg_catalog.row_to_json(document.*) from (select {list} from \
+                let row = format!(
+                    "(select pg_catalog.row_to_json(document.*) from (select {} from \
                      (select v.* from {filtered} v where {} offset 0) t) document)",
+                    named(),
                     equal.join(" and ")
-                )
+                );
+                (row, Template::Whole)
             }
         };
         let source = match (&view, routing, &attachment.filter) {
@@ -152,7 +171,11 @@ impl Shape {
         // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
         let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
         let by_keys = if let ([column], [array], [false]) = (&keys[..], &arrays[..], &alone[..]) {
-            format!("{select} {source} t where {column} {} any ($1::pg_catalog.text[]::{array})", equals[0])
+            let array = match makers[0].is_integer() {
+                true => "int8[]".to_owned(),
+                false => format!("text[]::{array}"),
+            };
+            format!("{select} {source} t where {column} {} any ($1::pg_catalog.{array})", equals[0])
         } else {
             let part = |n: usize| match alone[n - 1] {
                 true => format!("${n}::pg_catalog.text[]"),
@@ -186,7 +209,7 @@ impl Shape {
         };
         Some(Self {
             owner: table.get(0, 2)?,
-            key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
+            key: makers,
             routing: routing.map(|column| key::Column::new(column.type_oid)),
             by_keys,
             first_page: page(String::new(), 1),
@@ -195,8 +218,14 @@ impl Shape {
             next_key: format!("select {order} from {name} t where {behind} order by {order} limit 1"),
             key_check: format!("select {}", after.join(", ")),
             estimated_rows: table.get(0, 3).unwrap_or(-1.0),
+            template,
             fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
         })
+    }
+
+    /// True if a key is one integer.
+    pub fn has_integer_key(&self) -> bool {
+        matches!(self.key[..], [column] if column.is_integer())
     }
 
     /// The body that creates an index for these documents: what was derived, with the user's own merged over it
@@ -314,8 +343,10 @@ fn quote(name: &str) -> String {
 
 /// True if a document is nested deeper than `MAX_NESTING`.
 pub fn is_too_deep(document: &[u8]) -> bool {
-    // Nearly every document has so few brackets that it cannot be, and counting them is cheap.
-    if document.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_NESTING {
+    // Nearly every document has so few brackets that it cannot be. In blocks whose sum fits into a byte, the compiler
+    // counts many bytes at once; the two differ by one bit.
+    let brackets = |block: &[u8]| block.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>();
+    if document.chunks(255).map(|block| usize::from(brackets(block))).sum::<usize>() <= MAX_NESTING {
         return false;
     }
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);

@@ -1,11 +1,12 @@
 //! A column's type as a field of the engine's mapping, and the SQL that makes its value.
 //!
-//! Postgres itself turns values into JSON; an expression differs from the bare column only where the engine reads the
+//! Values become the JSON that Postgres makes of them; an expression differs from the bare column only where the engine reads the
 //! type's JSON otherwise than it was meant. docs/reference.md has the table, and a test reads it.
 
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 
+use super::json::Encoding;
 use super::shape::{Dialect, MAX_NESTING, type_name};
 use crate::attachment::catalog::{Column, element_of, extension_type};
 
@@ -155,6 +156,21 @@ impl Type {
     /// writes it.
     pub fn fits_own_mapping_only(&self) -> bool {
         matches!(self.field, Field::Range(_) | Field::Point)
+    }
+
+    /// How the bare column becomes JSON; None where only Postgres knows.
+    pub fn encoding(&self) -> Option<Encoding> {
+        match self.element {
+            _ if self.is_array => None,
+            pg_sys::BOOLOID => Some(Encoding::Boolean),
+            pg_sys::INT2OID => Some(Encoding::Int2),
+            pg_sys::INT4OID => Some(Encoding::Int4),
+            pg_sys::INT8OID => Some(Encoding::Int8),
+            pg_sys::NUMERICOID => Some(Encoding::Numeric),
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(Encoding::Text),
+            kind @ (pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID) => Some(Encoding::Time(kind)),
+            _ => None,
+        }
     }
 
     /// The SQL that makes the column's JSON value; `bare` is the qualified column.

@@ -1,12 +1,12 @@
 //! SPI without detours: kept plans, rows read in place, cursors.
 //!
-//! pgrx's own client copies and checks more than the delivery loop can afford: here a document's text is read where
-//! the executor left it.
+//! pgrx's own client copies and checks more than the delivery loop can afford: here a document's values are read where
+//! the executor has them.
 
 use std::ffi::CString;
 
 use pgrx::pg_sys;
-use pgrx::{FromDatum, IntoDatum};
+use pgrx::{FromDatum, IntoDatum, varlena};
 
 /// Opens SPI. An error in between closes it with the transaction.
 pub fn connect() {
@@ -31,6 +31,7 @@ pub fn value(value: impl IntoDatum) -> Value {
 /// A prepared statement that outlives its transaction. Postgres plans it again when what it uses changes.
 pub struct Plan {
     plan: pg_sys::SPIPlanPtr,
+    types: Vec<pg_sys::Oid>,
 }
 
 impl Plan {
@@ -49,7 +50,7 @@ impl Plan {
             pg_sys::SPI_keepplan(plan);
             plan
         };
-        Self { plan }
+        Self { plan, types }
     }
 
     /// Runs it; `limit` rows at the most, 0 for all.
@@ -61,6 +62,48 @@ impl Plan {
                 pg_sys::SPI_execute_plan(self.plan, datums.as_mut_ptr(), nulls.as_ptr().cast(), false, limit as _);
             Rows::taken(code)
         }
+    }
+
+    /// Runs it in the active snapshot and hands over row by row, until `take` returns false.
+    ///
+    /// Returns true if all rows were taken.
+    pub fn each(&self, values: &[Value], mut take: impl FnMut(&Slot) -> bool) -> bool {
+        let mut receiver = Receiver {
+            base: pg_sys::DestReceiver {
+                receiveSlot: Some(receive),
+                rStartup: Some(started),
+                rShutdown: Some(ended),
+                rDestroy: Some(ended),
+                mydest: pg_sys::CommandDest::DestNone,
+            },
+            take: &mut take,
+            stopped: false,
+        };
+        // SAFETY: as in `execute`; list, options and receiver outlive the call, which does not keep them.
+        unsafe {
+            let parameters = pg_sys::makeParamList(values.len() as i32);
+            let slots = (*parameters).params.as_mut_slice(values.len());
+            for ((slot, value), kind) in slots.iter_mut().zip(values).zip(&self.types) {
+                *slot = pg_sys::ParamExternData {
+                    value: value.unwrap_or(pg_sys::Datum::from(0usize)),
+                    isnull: value.is_none(),
+                    pflags: pg_sys::PARAM_FLAG_CONST as u16,
+                    ptype: *kind,
+                };
+            }
+            let options = pg_sys::SPIExecuteOptions {
+                params: parameters,
+                read_only: true,
+                dest: (&raw mut receiver).cast(),
+                ..Default::default()
+            };
+            let code = pg_sys::SPI_execute_plan_extended(self.plan, &options);
+            if code < 0 {
+                pgrx::error!("could not run a statement: SPI error {code}");
+            }
+            pg_sys::pfree(parameters.cast());
+        }
+        !receiver.stopped
     }
 
     /// Opens a cursor on it, so that large rows can be taken a few at a time.
@@ -80,6 +123,50 @@ impl Drop for Plan {
         unsafe { pg_sys::SPI_freeplan(self.plan) };
     }
 }
+
+/// A row that the executor has just made. Nothing of it lasts.
+pub struct Slot<'a> {
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
+}
+
+impl Slot<'_> {
+    /// The datum in `column` (from 1); None for null.
+    pub fn datum(&self, column: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[column - 1]).then(|| self.values[column - 1])
+    }
+}
+
+/// Where the executor sends rows. It sees the first part only.
+#[repr(C)]
+struct Receiver<'a> {
+    base: pg_sys::DestReceiver,
+    take: &'a mut dyn FnMut(&Slot) -> bool,
+    stopped: bool,
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver: *mut pg_sys::DestReceiver) -> bool {
+    // SAFETY: the executor passes the receiver that `each` gave it, and a slot with a row; its arrays are as long as its
+    // descriptor says once the values are taken out of the tuple.
+    unsafe {
+        let receiver = &mut *receiver.cast::<Receiver>();
+        let columns = (*(*slot).tts_tupleDescriptor).natts;
+        if i32::from((*slot).tts_nvalid) < columns {
+            pg_sys::slot_getsomeattrs_int(slot, columns);
+        }
+        let row = Slot {
+            values: std::slice::from_raw_parts((*slot).tts_values, columns as usize),
+            nulls: std::slice::from_raw_parts((*slot).tts_isnull, columns as usize),
+        };
+        receiver.stopped = !(receiver.take)(&row);
+        !receiver.stopped
+    }
+}
+
+unsafe extern "C-unwind" fn started(_: *mut pg_sys::DestReceiver, _: i32, _: pg_sys::TupleDesc) {}
+
+unsafe extern "C-unwind" fn ended(_: *mut pg_sys::DestReceiver) {}
 
 /// An open cursor; `close` it before the transaction ends, or let the transaction's end do it.
 pub struct Cursor {
@@ -176,16 +263,8 @@ impl Rows {
     /// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
     pub fn with_bytes<R>(&self, row: usize, column: usize, use_bytes: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let datum = self.datum(row, column)?;
-        // SAFETY: the datum is a varlena that lives as long as these rows; a detoasted copy is freed after its use.
-        unsafe {
-            let original = datum.cast_mut_ptr::<pg_sys::varlena>();
-            let plain = pg_sys::pg_detoast_datum_packed(original);
-            let result = use_bytes(pgrx::varlena_to_byte_slice(plain));
-            if plain != original {
-                pg_sys::pfree(plain.cast());
-            }
-            Some(result)
-        }
+        // SAFETY: the statement's author asks for a varlena only; it lives as long as these rows.
+        Some(unsafe { with_bytes(datum, use_bytes) })
     }
 
     /// Frees the rows before SPI is closed.
@@ -193,6 +272,37 @@ impl Rows {
         // SAFETY: the table came from SPI and is not used again.
         unsafe { pg_sys::SPI_freetuptable(self.table) };
     }
+}
+
+/// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
+///
+/// # Safety
+/// `datum` is a non-null varlena.
+pub unsafe fn with_bytes<R>(datum: pg_sys::Datum, use_bytes: impl FnOnce(&[u8]) -> R) -> R {
+    // SAFETY: the caller's; a detoasted copy is freed after its use.
+    unsafe {
+        let original = datum.cast_mut_ptr::<pg_sys::varlena>();
+        // Asking Postgres costs more than looking.
+        if !varlena::varatt_is_4b_c(original) && !varlena::varatt_is_1b_e(original) {
+            return use_bytes(varlena::varlena_to_byte_slice(original));
+        }
+        let plain = pg_sys::pg_detoast_datum_packed(original);
+        let result = use_bytes(varlena::varlena_to_byte_slice(plain));
+        pg_sys::pfree(plain.cast());
+        result
+    }
+}
+
+/// Integers as a parameter of type int8[].
+pub fn integers(values: &[i64]) -> Value {
+    let mut datums: Vec<pg_sys::Datum> = values.iter().map(|value| pg_sys::Datum::from(*value)).collect();
+    // SAFETY: int8 has eight bytes, is passed by value and aligned to eight (pg_type).
+    let array = unsafe {
+        let (length, by_value, alignment) = (8, true, b'd' as std::ffi::c_char);
+        let count = datums.len() as i32;
+        pg_sys::construct_array(datums.as_mut_ptr(), count, pg_sys::INT8OID, length, by_value, alignment)
+    };
+    Some(pg_sys::Datum::from(array))
 }
 
 /// A name as an identifier of SQL.

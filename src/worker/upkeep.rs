@@ -113,7 +113,10 @@ impl Worker {
             self.truncate(storage::truncate_if_empty);
         }
         let limit = settings::queue_limit();
-        let (size, logged) = transaction::run(|| (storage::size(), storage::are_logged()))?;
+        let wants_log = settings::queue_is_logged();
+        // A crash also empties unlogged tables of the users': while one is followed, the marker goes with them.
+        let (size, logged, unlogged_too) =
+            transaction::run(|| (storage::size(), storage::are_logged(), wants_log && partitions::any_is_unlogged()))?;
         self.upkeep.logged = logged.0;
         match self.upkeep.intake {
             Intake::Open if limit > 0 && size > limit => {
@@ -128,7 +131,7 @@ impl Worker {
             Intake::Closed(_) if self.may_write(now) => self.truncate(storage::discard_all),
             _ => {}
         }
-        self.settle_durability(logged)?;
+        self.settle_durability(logged, (wants_log, wants_log && !unlogged_too));
         Ok(())
     }
 
@@ -139,20 +142,16 @@ impl Worker {
         }
     }
 
-    /// Makes the queue logged or unlogged, as es_sync.queue_durability says. A crash also empties unlogged tables of the
-    /// users': while one is followed, the marker goes with them.
-    fn settle_durability(&mut self, is: (bool, bool)) -> Result<(), SqlError> {
-        let queue = settings::queue_is_logged();
-        let wanted = (queue, queue && !transaction::run(partitions::any_is_unlogged)?);
+    /// Makes the queue and its marker logged or unlogged, as es_sync.queue_durability wants them.
+    fn settle_durability(&mut self, is: (bool, bool), wanted: (bool, bool)) {
         // Where somebody is writing just now: goes on, and tries again in a second.
-        if is != wanted && transaction::run(|| storage::set_logged(is, wanted)).is_ok() && is.0 != queue {
-            pgrx::log!("the queue of es_sync is {} now", if queue { "logged" } else { "unlogged" });
-            self.upkeep.logged = queue;
+        if is != wanted && transaction::run(|| storage::set_logged(is, wanted)).is_ok() && is.0 != wanted.0 {
+            pgrx::log!("the queue of es_sync is {} now", if wanted.0 { "logged" } else { "unlogged" });
+            self.upkeep.logged = wanted.0;
             // What is claimed lies elsewhere now: it is claimed anew, in whatever trouble its index is.
             self.delivery.unclaim_all();
             self.rewind_claims();
             self.more = true;
         }
-        Ok(())
     }
 }

@@ -154,6 +154,35 @@ fn floats_that_are_no_numbers_are_indexed_as_they_are() {
 }
 
 #[test]
+fn values_of_the_usual_types_are_written_as_row_to_json_writes_them() {
+    fates(
+        "create domain words as text; create domain amount as numeric(12, 3); create domain number as int;
+         create domain moment as timestamptz; create domain yes as bool; create domain list as text[]",
+        &[
+            ("small", "smallint", &[("-32768", Same), ("32767", Same), ("0", Same), ("null", Same)]),
+            ("middle", "int", &[("-2147483648", Same), ("2147483647", Same)]),
+            ("large", "bigint", &[("-9223372036854775808", Same), ("9223372036854775807", Same)]),
+            ("truth", "bool", &[("true", Same), ("false", Same), ("null", Same)]),
+            ("fixed", "char(8)", &[("'ab'", Same), ("'\"\\'", Same), ("'äöü'", Same)]),
+            ("short", "varchar(20)", &[("'twenty characters ab'", Same), ("E'tab\\there'", Same), ("''", Same)]),
+            ("blocks", "text", &[("repeat('x', 15) || '\"' || repeat('y', 16) || E'\\n'", Same)]),
+            ("packed", "text", &[("repeat('so \"much\" to say ', 1000)", Same)]),
+            ("amount", "numeric(20, 4)", &[("-0.5", Same), ("12345678901234.5678", Same), ("1e-4", Same)]),
+            ("day", "date", &[("'2000-02-29'", Same)]),
+            ("local", "timestamp", &[("'1999-12-31 23:59:59.999999'", Same), ("'infinity'", Same)]),
+            ("instant", "timestamptz(0)", &[("'2026-06-01 12:00:00+05:30'", Same)]),
+            ("of_words", "words", &[("'of \"a\" domain'", Same)]),
+            ("of_amount", "amount", &[("1.5", Same), ("'NaN'", Same)]),
+            ("of_number", "number", &[("-7", Same)]),
+            ("of_moment", "moment", &[("'2026-06-01 12:00:00.5+00'", Same)]),
+            ("of_yes", "yes", &[("false", Same)]),
+            ("of_list", "list", &[("array['a', null, 'b \"c\"']", Same)]),
+            ("tags", "text[]", &[("'{}'", Same), ("array[['a', 'b'], ['c', null]]", Same)]),
+        ],
+    );
+}
+
+#[test]
 fn numerics_of_any_size_are_indexed_or_parked() {
     fates(
         "",

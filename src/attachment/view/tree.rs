@@ -11,6 +11,7 @@ use std::rc::Rc;
 use pgrx::{FromDatum, PgList, PgRelation, PgSqlErrorCode, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
+use crate::attachment::operator::equality;
 use crate::attachment::{attach, catalog};
 use crate::postgres::error::Report;
 use crate::postgres::spi;
@@ -939,14 +940,6 @@ fn is_time(kind: pg_sys::Oid) -> bool {
 fn names_the_present(text: &str) -> bool {
     const NAMES: [&str; 4] = ["now", "today", "tomorrow", "yesterday"];
     text.split(|c: char| !c.is_ascii_alphabetic()).any(|word| NAMES.iter().any(|name| name.eq_ignore_ascii_case(word)))
-}
-
-/// How two values compare by an operator, if it is an equality that a btree knows.
-pub fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
-    // SAFETY: a syscache lookup in a live transaction; the list is palloc'd.
-    let families = unsafe { crate::attachment::catalog::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
-    let family = families.into_iter().map(pg_sys::Oid::to_u32).min()?;
-    Some(Comparison::Equal { operator: operator.to_u32(), family, collation: collation.to_u32() })
 }
 
 /// # Safety
