@@ -48,7 +48,7 @@ pub struct Scale {
 
 const FULL: Scale = Scale {
     writer_rows: 200_000,
-    writer_rounds: 12,
+    writer_rounds: 16,
     view_rounds: 25,
     transaction_rounds: 12,
     transaction_seconds: 1,

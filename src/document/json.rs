@@ -1,8 +1,7 @@
 //! A document's JSON, made of a row's values where the executor has them.
 //!
-//! Byte for byte what row_to_json makes. Values of the usual types are written here, which takes a third of the time that
-//! Postgres takes to look up how, to escape byte by byte and to build a row of them first; any other one comes as the
-//! JSON that to_json makes of it.
+//! Byte for byte what row_to_json makes. Values of the usual types are written here: Postgres would build a row of them,
+//! look up how each is converted, and escape byte by byte. Any other one comes as the JSON that to_json makes of it.
 
 use pgrx::pg_sys;
 

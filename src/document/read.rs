@@ -59,9 +59,9 @@ impl Reader {
         let Self { shape, by_keys, .. } = self;
         let columns = shape.key.len();
         // A text that is no key of this table has no row, and so no document.
-        let (kind, values) = if shape.has_integer_key() {
+        let values = if shape.has_integer_key() {
             let integers: Vec<i64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-            (pg_sys::INT8ARRAYOID, vec![spi::integers(&integers)])
+            vec![spi::integers(&integers)]
         } else {
             let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
             for key in keys {
@@ -69,12 +69,16 @@ impl Reader {
                     column.push(part);
                 }
             }
-            (pg_sys::TEXTARRAYOID, values.into_iter().map(spi::value).collect())
+            values.into_iter().map(spi::value).collect()
         };
-        transaction::as_owner(shape.owner, || {
-            let plan = by_keys.get_or_insert_with(|| Plan::prepare(&shape.by_keys, &vec![kind; columns]));
-            read(plan, &values, shape, found)
-        })
+        transaction::as_owner(shape.owner, || read(plan_by_keys(by_keys, shape), &values, shape, found))
+    }
+
+    /// Takes the locks that reading takes, until the transaction ends. A snapshot taken afterwards sees what those have
+    /// done who held them; to an older one a table is empty that ALTER TABLE has written anew.
+    pub fn lock(&mut self) {
+        let Self { shape, by_keys, .. } = self;
+        transaction::as_owner(shape.owner, || plan_by_keys(by_keys, shape).lock());
     }
 
     /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.
@@ -122,12 +126,13 @@ impl Reader {
     pub fn next_key(&mut self, after: Option<&str>) -> Option<String> {
         let shape = &self.shape;
         let parts = after.and_then(|after| key::parts(after, shape.key.len()));
+        let key_types = &shape.columns[..shape.key.len()];
         transaction::as_owner(shape.owner, || {
             let rows = match parts {
-                None => spi::run(&shape.first_key, &[]),
+                None => spi::run(&shape.first_key, &[]).typed(key_types),
                 Some(parts) => {
                     let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
-                    spi::run(&shape.next_key, &parts)
+                    spi::run(&shape.next_key, &parts).typed(key_types)
                 }
             };
             let mut text = String::new();
@@ -139,11 +144,18 @@ impl Reader {
     }
 }
 
+fn plan_by_keys<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {
+    plan.get_or_insert_with(|| {
+        let kind = if shape.has_integer_key() { pg_sys::INT8ARRAYOID } else { pg_sys::TEXTARRAYOID };
+        Plan::prepare(&shape.by_keys, &vec![kind; shape.key.len()])
+    })
+}
+
 fn read(plan: &Plan, values: &[Value], shape: &Shape, mut found: impl FnMut(Row) -> bool) -> bool {
     let columns = shape.key.len();
     let first = columns + 1 + usize::from(shape.routing.is_some());
     let (mut text, mut routing, mut document) = (String::new(), String::new(), Vec::new());
-    plan.each(values, |row| {
+    plan.each(values, &shape.columns, |row| {
         key_of(|column| row.datum(column), &shape.key, &mut text);
         if let Some(column) = shape.routing {
             routing.clear();

@@ -13,6 +13,7 @@ use crate::postgres::transaction;
 pub struct Finder {
     owner: pg_sys::Oid,
     key: Vec<key::Column>,
+    key_types: Vec<pg_sys::Oid>,
     columns: usize,
     first: String,
     next: String,
@@ -55,6 +56,7 @@ impl Finder {
                 operator::behind(&names, &after, &types),
                 link.columns + key.len() + 1
             ),
+            key_types: types,
             first_plan: None,
             next_plan: None,
         })
@@ -71,7 +73,7 @@ impl Finder {
         }
         let mut parameters: Vec<Value> = texts.into_iter().map(spi::value).collect();
         let after = after.and_then(|after| key::parts(after, self.key.len()));
-        let Self { owner, key, first, next, first_plan, next_plan, .. } = self;
+        let Self { owner, key, key_types, first, next, first_plan, next_plan, .. } = self;
         transaction::as_owner(*owner, || {
             let mut types = vec![pg_sys::TEXTARRAYOID; columns];
             let plan = match after {
@@ -89,7 +91,7 @@ impl Finder {
                 }
             };
             parameters.push(spi::value(limit as i64));
-            let rows = plan.execute(&parameters, 0);
+            let rows = plan.execute(&parameters, 0).typed(key_types);
             let mut text = String::new();
             (0..rows.len())
                 .map(|row| {

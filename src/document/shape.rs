@@ -36,6 +36,8 @@ pub struct Shape {
     pub key_check: String,
     /// Estimated number of rows, -1 if unknown.
     pub estimated_rows: f64,
+    /// The types of the columns that reading returns: they are looked at before their values are.
+    pub columns: Vec<pg_sys::Oid>,
     pub template: Template,
     fields: Vec<(String, Field)>,
 }
@@ -94,7 +96,8 @@ impl Shape {
             .map(|column| (column, Type::of(column, attachment.options.maps(&column.name))))
             .collect();
         let value = |(column, kind): &(&Column, Type)| {
-            let bare = format!("t.{}", quote(&column.name));
+            let name = quote(&column.name);
+            let bare = format!("t.{name}");
             // Where the user has a mapping of his own for it, a value stays as it is.
             let as_is = match own_mapping(attachment, &column.name) {
                 Some(_) if kind.field == Field::Json => true,
@@ -103,9 +106,11 @@ impl Shape {
             };
             let value = if as_is { bare.clone() } else { kind.expression(&bare) };
             let encoding = if value == bare { kind.encoding() } else { None };
-            (value, encoding)
+            (value, name, encoding)
         };
-        let values: Vec<(String, Option<Encoding>)> = synced.iter().map(value).collect();
+        let values: Vec<(String, String, Option<Encoding>)> = synced.iter().map(value).collect();
+        let list: Vec<String> = values.iter().map(|(value, name, _)| format!("{value} as {name}")).collect();
+        let list = list.join(", ");
 
         let name: String = table.get(0, 1)?;
         let read = view.as_ref().unwrap_or(&name);
@@ -120,27 +125,14 @@ impl Shape {
         let types: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "")).collect();
         let arrays: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "[]")).collect();
         // "document.*" is the row even where a column has the alias's name.
-        let named = || -> String {
-            let named = values
-                .iter()
-                .zip(&synced)
-                .map(|((value, _), (column, _))| format!("{value} as {}", quote(&column.name)));
-            named.collect::<Vec<_>>().join(", ")
-        };
-        let (document, template) = match &view {
+        let document = match &view {
             None if routing.is_some() && attachment.filter.is_some() => {
-                let row = format!("(select pg_catalog.row_to_json(document.*) from (select {}) document)", named());
-                (format!("case when t.{PASSES} then {row} end"), Template::Whole)
+                let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
+                Document::whole(format!("case when t.{PASSES} then {row} end"))
             }
             None => {
-                let encodings = values.iter().map(|(_, encoding)| encoding.unwrap_or(Encoding::Json));
-                let names = synced.iter().map(|(column, _)| column.name.as_str());
-                let value = |(value, encoding): &(String, Option<Encoding>)| match encoding {
-                    Some(_) => value.clone(),
-                    None => format!("pg_catalog.to_json({value})"),
-                };
-                let columns: Vec<String> = values.iter().map(value).collect();
-                (columns.join(", "), Template::of_fields(names.zip(encodings)))
+                let columns = synced.iter().map(|(column, _)| *column);
+                Document::of_columns(columns.zip(values.iter().map(|(value, _, encoding)| (value.as_str(), *encoding))))
             }
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
@@ -151,13 +143,11 @@ impl Shape {
                     .map(|(column, equal)| (quote(&column.name), equal))
                     .map(|(name, equal)| format!("v.{name} {equal} t.{name}"))
                     .collect();
-                let row = format!(
-                    "(select pg_catalog.row_to_json(document.*) from (select {} from \
+                Document::whole(format!(
+                    "(select pg_catalog.row_to_json(document.*) from (select {list} from \
                      (select v.* from {filtered} v where {} offset 0) t) document)",
-                    named(),
                     equal.join(" and ")
-                );
-                (row, Template::Whole)
+                ))
             }
         };
         let source = match (&view, routing, &attachment.filter) {
@@ -166,7 +156,7 @@ impl Shape {
             _ => filtered,
         };
         let place = routing.map(|column| format!("t.{}, ", quote(&column.name))).unwrap_or_default();
-        let select = format!("select {}, {place}{document} from", keys.join(", "));
+        let select = format!("select {}, {place}{} from", keys.join(", "), document.sql);
 
         // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
         let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
@@ -218,7 +208,8 @@ impl Shape {
             next_key: format!("select {order} from {name} t where {behind} order by {order} limit 1"),
             key_check: format!("select {}", after.join(", ")),
             estimated_rows: table.get(0, 3).unwrap_or(-1.0),
-            template,
+            columns: key_types.into_iter().chain(routing.map(|column| column.type_oid)).chain(document.types).collect(),
+            template: document.template,
             fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
         })
     }
@@ -304,6 +295,31 @@ impl Shape {
             "refresh_interval": refresh.unwrap_or(json!("1s")),
             "number_of_replicas": own("number_of_replicas").unwrap_or(Value::Null),
         }})
+    }
+}
+
+/// What a statement returns of a document.
+struct Document {
+    sql: String,
+    types: Vec<pg_sys::Oid>,
+    template: Template,
+}
+
+impl Document {
+    /// An expression that is the document, or null where there is none.
+    fn whole(sql: String) -> Self {
+        Self { sql, types: vec![pg_sys::JSONOID], template: Template::Whole }
+    }
+
+    /// Columns with the expressions of their values; an encoding only where that is the bare column.
+    fn of_columns<'a>(columns: impl Iterator<Item = (&'a Column, (&'a str, Option<Encoding>))>) -> Self {
+        let (mut sql, mut types, mut fields) = (Vec::new(), Vec::new(), Vec::new());
+        for (column, (value, encoding)) in columns {
+            sql.push(if encoding.is_some() { value.to_owned() } else { format!("pg_catalog.to_json({value})") });
+            types.push(if encoding.is_some() { column.type_oid } else { pg_sys::JSONOID });
+            fields.push((column.name.as_str(), encoding.unwrap_or(Encoding::Json)));
+        }
+        Self { sql: sql.join(", "), types, template: Template::of_fields(fields.into_iter()) }
     }
 }
 

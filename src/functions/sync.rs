@@ -82,10 +82,11 @@ fn values_of(
         .collect();
     let statement =
         format!("select {} from {} where {}", select.join(", "), attachments::qualified(relation), equal.join(" and "));
-    let makers: Vec<key::Column> = key_types(relation, columns).into_iter().map(key::Column::new).collect();
+    let types = key_types(relation, columns);
+    let makers: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     attachments::with_pinned_path(|| {
         let parameters: Vec<_> = parts.iter().map(|part| (pg_sys::TEXTOID, spi::value(part.as_str()))).collect();
-        let rows = spi::run(&statement, &parameters);
+        let rows = spi::run(&statement, &parameters).typed(&types);
         (!rows.is_empty()).then(|| {
             let value = |(place, maker): (usize, &key::Column)| {
                 rows.datum(0, place + 1).map(|datum| {
@@ -148,8 +149,8 @@ fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
     attachments::require_owner(relation).or_raise();
     let attachment = attachments::as_extension(|| attachments::attached(relation, None)).or_raise().remove(0);
     let table = attachments::require_condition(relation, condition).or_raise();
-    let key: Vec<key::Column> =
-        key_types(relation, &attachment.key_columns).into_iter().map(key::Column::new).collect();
+    let types = key_types(relation, &attachment.key_columns);
+    let key: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     let columns: Vec<String> = attachment.key_columns.iter().map(|name| spi::quoted(name)).collect();
     let statement = format!("select {} from {table} where (\n{condition}\n) is true", columns.join(", "));
     attachments::with_pinned_path(|| {
@@ -157,7 +158,7 @@ fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
         let cursor = plan.open(&[]);
         let mut count = 0;
         loop {
-            let rows = cursor.fetch(FETCH);
+            let rows = cursor.fetch(FETCH).typed(&types);
             for row in 0..rows.len() {
                 note_row(relation.to_u32(), &key, &rows, row);
             }

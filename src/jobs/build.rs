@@ -224,7 +224,7 @@ impl UnderWay for Build {
             }
             Err(failure) => self.failed(again, failure, context),
         };
-        if noted.as_ref().is_err_and(SqlError::is_lock_timeout) {
+        if noted.as_ref().is_err_and(SqlError::passes_soon) {
             self.phase = Phase::Pause { until: Instant::now() + LOCKED_REST, then: Box::new(failed()) };
             return Ok(true);
         }

@@ -248,7 +248,8 @@ impl Load {
                 )
                 .raise()
             };
-            let makers: Vec<key::Column> = found.iter().map(|column| key::Column::new(column.type_oid)).collect();
+            let types: Vec<pg_sys::Oid> = found.iter().map(|column| column.type_oid).collect();
+            let makers: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
             let select: Vec<String> = note.columns.iter().map(|name| quoted(name)).collect();
             let statement = format!("select {} from only {name} where {condition}", select.join(", "));
             // As its own owner: rights on the partitioned table give none on the partition.
@@ -256,7 +257,7 @@ impl Load {
             let cursor = transaction::as_owner(owner, || plan.open(&[]));
             let mut count = 0;
             loop {
-                let rows = transaction::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE));
+                let rows = transaction::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE).typed(&types));
                 let fetched = rows.len() as i64;
                 let texts: FxHashSet<Box<str>> = (0..rows.len())
                     .filter_map(|row| note.text(&values(&rows, row, &makers)))

@@ -347,7 +347,7 @@ impl Verify {
         let uninterrupted = match read {
             Ok(uninterrupted) => uninterrupted,
             Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
-            Err(error) if error.is_lock_timeout() => {
+            Err(error) if error.passes_soon() => {
                 self.phase = Phase::Pause { until: now + LOCKED_REST, then: Box::new(Phase::Rows) };
                 return Ok(());
             }

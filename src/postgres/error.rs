@@ -96,11 +96,13 @@ impl SqlError {
         self.sqlstate().starts_with("42")
     }
 
-    /// True if somebody else holds a lock, and the same works later.
-    pub fn is_lock_timeout(&self) -> bool {
+    /// True if somebody else holds a lock, or has just altered what is to be read, and the same works later.
+    pub fn passes_soon(&self) -> bool {
         matches!(
             self.sqlstate,
-            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+                | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+                | PgSqlErrorCode::ERRCODE_OBJECT_IN_USE
         )
     }
 }

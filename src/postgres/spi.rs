@@ -5,8 +5,9 @@
 
 use std::ffi::CString;
 
-use pgrx::pg_sys;
-use pgrx::{FromDatum, IntoDatum, varlena};
+use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys, varlena};
+
+use super::error::Report;
 
 /// Opens SPI. An error in between closes it with the transaction.
 pub fn connect() {
@@ -53,6 +54,17 @@ impl Plan {
         Self { plan, types }
     }
 
+    /// Takes the locks that running it takes, until the transaction ends.
+    pub fn lock(&self) {
+        // SAFETY: the plan was kept and SPI is connected; Postgres' plan is given back to the owner that it was taken for.
+        unsafe {
+            let plan = pg_sys::SPI_plan_get_cached_plan(self.plan);
+            if !plan.is_null() {
+                pg_sys::ReleaseCachedPlan(plan, pg_sys::CurrentResourceOwner);
+            }
+        }
+    }
+
     /// Runs it; `limit` rows at the most, 0 for all.
     pub fn execute(&self, values: &[Value], limit: i64) -> Rows {
         let (mut datums, nulls) = split(values);
@@ -64,10 +76,21 @@ impl Plan {
         }
     }
 
-    /// Runs it in the active snapshot and hands over row by row, until `take` returns false.
+    /// Runs it in the active snapshot and hands over row by row, until `take` returns false. Raises where its columns are
+    /// not of these types, as `Rows::typed` does.
     ///
     /// Returns true if all rows were taken.
-    pub fn each(&self, values: &[Value], mut take: impl FnMut(&Slot) -> bool) -> bool {
+    pub fn each(&self, values: &[Value], types: &[pg_sys::Oid], mut take: impl FnMut(&Slot) -> bool) -> bool {
+        // SAFETY: the new context goes with the current one, or below.
+        let scratch = unsafe {
+            pg_sys::AllocSetContextCreateExtended(
+                pg_sys::CurrentMemoryContext,
+                c"es_sync row".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        };
         let mut receiver = Receiver {
             base: pg_sys::DestReceiver {
                 receiveSlot: Some(receive),
@@ -76,6 +99,8 @@ impl Plan {
                 rDestroy: Some(ended),
                 mydest: pg_sys::CommandDest::DestNone,
             },
+            types,
+            scratch,
             take: &mut take,
             stopped: false,
         };
@@ -102,6 +127,7 @@ impl Plan {
                 pgrx::error!("could not run a statement: SPI error {code}");
             }
             pg_sys::pfree(parameters.cast());
+            pg_sys::MemoryContextDelete(scratch);
         }
         !receiver.stopped
     }
@@ -141,6 +167,9 @@ impl Slot<'_> {
 #[repr(C)]
 struct Receiver<'a> {
     base: pg_sys::DestReceiver,
+    types: &'a [pg_sys::Oid],
+    /// What Postgres' functions leave behind when a value is looked at; emptied after each row.
+    scratch: pg_sys::MemoryContext,
     take: &'a mut dyn FnMut(&Slot) -> bool,
     stopped: bool,
 }
@@ -159,12 +188,19 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
             values: std::slice::from_raw_parts((*slot).tts_values, columns as usize),
             nulls: std::slice::from_raw_parts((*slot).tts_isnull, columns as usize),
         };
+        let context = pg_sys::MemoryContextSwitchTo(receiver.scratch);
         receiver.stopped = !(receiver.take)(&row);
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::MemoryContextReset(receiver.scratch);
         !receiver.stopped
     }
 }
 
-unsafe extern "C-unwind" fn started(_: *mut pg_sys::DestReceiver, _: i32, _: pg_sys::TupleDesc) {}
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn started(receiver: *mut pg_sys::DestReceiver, _operation: i32, columns: pg_sys::TupleDesc) {
+    // SAFETY: as in `receive`; the descriptor is that of the rows to come.
+    unsafe { require_types(columns, (*receiver.cast::<Receiver>()).types) };
+}
 
 unsafe extern "C-unwind" fn ended(_: *mut pg_sys::DestReceiver) {}
 
@@ -227,6 +263,16 @@ impl Rows {
         unsafe { Self { table: pg_sys::SPI_tuptable, count: pg_sys::SPI_processed as usize } }
     }
 
+    /// The same rows. Raises where their columns are not of these types, which somebody has read from the catalog: a table
+    /// may have been altered since, while its statement waited for the lock. A datum of another type must not be touched.
+    pub fn typed(self, types: &[pg_sys::Oid]) -> Self {
+        if !self.table.is_null() {
+            // SAFETY: the table came from SPI, with the descriptor of its rows.
+            unsafe { require_types((*self.table).tupdesc, types) };
+        }
+        self
+    }
+
     /// How many rows were returned or affected.
     pub fn len(&self) -> usize {
         self.count
@@ -271,6 +317,19 @@ impl Rows {
     pub fn free(self) {
         // SAFETY: the table came from SPI and is not used again.
         unsafe { pg_sys::SPI_freetuptable(self.table) };
+    }
+}
+
+/// # Safety
+/// `columns` is valid.
+unsafe fn require_types(columns: pg_sys::TupleDesc, types: &[pg_sys::Oid]) {
+    // SAFETY: a descriptor has `natts` attributes.
+    let columns = unsafe { (*columns).attrs.as_slice((*columns).natts as usize) };
+    if !columns.iter().map(|column| column.atttypid).eq(types.iter().copied()) {
+        Report::new(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "could not read a table that is being altered")
+            .detail("The type of a column has changed since the statement was made.")
+            .hint("Try again.")
+            .raise();
     }
 }
 

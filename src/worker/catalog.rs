@@ -81,7 +81,7 @@ impl Worker {
         let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
         match transaction::run_without_waiting(forget_dropped_tables) {
             // Somebody is just pausing or cancelling what is to go: it goes the next time.
-            Err(error) if !error.is_lock_timeout() => return Err(error),
+            Err(error) if !error.passes_soon() => return Err(error),
             _ => {}
         }
         let (attachments, links, jobs, parked) = transaction::run(|| {
@@ -128,7 +128,7 @@ impl Worker {
                 Ok(()) => self.catalog_due = Instant::now(),
                 Err(error) => {
                     self.partitions_in_doubt = true;
-                    if !error.is_lock_timeout() {
+                    if !error.passes_soon() {
                         return Err(error);
                     }
                 }

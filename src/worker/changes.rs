@@ -187,7 +187,7 @@ impl Worker {
                 outbox.cleared.clear();
             }
             // Somebody is discarding one of the letters. That one waits for him, and all others do not.
-            Err(error) if error.is_lock_timeout() => {
+            Err(error) if error.passes_soon() => {
                 let (letters, parked) = each(std::mem::take(&mut outbox.letters), dead_letter::park);
                 let (cleared, forgotten) = each(std::mem::take(&mut outbox.cleared), |(attachment, key)| {
                     dead_letter::clear(*attachment, key);
@@ -257,7 +257,7 @@ fn each<T>(items: Vec<T>, write: impl Fn(&T)) -> (Written<T>, Result<(), SqlErro
             Ok(()) => written.done.push(item),
             Err(error) => {
                 written.left.push(item);
-                if !error.is_lock_timeout() {
+                if !error.passes_soon() {
                     result = Err(error);
                 }
             }

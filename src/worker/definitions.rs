@@ -71,7 +71,7 @@ impl Worker {
                 }
                 Ok(Looked::Later) => self.look_again(id),
                 // An index that somebody is just pausing, for instance.
-                Err(error) if error.is_lock_timeout() => self.look_again(id),
+                Err(error) if error.passes_soon() => self.look_again(id),
                 Err(error) => {
                     set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
                     self.failed_looks.insert(id);
@@ -130,7 +130,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     });
     let called = match called {
         Ok(called) => called,
-        Err(error) if error.is_lock_timeout() => return Ok(Looked::Later),
+        Err(error) if error.passes_soon() => return Ok(Looked::Later),
         Err(error) => {
             // What it depends on is not known then; looked at once it is mended.
             let obstacle = format!("its filter cannot be evaluated: {}", error.message);
@@ -151,7 +151,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     if ways {
         match renew_ways(attachment) {
             Ok(()) => {}
-            Err(error) if error.is_lock_timeout() => {
+            Err(error) if error.passes_soon() => {
                 // Only the ways are missing: what is known to be wrong by then is shown.
                 if !cause.is_empty() {
                     transaction::run_without_waiting(|| record::mark_stale(id, &cause))?;
@@ -209,7 +209,7 @@ fn let_go(attachment: &Attachment) -> Result<Looked, SqlError> {
             );
             Ok(Looked::Known(true))
         }
-        Err(error) if error.is_lock_timeout() => Ok(Looked::Later),
+        Err(error) if error.passes_soon() => Ok(Looked::Later),
         Err(error) => Err(error),
     }
 }

@@ -439,6 +439,7 @@ impl Delivery {
         let mut batch = self.batch(routed);
         let mut seen = vec![false; keys.len()];
         let complete = transaction::run(|| {
+            reader.lock();
             if elsewhere.iter().any(|routings| !routings.is_empty()) {
                 batch.former = self.next_version();
             }
@@ -509,6 +510,7 @@ impl Delivery {
         let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
         let place = self.lanes.iter().position(|candidate| candidate.id == lane);
         let result = transaction::run_without_waiting(|| {
+            reader.lock();
             batch.version = self.next_version();
             let lane = place.map(|place| &self.lanes[place]);
             let mut last = String::new();
@@ -541,7 +543,7 @@ impl Delivery {
     }
 
     /// Takes the version of a batch, makes it durable, and renews the snapshot: in this order, so that a batch with a
-    /// higher version has read later.
+    /// higher version has read later. The tables are locked before.
     fn next_version(&mut self) -> i64 {
         let plan =
             self.version_plan.get_or_insert_with(|| Plan::prepare("select pg_catalog.nextval('es_sync.version')", &[]));

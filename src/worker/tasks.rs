@@ -64,7 +64,7 @@ impl Worker {
                 Some(Ok(Step::Again)) => again = true,
                 Some(Ok(Step::Wait(until))) => due.extend(until),
                 Some(Ok(Step::Over)) => self.catalog_due = now,
-                Some(Err(error)) if error.is_lock_timeout() => due.push(now + LOCKED_REST),
+                Some(Err(error)) if error.passes_soon() => due.push(now + LOCKED_REST),
                 Some(Err(error)) => result = Err(error),
                 None => {}
             }
@@ -97,7 +97,7 @@ impl Worker {
             let state = if error.is_none() { "done" } else { "failed" };
             // One that somebody is just cancelling stays queued likewise.
             return match transaction::run_without_waiting(|| record::finish(job, state, 0, error.as_deref())) {
-                Err(error) if error.is_lock_timeout() => Ok(()),
+                Err(error) if error.passes_soon() => Ok(()),
                 result => result,
             };
         }
@@ -110,7 +110,7 @@ impl Worker {
                 Ok(Some(true)) => break,
                 Ok(_) => {}
                 // Its table is being altered: its row says from where it goes on, when the catalog is read again.
-                Err(error) if error.is_lock_timeout() => {}
+                Err(error) if error.passes_soon() => {}
                 Err(error) => result_of_all = Err(error),
             }
         }

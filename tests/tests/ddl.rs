@@ -476,6 +476,47 @@ fn a_key_column_s_type_may_change() {
     assert_eq!(shop.count("select count(*) from es_sync.dead_letters"), 0);
 }
 
+/// The worker has made its statement and waits for the table's lock while that is altered. What it then reads may be of
+/// another type than it knows of, where a number taken for a text's address would end the server; and to a snapshot from
+/// before, the table is empty.
+#[test]
+fn a_table_that_is_altered_under_a_waiting_read_is_read_as_it_is_then() {
+    for (from, column, to) in [
+        ("id int primary key, value text", "value", "int using length(value)"),
+        ("id int primary key, value int", "value", "int using value + 1"),
+        ("id int primary key, value int", "value", "bigint using value * 10000000000"),
+        ("id text primary key, value int", "id", "int using id::int"),
+    ] {
+        let mut shop = Shop::new(&format!(
+            "create table root ({from}, note int); insert into root select i, i, 0 from generate_series(1, 50) i"
+        ))
+        // Time to begin before a change is read.
+        .attach(", options => '{\"delay\": \"1s\"}'");
+        // A change has been read: the statement is prepared.
+        shop.run("update root set note = 1");
+        shop.settle();
+        let worker = "select string_agg(worker_pid::text, '') from es_sync.status";
+        let pid = shop.text(worker);
+        shop.run("select pg_advisory_lock(7); update root set note = 2");
+        let mut other = shop.server.connect("shop");
+        // It holds the table's lock while it waits for ours. No session hears of it before, since the new table has no
+        // TOAST table.
+        let to = to.replace("using ", "using case when pg_advisory_lock_shared(7) is not null then ");
+        let alter = format!("alter table root alter column {column} type {to} end");
+        let alteration = std::thread::spawn(move || other.batch_execute(&alter).expect("alter"));
+        let waits = "select count(*) from pg_locks l join es_sync.status s on s.worker_pid = l.pid
+                      where l.locktype = 'relation' and l.mode = 'AccessShareLock' and not l.granted";
+        wait::until("the worker's read waits", wait::SHORT, || shop.count(waits) > 0);
+        shop.run("select pg_advisory_unlock(7)");
+        alteration.join().expect("the table is altered");
+        shop.settle();
+        assert_eq!(shop.text(worker), pid, "the worker was started anew after: {column} {to}");
+        assert_eq!(shop.count("select count(*) from es_sync.dead_letters"), 0);
+        // The rows were all there, all the time.
+        assert_eq!(shop.count("select deleted from es_sync.status"), 0, "after: {column} {to}");
+    }
+}
+
 #[test]
 fn a_renamed_table_and_schema_are_followed() {
     let mut shop = Shop::new(&format!("{HOSTS} create schema other")).attach_view();
