@@ -3,9 +3,13 @@
 //! Byte for byte what row_to_json makes. Values of the usual types are written here: Postgres would build a row of them,
 //! look up how each is converted, and escape byte by byte. Any other one comes as the JSON that to_json makes of it.
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
+use crate::postgres::error::Report;
 use crate::postgres::spi::{self, Slot};
+
+/// What a text of Postgres' own may hold. Without a limit, a row of large values could take all the memory there is.
+const MOST_BYTES: usize = 0x3fff_ffff;
 
 /// How a value becomes JSON.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,12 +54,13 @@ impl Template {
         Self::Fields(fields.enumerate().map(field).collect())
     }
 
-    /// Appends a row's document; its columns begin at `first` (from 1). False if the row has none.
+    /// Appends a row's document; its columns begin at `first` (from 1). False if the row has none. Raises
+    /// program_limit_exceeded where it is too large for Postgres, too.
     pub fn write(&self, row: &Slot, first: usize, out: &mut Vec<u8>) -> bool {
         let Self::Fields(fields) = self else {
             let Some(document) = row.datum(first) else { return false };
             // SAFETY: the column is of type json.
-            unsafe { spi::with_bytes(document, |bytes| out.extend_from_slice(bytes)) };
+            unsafe { spi::with_bytes(document, |bytes| append(out, bytes)) };
             return true;
         };
         for (place, field) in fields.iter().enumerate() {
@@ -88,7 +93,7 @@ impl Encoding {
                 Encoding::Numeric => push_numeric(value, out),
                 Encoding::Text => spi::with_bytes(value, |text| push_string(out, text)),
                 Encoding::Time(kind) => push_time(value, kind, out),
-                Encoding::Json => spi::with_bytes(value, |json| out.extend_from_slice(json)),
+                Encoding::Json => spi::with_bytes(value, |json| append(out, json)),
             }
         }
     }
@@ -135,12 +140,21 @@ fn push_string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     let mut rest = text;
     while let Some(place) = first_to_escape(rest) {
-        out.extend_from_slice(&rest[..place]);
+        append(out, &rest[..place]);
         push_escaped(out, rest[place]);
         rest = &rest[place + 1..];
     }
-    out.extend_from_slice(rest);
+    append(out, rest);
     out.push(b'"');
+}
+
+fn append(out: &mut Vec<u8>, bytes: &[u8]) {
+    if out.len() + bytes.len() > MOST_BYTES {
+        Report::new(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "document is larger than 1 GB")
+            .hint("Exclude the columns that need not be searched.")
+            .raise();
+    }
+    out.extend_from_slice(bytes);
 }
 
 fn first_to_escape(text: &[u8]) -> Option<usize> {

@@ -10,7 +10,7 @@ use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi::{self, Plan, Value};
-use crate::postgres::transaction;
+use crate::postgres::transaction::{self, Scope};
 
 /// Reads one attachment's documents. Its statements stay prepared; make it anew when the attachment changes.
 pub struct Reader {
@@ -52,7 +52,8 @@ impl Reader {
     }
 
     /// Reads the rows of `keys` that exist, as they are in the active snapshot; without a routing, those that have no
-    /// document may be left out. `found` says whether to go on.
+    /// document may be left out. `found` says whether to go on; it may get rows of other keys, too, that read alike (1.00
+    /// for 1.0, 7 for 007).
     ///
     /// Returns true if all rows were read: a key that was not found then has no document.
     pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(Row) -> bool) -> bool {
@@ -71,14 +72,16 @@ impl Reader {
             }
             values.into_iter().map(spi::value).collect()
         };
-        transaction::as_owner(shape.owner, || read(plan_by_keys(by_keys, shape), &values, shape, found))
+        as_reader(shape, || read(plan_by_keys(by_keys, shape), &values, shape, found))
     }
 
-    /// Takes the locks that reading takes, until the transaction ends. A snapshot taken afterwards sees what those have
-    /// done who held them; to an older one a table is empty that ALTER TABLE has written anew.
+    /// Takes the locks that reading takes, by keys or pages, until the transaction ends; then renews the snapshot, which
+    /// so sees what those have done who held them. To an older one, a table is empty that ALTER TABLE has written anew.
+    /// To be called before either: they read in the active snapshot.
     pub fn lock(&mut self) {
         let Self { shape, by_keys, .. } = self;
-        transaction::as_owner(shape.owner, || plan_by_keys(by_keys, shape).lock());
+        as_reader(shape, || plan_by_keys(by_keys, shape).lock());
+        transaction::new_snapshot();
     }
 
     /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.
@@ -88,7 +91,7 @@ impl Reader {
         let columns = self.shape.key.len();
         let parts = after.and_then(|after| key::parts(after, columns));
         let Self { shape, first_page, next_page, .. } = self;
-        transaction::as_owner(shape.owner, || match parts {
+        as_reader(shape, || match parts {
             None => {
                 let plan = first_page.get_or_insert_with(|| Plan::prepare(&shape.first_page, &[pg_sys::INT8OID]));
                 read(plan, &[spi::value(limit)], shape, found)
@@ -142,6 +145,17 @@ impl Reader {
             })
         })
     }
+}
+
+/// As the table's owner. A table is read by its key's index, however small it is: in a scan Postgres might evaluate the
+/// filter before it compares keys, and one row of which that fails would keep all others from being read.
+fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
+    transaction::as_owner(shape.owner, || {
+        if !shape.is_view {
+            transaction::set(c"enable_seqscan", c"off", Scope::Nested);
+        }
+        work()
+    })
 }
 
 fn plan_by_keys<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {

@@ -62,7 +62,7 @@ impl Finder {
         })
     }
 
-    /// At the most `limit` keys that the values lead to in the active snapshot, in order; only those behind `after`.
+    /// At the most `limit` keys that the values lead to, in order; only those behind `after`.
     pub fn find(&mut self, values: &[String], after: Option<&str>, limit: usize) -> Vec<String> {
         let columns = self.columns;
         let mut texts: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(values.len()); columns];

@@ -18,6 +18,8 @@ const REFRESH_OF_A_LOAD: &str = "2s";
 /// What the documents of an attachment look like, and how to read them.
 pub struct Shape {
     pub owner: pg_sys::Oid,
+    /// Documents come from a view.
+    pub is_view: bool,
     pub key: Vec<key::Column>,
     /// The column that decides on which shard a document lies.
     pub routing: Option<key::Column>,
@@ -199,6 +201,7 @@ impl Shape {
         };
         Some(Self {
             owner: table.get(0, 2)?,
+            is_view: view.is_some(),
             key: makers,
             routing: routing.map(|column| key::Column::new(column.type_oid)),
             by_keys,

@@ -1,7 +1,7 @@
 //! A column's type as a field of the engine's mapping, and the SQL that makes its value.
 //!
-//! Values become the JSON that Postgres makes of them; an expression differs from the bare column only where the engine reads the
-//! type's JSON otherwise than it was meant. docs/reference.md has the table, and a test reads it.
+//! Values become the JSON that Postgres makes of them; an expression differs from the bare column only where the engine
+//! reads the type's JSON otherwise than it was meant. docs/reference.md has the table, and a test reads it.
 
 use pgrx::pg_sys;
 use serde_json::{Value, json};

@@ -336,6 +336,7 @@ impl Verify {
         let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
         let after = self.position.clone();
         let read = transaction::run_without_waiting(|| {
+            context.reader.lock();
             context.reader.page(after.as_deref(), limit, |row| {
                 rows += 1;
                 page.extend(Document::of(row));
@@ -654,6 +655,7 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
     let mut bytes = 0;
     let read = transaction::run_without_waiting(|| {
         let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
+        context.reader.lock();
         context.reader.by_keys(&texts, |row| {
             present.extend(Document::of(row));
             bytes += row.document.map_or(0, <[u8]>::len);

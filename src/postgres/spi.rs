@@ -65,7 +65,7 @@ impl Plan {
         }
     }
 
-    /// Runs it; `limit` rows at the most, 0 for all.
+    /// Runs it, in a snapshot of its own that is taken after its locks; `limit` rows at the most, 0 for all.
     pub fn execute(&self, values: &[Value], limit: i64) -> Rows {
         let (mut datums, nulls) = split(values);
         // SAFETY: the plan was kept, SPI is connected, and there is a value for each parameter.
@@ -76,8 +76,8 @@ impl Plan {
         }
     }
 
-    /// Runs it in the active snapshot and hands over row by row, until `take` returns false. Raises where its columns are
-    /// not of these types, as `Rows::typed` does.
+    /// Runs it in the active snapshot, which `lock` should have come before, and hands over row by row, until `take` returns
+    /// false. Raises where its columns are not of these types, as `Rows::typed` does.
     ///
     /// Returns true if all rows were taken.
     pub fn each(&self, values: &[Value], types: &[pg_sys::Oid], mut take: impl FnMut(&Slot) -> bool) -> bool {

@@ -64,6 +64,8 @@ pub fn new_snapshot() {
     unsafe {
         pg_sys::PopActiveSnapshot();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        // No statement may be older than the snapshot: an attached partition would be in the one and not in the other.
+        pg_sys::AcceptInvalidationMessages();
     }
 }
 

@@ -119,7 +119,7 @@ impl Worker {
             match found.and_then(|found| Some((found, reader_of(&mut self.readers, found)?))) {
                 Some((attachment, reader)) => {
                     if self.delivery.fit_mapping(lane, reader, attachment, engine) {
-                        self.delivery.send_changes(lane, reader, engine, probe);
+                        self.delivery.send_changes(lane, attachment, reader, engine, probe);
                     }
                 }
                 None => {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use es::Body;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::answers::set_cause;
@@ -17,13 +17,15 @@ use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Change, Finished, Key, Lane, Page, Ticket};
 use super::mapping::PutMapping;
+use super::process::RELATIONS_CHANGED;
 use crate::attachment::catalog::Attachment;
+use crate::attachment::definition;
 use crate::attachment::key::{self, is_too_long};
 use crate::attachment::link;
 use crate::attachment::routing::{self, Routing};
 use crate::document::read::{Reader, Row as Found};
 use crate::document::shape::{MAX_NESTING, is_too_deep};
-use crate::postgres::error::SqlError;
+use crate::postgres::error::{Report, SqlError};
 use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
 use crate::queue::claim::{Asked, Place, Row};
@@ -422,7 +424,14 @@ impl Delivery {
     }
 
     /// Reads what is ready in a lane and sends it.
-    pub fn send_changes(&mut self, lane: u32, reader: &mut Reader, engine: &mut Engine, probe: bool) {
+    pub fn send_changes(
+        &mut self,
+        lane: u32,
+        attachment: &Attachment,
+        reader: &mut Reader,
+        engine: &mut Engine,
+        probe: bool,
+    ) {
         let target_bytes = engine.sizing.target_bytes();
         let max_content = engine.max_content;
         let in_flight = self.in_flight();
@@ -440,6 +449,7 @@ impl Delivery {
         let mut seen = vec![false; keys.len()];
         let complete = transaction::run(|| {
             reader.lock();
+            require_names(attachment);
             if elsewhere.iter().any(|routings| !routings.is_empty()) {
                 batch.former = self.next_version();
             }
@@ -684,6 +694,15 @@ impl Delivery {
         if let Some(claimed) = self.claimed.remove(&ticket) {
             self.outbox.ask(root, Whole::Repair, claimed.places);
         }
+    }
+}
+
+/// Raises where columns have other names since the reader was made, which looked at them then: an excluded one would be
+/// sent under the name of another. Its tables are locked.
+fn require_names(attachment: &Attachment) {
+    if RELATIONS_CHANGED.get() && !definition::names_hold(attachment) {
+        Report::new(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "could not read a table whose columns were just renamed")
+            .raise();
     }
 }
 
