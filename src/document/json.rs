@@ -47,7 +47,8 @@ impl Template {
     pub fn of_fields<'a>(fields: impl Iterator<Item = (&'a str, Encoding)>) -> Self {
         let field = |(place, (name, encoding)): (usize, (&str, Encoding))| {
             let mut before = vec![if place == 0 { b'{' } else { b',' }];
-            push_string(&mut before, name.as_bytes());
+            // A name has 63 bytes.
+            let _ = push_string(&mut before, name.as_bytes());
             before.push(b':');
             Field { before: before.into(), encoding }
         };
@@ -60,14 +61,14 @@ impl Template {
         let Self::Fields(fields) = self else {
             let Some(document) = row.datum(first) else { return false };
             // SAFETY: the column is of type json.
-            unsafe { spi::with_bytes(document, |bytes| append(out, bytes)) };
+            unsafe { spi::with_bytes(document, |bytes| append(out, bytes)) }.unwrap_or_else(TooLarge::raise);
             return true;
         };
         for (place, field) in fields.iter().enumerate() {
             out.extend_from_slice(&field.before);
             match row.datum(first + place) {
                 // SAFETY: `Shape` pairs columns and fields.
-                Some(value) => unsafe { field.encoding.write(value, out) },
+                Some(value) => unsafe { field.encoding.write(value, out) }.unwrap_or_else(TooLarge::raise),
                 None => out.extend_from_slice(b"null"),
             }
         }
@@ -79,7 +80,7 @@ impl Template {
 impl Encoding {
     /// # Safety
     /// `value` is a non-null value of the type that this stands for.
-    unsafe fn write(self, value: pg_sys::Datum, out: &mut Vec<u8>) {
+    unsafe fn write(self, value: pg_sys::Datum, out: &mut Vec<u8>) -> Result<(), TooLarge> {
         let integer = |integer: i64, out: &mut Vec<u8>| {
             out.extend_from_slice(itoa::Buffer::new().format(integer).as_bytes());
         };
@@ -91,11 +92,12 @@ impl Encoding {
                 Encoding::Int4 => integer(value.value() as i32 as i64, out),
                 Encoding::Int8 => integer(value.value() as i64, out),
                 Encoding::Numeric => push_numeric(value, out),
-                Encoding::Text => spi::with_bytes(value, |text| push_string(out, text)),
+                Encoding::Text => spi::with_bytes(value, |text| push_string(out, text))?,
                 Encoding::Time(kind) => push_time(value, kind, out),
-                Encoding::Json => spi::with_bytes(value, |json| append(out, json)),
+                Encoding::Json => spi::with_bytes(value, |json| append(out, json))?,
             }
         }
+        Ok(())
     }
 }
 
@@ -112,11 +114,11 @@ unsafe fn push_numeric(value: pg_sys::Datum, out: &mut Vec<u8>) {
         let text = pg_sys::DirectFunctionCall1Coll(Some(numeric_out), pg_sys::InvalidOid, value);
         let text = text.cast_mut_ptr::<std::ffi::c_char>();
         let digits = std::ffi::CStr::from_ptr(text).to_bytes();
-        // NaN and the infinities are no numbers in JSON.
         if digits.last().is_some_and(u8::is_ascii_digit) {
             out.extend_from_slice(digits);
         } else {
-            push_string(out, digits);
+            // NaN and the infinities.
+            let _ = push_string(out, digits);
         }
         pg_sys::pfree(text.cast());
     }
@@ -136,25 +138,37 @@ unsafe fn push_time(value: pg_sys::Datum, kind: pg_sys::Oid, out: &mut Vec<u8>) 
     out.push(b'"');
 }
 
-fn push_string(out: &mut Vec<u8>, text: &[u8]) {
+fn push_string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), TooLarge> {
     out.push(b'"');
     let mut rest = text;
     while let Some(place) = first_to_escape(rest) {
-        append(out, &rest[..place]);
+        append(out, &rest[..place])?;
         push_escaped(out, rest[place]);
         rest = &rest[place + 1..];
     }
-    append(out, rest);
+    append(out, rest)?;
     out.push(b'"');
+    Ok(())
 }
 
-fn append(out: &mut Vec<u8>, bytes: &[u8]) {
-    if out.len() + bytes.len() > MOST_BYTES {
+/// What would make a document longer than `MOST_BYTES`.
+#[derive(Debug)]
+struct TooLarge;
+
+impl TooLarge {
+    fn raise(self) {
         Report::new(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "document is larger than 1 GB")
             .hint("Exclude the columns that need not be searched.")
             .raise();
     }
+}
+
+fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), TooLarge> {
+    if out.len() + bytes.len() > MOST_BYTES {
+        return Err(TooLarge);
+    }
     out.extend_from_slice(bytes);
+    Ok(())
 }
 
 fn first_to_escape(text: &[u8]) -> Option<usize> {
@@ -193,7 +207,7 @@ mod tests {
         for text in ["", "plain", "\"", "\\\"", "é\u{7f}\u{2028}", &"x".repeat(31), &every, &every.repeat(3)] {
             for begin in (0..text.len().min(70)).filter(|place| text.is_char_boundary(*place)) {
                 let mut out = Vec::new();
-                push_string(&mut out, &text.as_bytes()[begin..]);
+                push_string(&mut out, &text.as_bytes()[begin..]).unwrap();
                 assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&text[begin..]).unwrap());
             }
         }
