@@ -54,22 +54,27 @@ impl Worker {
             // Before, so that what is altered from now on is heard of; after, for there may be more to hear of.
             let looked = self
                 .track(&attachment)
-                .and_then(|()| look(&attachment))
-                .and_then(|looked| self.track(&attachment).map(|()| looked));
+                .and_then(|_| look(&attachment))
+                .and_then(|looked| self.track(&attachment).map(|more| (looked, more)));
             match looked {
-                Ok(Looked::Known(news)) => {
+                Ok((Looked::Known(news), more)) => {
                     written |= news;
                     if self.failed_looks.remove(&id) {
                         set_cause(id, "");
                         written = true;
                     }
+                    // What was seen for the first time may have been altered before it was listened for.
+                    if more {
+                        self.doubtful_definitions.insert(id);
+                        self.definitions_due = Some(Instant::now());
+                    }
                 }
-                Ok(Looked::Again) => {
+                Ok((Looked::Again, _)) => {
                     written = true;
                     self.doubtful_definitions.insert(id);
                     self.definitions_due = Some(Instant::now());
                 }
-                Ok(Looked::Later) => self.look_again(id),
+                Ok((Looked::Later, _)) => self.look_again(id),
                 // An index that somebody is just pausing, for instance.
                 Err(error) if error.passes_soon() => self.look_again(id),
                 Err(error) => {
@@ -96,8 +101,8 @@ impl Worker {
         }
     }
 
-    /// Lets changes of what an attachment depends on be heard of.
-    fn track(&mut self, attachment: &Attachment) -> Result<(), SqlError> {
+    /// Lets changes of what an attachment depends on be heard of; true if of more than before.
+    fn track(&mut self, attachment: &Attachment) -> Result<bool, SqlError> {
         let mut things: FxHashSet<Thing> = transaction::run_without_waiting(|| {
             let thing = |(kind, oid): (&str, u32)| match kind {
                 "view" | "table" | "child" | "type" => Some(Thing::Relation(oid)),
@@ -110,8 +115,9 @@ impl Worker {
         let own = [Some(attachment.relation), attachment.document];
         things.extend(own.into_iter().flatten().map(|relation| Thing::Relation(relation.to_u32())));
         TRACKED.with_borrow_mut(|tracked| tracked.extend(&things));
-        self.definitions.insert(attachment.id, things);
-        Ok(())
+        let before = self.definitions.insert(attachment.id, things);
+        let now = &self.definitions[&attachment.id];
+        Ok(before.is_none_or(|before| !now.is_subset(&before)))
     }
 }
 

@@ -1304,6 +1304,24 @@ fn what_an_inheriting_table_brought_along_goes_with_it() {
 }
 
 #[test]
+fn what_is_altered_while_it_is_looked_at_for_the_first_time_is_noticed() {
+    const DEEP: usize = 12;
+    let mut shop = Shop::new(ROOT).attach("");
+    for _ in 0..3 {
+        let mut parent = "root".to_owned();
+        for level in 1..=DEEP {
+            // Each is heard of only by who listens to the one before.
+            shop.run(&format!("create table level_{level} () inherits ({parent})"));
+            parent = format!("level_{level}");
+        }
+        shop.settle();
+        shop.rebuilt_by(&format!("drop table {parent}"), &format!("table public.{parent} inherits from it no more"));
+        shop.run("drop table level_1 cascade");
+        shop.settle();
+    }
+}
+
+#[test]
 fn ways_outlive_other_names_of_the_types_that_they_are_written_with() {
     let mut shop = Shop::new(
         "create extension citext; create schema ext; create domain place as text; create type mood as enum ('sad', 'happy');
