@@ -801,10 +801,9 @@ pub fn lock(table: &Table, mode: &str) {
 }
 
 /// The table and all its partitions, schema-qualified; the table first.
-fn tree(table: &Table) -> Vec<(String, bool)> {
+fn tree(table: &Table) -> Vec<(pg_sys::Oid, String)> {
     let rows = spi::run(
-        "select pg_catalog.format('%I.%I', n.nspname, c.relname),
-                exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = 'es_sync_truncate')
+        "select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
          from (select $1::oid as oid, 0 as level
                union
                select t.relid, t.level from pg_catalog.pg_partition_tree($1) t) t
@@ -817,9 +816,15 @@ fn tree(table: &Table) -> Vec<(String, bool)> {
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
 }
 
+/// True if the table has its triggers now: in REPEATABLE READ, a query would see the catalog as it was.
+fn has_triggers(table: pg_sys::Oid) -> bool {
+    // SAFETY: in a transaction; the catalog is read as it is now.
+    unsafe { pg_sys::get_trigger_oid(table, c"es_sync_truncate".as_ptr(), true) != pg_sys::InvalidOid }
+}
+
 pub fn create_triggers(table: &Table) {
-    for (place, (name, has_triggers)) in tree(table).into_iter().enumerate() {
-        if has_triggers {
+    for (place, (oid, name)) in tree(table).into_iter().enumerate() {
+        if has_triggers(oid) {
             continue;
         }
         if place == 0 {
@@ -867,7 +872,7 @@ pub fn renew_triggers(table: pg_sys::Oid) {
 }
 
 fn drop_triggers(table: &Table) {
-    for (place, (name, _)) in tree(table).into_iter().enumerate() {
+    for (place, (_, name)) in tree(table).into_iter().enumerate() {
         if place == 0 {
             spi::run(&format!("drop trigger if exists es_sync_capture on {name}"), &[]);
         }

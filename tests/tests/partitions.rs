@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, named, unique, wait};
-use postgres::Client;
+use postgres::{Client, IsolationLevel};
 
 /// A partitioned table {T} (id, region, title) with rows 1 to 900 in {T}_a, {T}_b and {T}_rest, attached and loaded.
 struct Parted {
@@ -527,6 +527,32 @@ fn partitions_of_a_table_that_a_view_reads_come_change_and_go() {
         "truncate {T}_items_a",
         "drop table {T}_items_b",
     ]);
+}
+
+#[test]
+fn a_reindex_in_repeatable_read_finds_triggers_that_came_after_its_snapshot() {
+    let mut shown = Shown::new();
+    let parted = &mut shown.0;
+    let mut other = parted.server.connect("app");
+    for letter in 'c'..='z' {
+        let name = format!("{}_items_{letter}", parted.name);
+        let trigger =
+            format!("select from pg_trigger where tgname = 'es_sync_truncate' and tgrelid = '{name}'::regclass");
+        parted.run(&format!("create table {name} partition of {{T}}_items for values in ('{letter}')"));
+        let mut reindex =
+            other.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().expect("begin");
+        if !reindex.query(&trigger, &[]).expect("triggers").is_empty() {
+            // The worker was faster.
+            continue;
+        }
+        wait::until("its trigger is there", wait::LONG, || {
+            !parted.client.query(&trigger, &[]).expect("triggers").is_empty()
+        });
+        reindex.execute("select es_sync.reindex($1::text::regclass)", &[&parted.name]).expect("reindex");
+        reindex.commit().expect("commit");
+        return shown.equal();
+    }
+    panic!("the worker is always faster");
 }
 
 /// Each kind of index hears of every partition: by a filter, by routing over several shards, through a view.
