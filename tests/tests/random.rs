@@ -748,7 +748,7 @@ fn statements(kind: Kind, random: &mut fastrand::Rng) -> Vec<String> {
         InsertRelated => any(
             &[
                 format!("insert into item values ({item}, '{region}', {expense}, '{text}', {amount})"),
-                format!("insert into account_tag values ({account}, {a_tag})"),
+                format!("insert into account_tag select {account}, word from tag where word = {a_tag}"),
             ],
             random,
         ),
