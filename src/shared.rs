@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
+use crossbeam_utils::CachePadded;
 use pgrx::pg_sys;
 
 use crate::postgres::latch;
@@ -25,7 +26,8 @@ pub struct Shared {
     launcher: AtomicI32,
     /// Raised when the extension may have come or gone somewhere.
     pub extension_changes: AtomicU32,
-    queue_ids: AtomicI64,
+    /// Apart, as each commit writes it while others read what is beside it.
+    queue_ids: CachePadded<AtomicI64>,
     pub holds: Holds,
     databases: [Database; MAX_DATABASES],
     indexes: [Index; MAX_INDEXES],
@@ -52,8 +54,8 @@ pub struct Database {
     pub catalog_changes: AtomicU32,
     /// Set by a note that came too late to be flushed; the worker then repairs everything.
     pub lost_note: AtomicBool,
-    /// Grows with each commit that wrote to the queue.
-    commits: AtomicU64,
+    /// Grows with each commit that wrote to the queue. Apart, for the same reason.
+    commits: CachePadded<AtomicU64>,
     /// The worker sleeps, and a commit is to wake it.
     listening: AtomicBool,
     /// A `QueueState`.

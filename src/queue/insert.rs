@@ -1,9 +1,9 @@
 //! Writing to the queue, below SQL: no planner, no executor, no privileges of the writer's role needed.
 
 use std::cell::Cell;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int, c_void};
 
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::pg_sys;
 
 use super::keys::Keys;
 use crate::capture::Changes;
@@ -107,6 +107,25 @@ fn open(oid: pg_sys::Oid, queue: Queue) -> Option<pg_sys::Relation> {
     }
 }
 
+unsafe extern "C-unwind" {
+    // Declared anew because pgrx guards each of its calls against an ERROR with sigsetjmp, and this is done for every
+    // transaction: one guard stands around those that can raise one, and around these two none is needed.
+    fn palloc(size: usize) -> *mut c_void;
+    fn pfree(pointer: *mut c_void);
+    fn heap_form_tuple(row: pg_sys::TupleDesc, values: *mut pg_sys::Datum, nulls: *mut bool) -> pg_sys::HeapTuple;
+    fn heap_insert(
+        relation: pg_sys::Relation,
+        tuple: pg_sys::HeapTuple,
+        command: pg_sys::CommandId,
+        options: c_int,
+        state: *mut pg_sys::BulkInsertStateData,
+    );
+    fn heap_freetuple(tuple: pg_sys::HeapTuple);
+    fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
+    fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+    fn table_close(relation: pg_sys::Relation, lock: pg_sys::LOCKMODE);
+}
+
 struct Writer {
     relation: pg_sys::Relation,
     keys: Keys,
@@ -129,8 +148,8 @@ impl Writer {
             KNOWN.set(known);
             open(oid, queue)
         })?;
-        // SAFETY: reads the clock.
-        Some(Self { relation, keys: Keys::default(), now: unsafe { pg_sys::GetCurrentTimestamp() } })
+        // SAFETY: reads the clock; it cannot raise.
+        Some(Self { relation, keys: Keys::default(), now: unsafe { GetCurrentTimestamp() } })
     }
 
     fn make_room(&mut self, source: u32, length: usize) {
@@ -150,36 +169,49 @@ impl Writer {
 
     fn insert(&mut self, source: u32, keys: Result<&Keys, i32>) {
         let id = shared::shared().map_or(self.now, |shared| shared.next_queue_id());
-        // SAFETY: five values for five columns, by the definition in sql/tables.sql; keys and tuple are copies that are
-        // freed here. The context is restored, or by the abort if this raises.
+        let (count, bytes) = match keys {
+            Ok(keys) => (keys.count() as i32, Some(keys.bytes())),
+            Err(request) => (request, None),
+        };
+        let (relation, now) = (self.relation, self.now);
+        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere. Five values for five columns, by the
+        // definition in sql/tables.sql; keys and tuple are copies that are freed here. The context is restored, or by the
+        // abort after an ERROR.
         unsafe {
-            // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a loop
-            // of savepoints that would add up.
-            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopTransactionContext);
-            let (count, bytes) = match keys {
-                Ok(keys) => (keys.count() as i32, keys.bytes().into_datum()),
-                Err(request) => (request, None),
-            };
-            let mut values = [
-                pg_sys::Datum::from(id),
-                pg_sys::Oid::from(source).into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
-                pg_sys::Datum::from(count),
-                pg_sys::Datum::from(self.now),
-                bytes.unwrap_or(pg_sys::Datum::from(0usize)),
-            ];
-            let mut nulls = [false, false, false, false, bytes.is_none()];
-            let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
-            pg_sys::heap_freetuple(tuple);
-            if let Some(bytes) = bytes {
-                pg_sys::pfree(bytes.cast_mut_ptr());
-            }
-            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a
+                // loop of savepoints that would add up.
+                let context = pg_sys::CurrentMemoryContext;
+                pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
+                let keys = bytes.map_or(std::ptr::null_mut(), |bytes| {
+                    let length = pg_sys::VARHDRSZ + bytes.len();
+                    let datum = palloc(length).cast::<u8>();
+                    pgrx::set_varsize_4b(datum.cast(), length as i32);
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), datum.add(pg_sys::VARHDRSZ), bytes.len());
+                    datum
+                });
+                let mut values = [
+                    pg_sys::Datum::from(id),
+                    pg_sys::Datum::from(source),
+                    pg_sys::Datum::from(count),
+                    pg_sys::Datum::from(now),
+                    pg_sys::Datum::from(keys),
+                ];
+                let mut nulls = [false, false, false, false, keys.is_null()];
+                let tuple = heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+                heap_insert(relation, tuple, GetCurrentCommandId(true), 0, std::ptr::null_mut());
+                heap_freetuple(tuple);
+                if !keys.is_null() {
+                    pfree(keys.cast());
+                }
+                pg_sys::CurrentMemoryContext = context;
+            });
         }
     }
 
     fn close(self) {
-        // SAFETY: opened by `open`. The lock stays until the commit: a truncation of the queue must not come between.
-        unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) };
+        // SAFETY: opened by `open`; to give a reference back cannot raise. The lock stays until the commit: a truncation of
+        // the queue must not come between.
+        unsafe { table_close(self.relation, pg_sys::NoLock as i32) };
     }
 }
