@@ -50,7 +50,7 @@ const FULL: Scale = Scale {
     writer_rows: 200_000,
     writer_rounds: 16,
     view_rounds: 25,
-    transaction_rounds: 12,
+    transaction_rounds: 16,
     transaction_seconds: 1,
     delivery_percent: 100,
     delivery_rounds: 3,
