@@ -109,7 +109,7 @@ fn open(oid: pg_sys::Oid, queue: Queue) -> Option<pg_sys::Relation> {
 
 unsafe extern "C-unwind" {
     // Declared anew because pgrx guards each of its calls against an ERROR with sigsetjmp, and this is done for every
-    // transaction: one guard stands around those that can raise one, and around these two none is needed.
+    // transaction. The last two raise none; one guard stands around all the others together.
     fn palloc(size: usize) -> *mut c_void;
     fn pfree(pointer: *mut c_void);
     fn heap_form_tuple(row: pg_sys::TupleDesc, values: *mut pg_sys::Datum, nulls: *mut bool) -> pg_sys::HeapTuple;
@@ -181,8 +181,7 @@ impl Writer {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a
                 // loop of savepoints that would add up.
-                let context = pg_sys::CurrentMemoryContext;
-                pg_sys::CurrentMemoryContext = pg_sys::TopTransactionContext;
+                let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopTransactionContext);
                 let keys = bytes.map_or(std::ptr::null_mut(), |bytes| {
                     let length = pg_sys::VARHDRSZ + bytes.len();
                     let datum = palloc(length).cast::<u8>();
@@ -204,7 +203,7 @@ impl Writer {
                 if !keys.is_null() {
                     pfree(keys.cast());
                 }
-                pg_sys::CurrentMemoryContext = context;
+                pg_sys::MemoryContextSwitchTo(context);
             });
         }
     }

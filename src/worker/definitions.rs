@@ -65,14 +65,12 @@ impl Worker {
                     }
                     // What was seen for the first time may have been altered before it was listened for.
                     if more {
-                        self.doubtful_definitions.insert(id);
-                        self.definitions_due = Some(Instant::now());
+                        self.doubt(id, Instant::now());
                     }
                 }
                 Ok((Looked::Again, _)) => {
                     written = true;
-                    self.doubtful_definitions.insert(id);
-                    self.definitions_due = Some(Instant::now());
+                    self.doubt(id, Instant::now());
                 }
                 Ok((Looked::Later, _)) => self.look_again(id),
                 // An index that somebody is just pausing, for instance.
@@ -93,9 +91,14 @@ impl Worker {
         written
     }
 
-    fn look_again(&mut self, attachment: i32) {
+    /// Has an attachment's definitions looked at, no later than `due`: another one's may be due sooner.
+    fn doubt(&mut self, attachment: i32, due: Instant) {
         self.doubtful_definitions.insert(attachment);
-        self.definitions_due = Some(Instant::now() + REST);
+        self.definitions_due = Some(self.definitions_due.map_or(due, |known| known.min(due)));
+    }
+
+    fn look_again(&mut self, attachment: i32) {
+        self.doubt(attachment, Instant::now() + REST);
         if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
             known.stale = true;
         }
