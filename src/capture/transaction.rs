@@ -8,7 +8,8 @@ use std::cell::RefCell;
 use pgrx::pg_sys;
 
 use super::pending::Pending;
-use crate::queue::insert::{self, Queue};
+use crate::queue::insert;
+use crate::queue::table::Queue;
 use crate::shared;
 
 /// Bytes of keys that one savepoint level holds before it spills to the queue.

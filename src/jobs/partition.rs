@@ -19,7 +19,8 @@ use crate::capture::Changes;
 use crate::postgres::error::{Report, SqlError};
 use crate::postgres::spi::{self, Plan, quoted};
 use crate::postgres::transaction;
-use crate::queue::insert::{self, Queue};
+use crate::queue::insert;
+use crate::queue::table::Queue;
 
 /// Blocks read at once: some 10,000 rows, which are delivered before the next ones are read. So the queue stays small.
 const PAGE_BLOCKS: i64 = 64;

@@ -19,7 +19,8 @@ use crate::capture::Changes;
 use crate::document::read::Row;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
-use crate::queue::insert::{self, Queue};
+use crate::queue::insert;
+use crate::queue::table::Queue;
 use crate::worker::lane::Lane;
 
 /// Rows and bytes of documents compared at once.

@@ -306,13 +306,6 @@ impl Rows {
         if self.is_empty() { None } else { self.get(0, column) }
     }
 
-    /// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
-    pub fn with_bytes<R>(&self, row: usize, column: usize, use_bytes: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let datum = self.datum(row, column)?;
-        // SAFETY: the statement's author asks for a varlena only; it lives as long as these rows.
-        Some(unsafe { with_bytes(datum, use_bytes) })
-    }
-
     /// Frees the rows before SPI is closed.
     pub fn free(self) {
         // SAFETY: the table came from SPI and is not used again.

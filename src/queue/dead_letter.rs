@@ -2,7 +2,8 @@
 
 use pgrx::pg_sys;
 
-use super::insert::{self, Queue};
+use super::insert;
+use super::table::Queue;
 use crate::attachment::{key, routing};
 use crate::capture::Changes;
 use crate::postgres::spi::{self, Plan};

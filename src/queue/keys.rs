@@ -4,6 +4,13 @@
 //! bulk statements change them, take one. An array of texts took twelve, and the writer's time with them. Texts are
 //! written as their length and their bytes.
 
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+/// A key as text: integers as their decimal digits.
+pub type Key = Rc<str>;
+
 /// Keys of a row on their way into the queue: integers, or texts.
 #[derive(Default)]
 pub struct Keys {
@@ -80,26 +87,26 @@ impl Keys {
     }
 }
 
-/// The keys of a row, integers as their decimal digits; None if these bytes are no keys.
-pub fn decode(bytes: &[u8]) -> Option<Vec<String>> {
+/// The keys of a row; None if these bytes are no keys. A small transaction's row has one.
+pub fn decode(bytes: &[u8]) -> Option<SmallVec<[Key; 1]>> {
     let (kind, mut rest) = bytes.split_first()?;
-    let mut keys = Vec::new();
+    let mut keys = SmallVec::new();
     match *kind {
         INTEGERS => {
             let mut digits = itoa::Buffer::new();
             let first = number(&mut rest)?;
             let mut last = (first >> 1) as i64 ^ -((first & 1) as i64);
-            keys.push(digits.format(last).to_owned());
+            keys.push(Rc::from(digits.format(last)));
             while !rest.is_empty() {
                 last = last.wrapping_add(number(&mut rest)? as i64);
-                keys.push(digits.format(last).to_owned());
+                keys.push(Rc::from(digits.format(last)));
             }
         }
         TEXTS => {
             while !rest.is_empty() {
                 let length = number(&mut rest)?;
                 let (text, others) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-                keys.push(std::str::from_utf8(text).ok()?.to_owned());
+                keys.push(Rc::from(std::str::from_utf8(text).ok()?));
                 rest = others;
             }
         }
@@ -125,6 +132,10 @@ fn number(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn decoded(bytes: &[u8]) -> Option<Vec<String>> {
+        decode(bytes).map(|keys| keys.iter().map(|key| key.to_string()).collect())
+    }
+
     fn integers(keys: &[i64]) -> Keys {
         let mut written = Keys::default();
         keys.iter().for_each(|key| written.push_integer(*key));
@@ -143,7 +154,7 @@ mod tests {
             &[127, 128, 255, 16_383, 16_384, 1 << 40],
         ] {
             let expected: Vec<String> = keys.iter().map(i64::to_string).collect();
-            assert_eq!(decode(integers(keys).bytes()), Some(expected));
+            assert_eq!(decoded(integers(keys).bytes()), Some(expected));
         }
     }
 
@@ -159,11 +170,11 @@ mod tests {
         let long = "x".repeat(300);
         let texts = ["", "a", "|", "\\N", "größer", &long];
         texts.iter().for_each(|text| keys.push_text(text));
-        assert_eq!(decode(keys.bytes()), Some(texts.map(str::to_owned).to_vec()));
+        assert_eq!(decoded(keys.bytes()), Some(texts.map(str::to_owned).to_vec()));
         assert_eq!(keys.count(), texts.len());
         keys.clear();
         keys.push_integer(3);
-        assert_eq!(decode(keys.bytes()), Some(vec!["3".to_owned()]), "used again");
+        assert_eq!(decoded(keys.bytes()), Some(vec!["3".to_owned()]), "used again");
     }
 
     #[test]
@@ -193,7 +204,7 @@ mod tests {
             &[TEXTS, 1, 0xff],
             &[INTEGERS, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
         ] {
-            assert_eq!(decode(bytes), None, "{bytes:?}");
+            assert_eq!(decoded(bytes), None, "{bytes:?}");
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::postgres::latch::{self, WaitSet};
 use crate::postgres::process::cpu_time;
 use crate::postgres::transaction;
 use crate::queue::claim::Claims;
-use crate::queue::insert::Queue;
+use crate::queue::table::Queue;
 use crate::settings;
 use crate::shared::{self, Database, Shared};
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use es::Body;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::{SmallVec, smallvec};
 
 use super::answers::set_cause;
 use super::engine::Engine;
@@ -126,7 +127,7 @@ impl Outbox {
 
 pub(super) struct Claimed {
     /// One row, but for related rows' values that are looked for together.
-    pub(super) places: Vec<Place>,
+    pub(super) places: SmallVec<[Place; 1]>,
     /// The attached table.
     pub(super) source: u32,
     /// Operations that it still waits for; one more while a fan-out adds to them.
@@ -335,11 +336,11 @@ impl Delivery {
             let change = Change { ticket, id: row.place.id, enqueued };
             let moved = self.moves.get(&row.source).map(|(_, attachment)| *attachment);
             if row.source != root && moved.is_none() {
-                let joined = self.accept_values(row.source, root, keys, change);
+                let joined = self.accept_values(row.source, root, &keys, change);
                 match joined.and_then(|ticket| self.claimed.get_mut(&ticket)) {
                     Some(claimed) => claimed.places.push(row.place),
                     None => {
-                        let (places, enqueued_at) = (vec![row.place], row.enqueued_at);
+                        let (places, enqueued_at) = (smallvec![row.place], row.enqueued_at);
                         self.claimed.insert(ticket, Claimed { places, source: root, left: 1, enqueued_at });
                     }
                 }
@@ -356,7 +357,6 @@ impl Delivery {
                     }
                     continue;
                 }
-                let key: Key = Rc::from(key);
                 for lane in self.lanes.iter_mut().filter(|lane| lane.source == row.source) {
                     left += usize::from(lane.change(&key, change));
                 }
@@ -368,7 +368,7 @@ impl Delivery {
             } else {
                 self.claimed.insert(
                     ticket,
-                    Claimed { places: vec![row.place], source: root, left, enqueued_at: row.enqueued_at },
+                    Claimed { places: smallvec![row.place], source: root, left, enqueued_at: row.enqueued_at },
                 );
             }
         }
@@ -679,7 +679,7 @@ impl Delivery {
 
     /// Where claimed rows lie, and when the oldest was enqueued.
     pub(super) fn places_of(&self, ticket: Ticket) -> Option<(Vec<Place>, i64)> {
-        self.claimed.get(&ticket).map(|claimed| (claimed.places.clone(), claimed.enqueued_at))
+        self.claimed.get(&ticket).map(|claimed| (claimed.places.to_vec(), claimed.enqueued_at))
     }
 
     /// Forgets claimed rows of which nothing is on its way, and which were replaced in the queue.
@@ -692,7 +692,7 @@ impl Delivery {
     /// Gives up on what claimed rows ask for: the table's indexes are compared with it instead.
     pub(super) fn repair_instead(&mut self, ticket: Ticket, root: u32) {
         if let Some(claimed) = self.claimed.remove(&ticket) {
-            self.outbox.ask(root, Whole::Repair, claimed.places);
+            self.outbox.ask(root, Whole::Repair, claimed.places.into_vec());
         }
     }
 }

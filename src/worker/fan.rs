@@ -144,13 +144,7 @@ impl Delivery {
     }
 
     /// Takes in a claimed row of a link; the ticket that it joins, if its values are looked for with others'.
-    pub(super) fn accept_values(
-        &mut self,
-        source: u32,
-        root: u32,
-        texts: Vec<String>,
-        change: Change,
-    ) -> Option<Ticket> {
+    pub(super) fn accept_values(&mut self, source: u32, root: u32, texts: &[Key], change: Change) -> Option<Ticket> {
         let mut fan = Fan {
             change,
             link: source,
@@ -163,7 +157,7 @@ impl Delivery {
             fed: 0,
             failures: 0,
         };
-        match Content::of(texts) {
+        match Content::of(texts.iter().map(|text| text.to_string()).collect()) {
             Content::Found(keys) => {
                 fan.found = keys.into();
                 fan.fed = LARGE;

@@ -9,14 +9,17 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::{SmallVec, smallvec};
 
 use crate::attachment::routing::Routing;
+pub use crate::queue::keys::Key;
 
 /// Identifies a claimed queue row in the worker's memory.
 pub type Ticket = u64;
 /// Identifies a page of a job.
 pub type Page = u64;
-pub type Key = Rc<str>;
+/// As a rule one or two.
+pub type Tickets = SmallVec<[Ticket; 2]>;
 
 /// A claimed row of the queue, as far as the documents that it is about need to know.
 #[derive(Debug, Clone, Copy)]
@@ -69,9 +72,9 @@ struct Document {
     /// It waits in `behind`.
     behind: bool,
     /// Queue rows that the next or outstanding operation finishes.
-    tickets: Vec<Ticket>,
+    tickets: Tickets,
     /// Queue rows claimed after the outstanding operation was read.
-    late: Vec<Ticket>,
+    late: Tickets,
     /// Of the claimed rows that no operation has been read for yet, the first by its id: until one was, it stays in the
     /// queue, and so can stand for every row after it.
     first: Option<Change>,
@@ -94,7 +97,7 @@ impl Document {
 /// What a finished document gives back.
 #[derive(Default)]
 pub struct Finished {
-    pub tickets: Vec<Ticket>,
+    pub tickets: Tickets,
     pub page: Option<Page>,
 }
 
@@ -160,7 +163,7 @@ impl Lane {
     fn note(&mut self, key: &Key, change: Change, behind: bool) -> bool {
         let gathers = self.is_delayed();
         let Some(document) = self.documents.get_mut(key) else {
-            self.begin(key, vec![change.ticket], Some(change), behind);
+            self.begin(key, smallvec![change.ticket], Some(change), behind);
             return true;
         };
         if gathers && document.first.is_some_and(|first| first.id < change.id) {
@@ -180,7 +183,7 @@ impl Lane {
     }
 
     /// A document that was not on its way is to be read: now, or when its changes have gathered.
-    fn begin(&mut self, key: &Key, tickets: Vec<Ticket>, first: Option<Change>, behind: bool) {
+    fn begin(&mut self, key: &Key, tickets: Tickets, first: Option<Change>, behind: bool) {
         let behind = behind && !self.is_delayed();
         self.documents.insert(key.clone(), Document { tickets, first, behind, ..Document::default() });
         match first.filter(|_| self.is_delayed()) {
@@ -218,7 +221,7 @@ impl Lane {
     /// A claimed row says that a document may lie elsewhere. It is waited for always: no other row says where.
     pub fn moved(&mut self, key: &Key, change: Change, routing: Routing) {
         match self.documents.get_mut(key) {
-            None => self.begin(key, vec![change.ticket], Some(change), false),
+            None => self.begin(key, smallvec![change.ticket], Some(change), false),
             Some(document) if document.in_flight => document.late.push(change.ticket),
             Some(document) => document.tickets.push(change.ticket),
         }
@@ -458,7 +461,7 @@ mod tests {
         assert_eq!(lane.ready(), 0);
         for text in ["a", "b", "c", "d", "e", "f"] {
             let finished = lane.finish(&key(text));
-            assert_eq!(finished.tickets, if text == "e" { vec![1, 3] } else { vec![1] });
+            assert_eq!(finished.tickets.to_vec(), if text == "e" { vec![1, 3] } else { vec![1] });
         }
     }
 
@@ -469,7 +472,7 @@ mod tests {
             lane.change(&key("a"), at(ticket));
         }
         assert_eq!(lane.take(10).len(), 1);
-        assert_eq!(lane.finish(&key("a")).tickets, [1, 2, 3]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1, 2, 3]);
         assert_eq!(lane.outstanding(), 0);
     }
 
@@ -480,9 +483,9 @@ mod tests {
         lane.take(10);
         lane.change(&key("a"), at(2));
         assert_eq!(lane.ready(), 0, "at most one operation outstanding");
-        assert_eq!(lane.finish(&key("a")).tickets, [1]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1]);
         assert_eq!(lane.take(10).len(), 1);
-        assert_eq!(lane.finish(&key("a")).tickets, [2]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [2]);
     }
 
     #[test]
@@ -494,7 +497,7 @@ mod tests {
         lane.change(&key("a"), at(3));
         lane.put_back(keys.into_iter());
         assert_eq!(lane.take(10), [key("a"), key("b")], "in their order");
-        assert_eq!(lane.finish(&key("a")).tickets, [1, 3]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1, 3]);
     }
 
     #[test]
@@ -526,12 +529,12 @@ mod tests {
         assert_eq!(lane.outstanding(), 4);
         lane.put_back([key("failing")].into_iter());
         assert!(!lane.contains("failing"), "nobody waits for it any more");
-        assert_eq!(lane.finish(&key("flying")).tickets, [1]);
+        assert_eq!(lane.finish(&key("flying")).tickets[..], [1]);
         assert!(!lane.contains("flying"), "what came late is claimed again later");
         assert_eq!(lane.take(10), [key("page"), key("both")]);
         let page = lane.finish(&key("page"));
         assert_eq!((page.page, page.tickets.len()), (Some(7), 0));
-        assert_eq!(lane.finish(&key("both")).tickets, [4]);
+        assert_eq!(lane.finish(&key("both")).tickets[..], [4]);
     }
 
     #[test]
@@ -560,7 +563,7 @@ mod tests {
         assert_eq!(lane.elsewhere("a"), [x.clone(), y.clone(), None], "it failed, and all of it is to be done");
         lane.take(1);
         lane.check(key("a"), Some(y.clone()));
-        assert_eq!(lane.finish(&key("a")).tickets, [1, 2, 3, 4]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1, 2, 3, 4]);
         assert_eq!(lane.take(1), [key("a")], "what was heard of late");
         assert_eq!(lane.elsewhere("a"), [y]);
         lane.finish(&key("a"));
@@ -592,11 +595,11 @@ mod tests {
         assert_eq!(lane.take(10), [key("a")]);
         assert!(lane.change(&key("a"), at(3)), "the operation was read before it");
         assert!(!lane.change(&key("a"), at(4)));
-        assert_eq!(lane.finish(&key("a")).tickets, [1]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1]);
         assert_eq!(lane.ready(), 0, "what came late gathers again");
         lane.hurry(i64::MAX);
         lane.take(10);
-        assert_eq!(lane.finish(&key("a")).tickets, [3]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [3]);
         assert_eq!(lane.outstanding(), 0);
     }
 
@@ -610,7 +613,7 @@ mod tests {
         assert_eq!(lane.ready(), 0, "whoever waits does not wait for it");
         lane.hurry(4);
         assert_eq!(lane.take(10), [key("a")]);
-        assert_eq!(lane.finish(&key("a")).tickets, [5, 3]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [5, 3]);
     }
 
     #[test]
@@ -647,7 +650,7 @@ mod tests {
         lane.change(&key("a"), at(2));
         lane.put_back(keys.into_iter());
         assert_eq!(lane.take(1), [key("a")]);
-        assert_eq!(lane.finish(&key("a")).tickets, [1, 2]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1, 2]);
         lane.change(&key("b"), at(3));
         lane.set_delay(Duration::ZERO);
         assert_eq!(lane.take(1), [key("b")]);
