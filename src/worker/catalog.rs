@@ -222,10 +222,6 @@ impl Worker {
             self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
         }
         self.delivery.take_moves(&self.attachments);
-        for attachment in &mut self.attachments {
-            // Nobody who waits is told that all is well.
-            attachment.stale |= self.doubtful_definitions.contains(&attachment.id);
-        }
         self.delivery.apply_pauses(&self.attachments);
         self.delivery.apply_delays(&self.attachments);
         self.open_lanes();

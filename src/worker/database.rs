@@ -13,7 +13,7 @@ use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
 use super::process::{CLIENT, Thing, has_extension, stop_requested};
 use super::upkeep::Upkeep;
-use super::waiters::Waiters;
+use super::waiters::{Known, Waiters};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::follow::Link;
 use crate::document::read::Reader;
@@ -207,14 +207,12 @@ impl Worker {
         // What the jobs have let go of, and what was answered although nothing more may be sent.
         self.acknowledge(&mut due)?;
         if let Some(engine) = self.engine.as_mut() {
-            due.extend(self.waiters.serve(
-                self.shared,
-                self.database,
-                self.seen_changes,
-                &self.attachments,
-                &mut self.delivery,
-                engine,
-            )?);
+            let known = Known {
+                attachments: &self.attachments,
+                doubtful: &self.doubtful_definitions,
+                catalog_changes: self.seen_changes,
+            };
+            due.extend(self.waiters.serve(self.shared, self.database, &known, &mut self.delivery, engine)?);
         }
         self.publish()?;
         self.look_after_queue()?;

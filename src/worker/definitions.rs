@@ -99,9 +99,6 @@ impl Worker {
 
     fn look_again(&mut self, attachment: i32) {
         self.doubt(attachment, Instant::now() + REST);
-        if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
-            known.stale = true;
-        }
     }
 
     /// Lets changes of what an attachment depends on be heard of; true if of more than before.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use es::Failure;
 use pgrx::pg_sys;
+use rustc_hash::FxHashSet;
 use serde_json::Value;
 
 use super::delivery::Delivery;
@@ -25,6 +26,15 @@ pub struct Waiters {
     next_look: Option<Instant>,
 }
 
+/// What the worker knows when it answers.
+pub struct Known<'a> {
+    pub attachments: &'a [Attachment],
+    /// Attachments whose definitions are still to be looked at: nobody who waits is told that all is well.
+    pub doubtful: &'a FxHashSet<i32>,
+    /// Changes of the catalog that were announced before it was read.
+    pub catalog_changes: u32,
+}
+
 struct Refreshing {
     token: u64,
     waiter: &'static Waiter,
@@ -40,8 +50,7 @@ impl Waiters {
         &mut self,
         shared: &'static Shared,
         announced: &Database,
-        seen_changes: u32,
-        attachments: &[Attachment],
+        known: &Known,
         delivery: &mut Delivery,
         engine: &mut Engine,
     ) -> Result<Option<Instant>, SqlError> {
@@ -66,16 +75,17 @@ impl Waiters {
         if definitions_changed() {
             return Ok(Some(now));
         }
-        if announced.catalog_changes.load(std::sync::atomic::Ordering::Acquire) != seen_changes {
+        if announced.catalog_changes.load(std::sync::atomic::Ordering::Acquire) != known.catalog_changes {
             // What the caller has attached or resumed just before must be known first.
             return Ok(Some(now));
         }
         for waiter in waiting {
             let (source, mark, serial) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed), waiter.serial());
-            let mut concerned =
-                attachments.iter().filter(|a| !a.paused && (source == 0 || a.relation.to_u32() == source)).peekable();
-            // Its first load has not ended, or not all that was committed went through the queue.
-            if concerned.clone().any(|attachment| attachment.live.is_none() || attachment.stale) {
+            let is_concerned = |a: &&Attachment| !a.paused && (source == 0 || a.relation.to_u32() == source);
+            let mut concerned = known.attachments.iter().filter(is_concerned).peekable();
+            // Its first load has not ended, or not all that was committed went through the queue, as far as is known.
+            let not_yet = |a: &Attachment| a.live.is_none() || a.stale || known.doubtful.contains(&a.id);
+            if concerned.clone().any(not_yet) {
                 continue;
             }
             delivery.hurry(source, mark);

@@ -1322,6 +1322,16 @@ fn what_is_altered_while_it_is_looked_at_for_the_first_time_is_noticed() {
 }
 
 #[test]
+fn a_vacuum_of_the_table_holds_up_nobody_who_waits() {
+    let mut shop = Shop::new(ROOT).attach("");
+    for _ in 0..3 {
+        shop.run("vacuum analyze root");
+        shop.run("update root set price = price + 1");
+        assert_eq!(shop.count("select es_sync.wait('root', '4 s')::int::bigint"), 1);
+    }
+}
+
+#[test]
 fn ways_outlive_other_names_of_the_types_that_they_are_written_with() {
     let mut shop = Shop::new(
         "create extension citext; create schema ext; create domain place as text; create type mood as enum ('sad', 'happy');
