@@ -32,6 +32,7 @@ pub struct Scale {
     writer_rows: u32,
     writer_rounds: usize,
     view_rounds: usize,
+    transaction_clients: &'static [u32],
     transaction_rounds: usize,
     transaction_seconds: u32,
     /// Of the documents of each size.
@@ -50,6 +51,7 @@ const FULL: Scale = Scale {
     writer_rows: 200_000,
     writer_rounds: 16,
     view_rounds: 25,
+    transaction_clients: &[1, 4, 16],
     transaction_rounds: 16,
     transaction_seconds: 1,
     delivery_percent: 100,
@@ -66,6 +68,7 @@ const QUICK: Scale = Scale {
     writer_rows: 60_000,
     writer_rounds: 4,
     view_rounds: 4,
+    transaction_clients: &[1, 16],
     transaction_rounds: 1,
     transaction_seconds: 1,
     delivery_percent: 10,
