@@ -1,5 +1,5 @@
--- Tables of schema es_sync. The columns of queue and prepared_queue are written below SQL by src/queue/insert.rs, in
--- this order.
+-- Tables of schema es_sync. The rows of queue and prepared_queue are written, read and deleted below SQL by
+-- src/queue/table.rs, which takes them for heaps with these columns in this order.
 
 create function es_sync.require_preload()
 returns void
@@ -179,7 +179,7 @@ create unlogged table es_sync.queue (
     count integer not null,
     enqueued_at timestamptz not null,
     keys bytea
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000, toast_tuple_target = 8160);
+) using heap with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_analyze_threshold = 1000000, toast_tuple_target = 8160);
 
 -- The source is an attached table, or a link (es_sync.way.source), whose "keys" are values of related rows that lead to
 -- keys of an attached table, see src/attachment/link.rs; or es_sync.attachment.routing_source, whose "keys" are those of
@@ -192,17 +192,17 @@ create unlogged table es_sync.queue (
 -- Compressing them costs a writer more than everything else together.
 alter table es_sync.queue alter column keys set storage external;
 
--- DELETE under a publication for all tables needs one, should the queue be logged.
+-- A DELETE by hand under a publication for all tables needs one, should the queue be logged.
 alter table es_sync.queue replica identity full;
 
--- For prepared transactions, which outlive a crash. Logged, so deletes need a replica identity under a publication.
+-- For prepared transactions, which outlive a crash. Logged, so the same goes for it.
 create table es_sync.prepared_queue (
     id bigint not null,
     source oid not null,
     count integer not null,
     enqueued_at timestamptz not null,
     keys bytea
-) with (toast_tuple_target = 8160);
+) using heap with (toast_tuple_target = 8160);
 
 alter table es_sync.prepared_queue alter column keys set storage external;
 alter table es_sync.prepared_queue replica identity full;

@@ -4,7 +4,7 @@
 
 use crate::report::Target::{AtLeast, AtMost};
 use crate::report::{Report, Samples, row, thousands};
-use crate::{corpus, raw};
+use crate::{corpus, machine, raw};
 use pg_es_sync_tests::{Engine, Server, expect, process, unique, wait};
 use postgres::Client;
 use serde_json::{Value, json};
@@ -69,9 +69,13 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
             peer.reset();
             ours.detach();
         }
+        // Each begins when the engine has done what the one before left it: merges above all.
+        machine::quiet(&engine);
         loads.theirs.add_time(peer.load().saturating_sub(start_up));
         peer.stopped(|| {
+            machine::quiet(&engine);
             loads.ours.add_time(ours.load());
+            machine::quiet(&engine);
             let (load, update) = ours.raw(&properties, scale.changed as usize);
             raw.add_time(load);
             raw_update.add_time(update);
@@ -85,6 +89,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
         let turn = |side: &mut Side| {
             let value = 1_000_000 + round as i32;
             let base = side.update("plain", scale.changed, value);
+            machine::quiet(&engine);
             let before = side.operations();
             let start = Instant::now();
             let with = side.update("packages", scale.changed, value);

@@ -326,7 +326,7 @@ unsafe fn require_types(columns: pg_sys::TupleDesc, types: &[pg_sys::Oid]) {
     }
 }
 
-/// Calls `use_bytes` with the bytes of a text or json value, read in place unless it is toasted.
+/// Calls `use_bytes` with the bytes of a text, json or bytea value, read in place unless it is toasted.
 ///
 /// # Safety
 /// `datum` is a non-null varlena.

@@ -92,7 +92,7 @@ impl Claims {
                 self.walked = Duration::ZERO;
                 self.owed = false;
                 // Before the scan: what is written while it runs must lie behind this.
-                self.end = if self.next_walk.is_some() { table.blocks().saturating_sub(1) << 16 } else { 0 };
+                self.end = table.blocks().saturating_sub(1) << 16;
             }
         }
         let mut rows = Vec::new();

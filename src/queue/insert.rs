@@ -1,4 +1,4 @@
-//! Writing to the queue at a transaction's end: no planner, no executor, no privileges of the writer's role needed.
+//! Writing to the queue: which rows a transaction's changes become. No privileges of the writer's role are needed.
 
 use pgrx::pg_sys;
 

@@ -106,7 +106,7 @@ unsafe extern "C-unwind" {
 }
 
 impl Table {
-    /// Opens a queue to write to it; None where the extension was dropped.
+    /// Opens a queue, under the lock that writing takes; None where the extension was dropped.
     pub fn open(queue: Queue) -> Option<Self> {
         Self::open_known(KNOWN.get()[queue as usize], queue).or_else(|| {
             // SAFETY: syscache lookups in a live transaction.
@@ -147,11 +147,13 @@ impl Table {
         }
     }
 
-    /// The same; raises where the extension was dropped.
+    /// The same; raises where it is not there.
     pub fn require(queue: Queue) -> Self {
         Self::open(queue).unwrap_or_else(|| {
-            let message = format!("relation \"es_sync.{}\" does not exist", queue.name().to_string_lossy());
-            Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message).raise()
+            let message = format!("could not open relation \"es_sync.{}\"", queue.name().to_string_lossy());
+            Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message)
+                .detail("It is missing, or that of another version of the extension.")
+                .raise()
         })
     }
 
@@ -162,7 +164,7 @@ impl Table {
 
     pub fn insert(&self, row: &NewRow) {
         let relation = self.relation;
-        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere. Five values for five columns; keys and
+        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics. Five values for five columns; keys and
         // tuple are copies that are freed here. The context is restored, or by the abort after an ERROR.
         unsafe {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
@@ -238,12 +240,13 @@ impl Table {
     pub fn delete(&self, rows: &[(u64, i64)]) {
         let relation = self.relation;
         let blocks = self.blocks();
-        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere; the buffer is given back then by the
+        // SAFETY: reads a variable of this process; it lives as long as the transaction.
+        let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
+        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics; the buffer is given back then by the
         // abort. `heap_fetch` reads a place only if it lies in the table and holds a row that the snapshot shows: its first
         // column is never null, so the id is the first thing after the header.
         unsafe {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                let snapshot = pg_sys::GetActiveSnapshot();
                 let command = GetCurrentCommandId(true);
                 for (ctid, id) in rows {
                     if ctid >> 16 >= blocks {
@@ -259,7 +262,8 @@ impl Table {
                     ReleaseBuffer(buffer);
                     if is_same {
                         let mut failure = pg_sys::TM_FailureData::default();
-                        // Whatever comes of it: who has deleted the row meanwhile did what was to be done.
+                        // Whatever comes of it: what somebody has deleted by hand is gone, and what he has updated is
+                        // claimed again.
                         heap_delete(
                             relation,
                             &raw mut tuple.t_self,

@@ -67,7 +67,7 @@ pub struct Worker {
     pub(super) catalog_due: Instant,
     /// What the documents of an attachment depend on, for those whose definitions were looked at.
     pub(super) definitions: FxHashMap<i32, FxHashSet<Thing>>,
-    /// Attachments whose definitions could not be looked at, or acted upon, for the moment.
+    /// Attachments whose definitions are to be looked at, or could not be looked at or acted upon for the moment.
     pub(super) doubtful_definitions: FxHashSet<i32>,
     /// Those where that was an error, which the status shows.
     pub(super) failed_looks: FxHashSet<i32>,

@@ -72,13 +72,13 @@ impl Worker {
                     written = true;
                     self.doubt(id, Instant::now());
                 }
-                Ok((Looked::Later, _)) => self.look_again(id),
+                Ok((Looked::Later, _)) => self.doubt(id, Instant::now() + REST),
                 // An index that somebody is just pausing, for instance.
-                Err(error) if error.passes_soon() => self.look_again(id),
+                Err(error) if error.passes_soon() => self.doubt(id, Instant::now() + REST),
                 Err(error) => {
                     set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
                     self.failed_looks.insert(id);
-                    self.look_again(id);
+                    self.doubt(id, Instant::now() + REST);
                 }
             }
         }
@@ -95,10 +95,6 @@ impl Worker {
     fn doubt(&mut self, attachment: i32, due: Instant) {
         self.doubtful_definitions.insert(attachment);
         self.definitions_due = Some(self.definitions_due.map_or(due, |known| known.min(due)));
-    }
-
-    fn look_again(&mut self, attachment: i32) {
-        self.doubt(attachment, Instant::now() + REST);
     }
 
     /// Lets changes of what an attachment depends on be heard of; true if of more than before.
