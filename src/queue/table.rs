@@ -72,7 +72,7 @@ thread_local! {
 
 unsafe extern "C-unwind" {
     // Declared anew because pgrx guards each of its calls against an ERROR with sigsetjmp, and this is done for every
-    // row. One guard stands around all those that can raise one; the last four cannot.
+    // row. One guard stands around all those that can raise one; the last three cannot.
     fn palloc(size: usize) -> *mut c_void;
     fn pfree(pointer: *mut c_void);
     fn heap_form_tuple(row: pg_sys::TupleDesc, values: *mut pg_sys::Datum, nulls: *mut bool) -> pg_sys::HeapTuple;
@@ -124,6 +124,16 @@ impl Table {
         })
     }
 
+    /// The same; raises where it is not there.
+    pub fn require(queue: Queue) -> Self {
+        Self::open(queue).unwrap_or_else(|| {
+            let message = format!("could not open relation \"es_sync.{}\"", queue.name().to_string_lossy());
+            Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message)
+                .detail("It is missing, or that of another version of the extension.")
+                .raise()
+        })
+    }
+
     /// Opens the table if it still is this queue; a dropped table's OID may be another's by now.
     fn open_known(oid: pg_sys::Oid, queue: Queue) -> Option<Self> {
         if oid == pg_sys::InvalidOid {
@@ -147,16 +157,6 @@ impl Table {
         }
     }
 
-    /// The same; raises where it is not there.
-    pub fn require(queue: Queue) -> Self {
-        Self::open(queue).unwrap_or_else(|| {
-            let message = format!("could not open relation \"es_sync.{}\"", queue.name().to_string_lossy());
-            Report::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message)
-                .detail("It is missing, or that of another version of the extension.")
-                .raise()
-        })
-    }
-
     pub fn close(self) {
         // SAFETY: opened by `open`; to give a reference back cannot raise.
         unsafe { table_close(self.relation, pg_sys::NoLock as i32) };
@@ -164,8 +164,9 @@ impl Table {
 
     pub fn insert(&self, row: &NewRow) {
         let relation = self.relation;
-        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics. Five values for five columns; keys and
-        // tuple are copies that are freed here. The context is restored, or by the abort after an ERROR.
+        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics. Five values for
+        // five columns; keys and tuple are copies that are freed here. The context is restored, or by the abort after an
+        // ERROR.
         unsafe {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 // A savepoint's own context stays, with its first 8 kB, as soon as anything was allocated in it: in a
@@ -242,9 +243,9 @@ impl Table {
         let blocks = self.blocks();
         // SAFETY: reads a variable of this process; it lives as long as the transaction.
         let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics; the buffer is given back then by the
-        // abort. `heap_fetch` reads a place only if it lies in the table and holds a row that the snapshot shows: its first
-        // column is never null, so the id is the first thing after the header.
+        // SAFETY: nothing in it has a destructor, so an ERROR may leave it anywhere, and nothing panics; the buffer is given
+        // back then by the abort. `heap_fetch` reads a place only if it lies in the table and holds a row that the snapshot
+        // shows: its first column is never null, so the id is the first thing after the header.
         unsafe {
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 let command = GetCurrentCommandId(true);
