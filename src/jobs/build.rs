@@ -25,8 +25,9 @@ use crate::shared;
 use crate::worker::delivery::Delivery;
 use crate::worker::lane::Page;
 
-/// Pages under way at once beyond what the connections carry.
-const PAGES_AHEAD: usize = 1;
+/// Pages that may be open at once, beyond one for each connection, where one takes longer than those after it: the engine
+/// lets a request wait while it writes a segment, or some of its documents are sent once more.
+const PAGES_AHEAD: usize = 16;
 /// A page with a row that cannot be read is searched from this size down.
 const MAX_FAILING_PAGE: usize = 1_024;
 
@@ -306,6 +307,12 @@ impl Build {
             self.phase = Phase::Look;
             return Ok(Step::Again);
         };
+        while self.pages.front().is_some_and(|sent| sent.left == 0) {
+            if let Some(sent) = self.pages.pop_front() {
+                self.done += sent.rows as i64;
+                self.position = Some(sent.last);
+            }
+        }
         let mut stepped = false;
         if !self.exhausted && !context.held {
             let busy = context.delivery.in_flight() > context.engine.sizing.concurrency();
@@ -326,12 +333,6 @@ impl Build {
                     self.pages.push_back(Sent { page, left: read.sent, rows: read.rows, last: last.to_string() });
                 }
                 stepped = true;
-            }
-        }
-        while self.pages.front().is_some_and(|sent| sent.left == 0) {
-            if let Some(sent) = self.pages.pop_front() {
-                self.done += sent.rows as i64;
-                self.position = Some(sent.last);
             }
         }
         if self.exhausted && self.pages.is_empty() {

@@ -65,6 +65,8 @@ struct Rules {
     judge: Option<Box<Judge>>,
     /// Bulk operations whose document or action line contains this are answered with this status, as if they alone had failed.
     spoiled: Option<(String, u16)>,
+    /// Requests whose body contains this wait before they reach the engine.
+    held: Option<String>,
     /// Answers given in the engine's place: (path contains, status, body).
     answers: VecDeque<(String, u16, String)>,
 }
@@ -83,6 +85,7 @@ impl Proxy {
                 path: String::new(),
                 judge: None,
                 spoiled: None,
+                held: None,
                 answers: VecDeque::new(),
             }),
             seen: Mutex::default(),
@@ -137,6 +140,11 @@ impl Proxy {
         locked(&self.state.rules).spoiled = (!text.is_empty()).then(|| (text.to_owned(), status));
     }
 
+    /// Lets requests whose body contains `text` reach the engine only once another text is set, or an empty one.
+    pub fn hold(&self, text: &str) {
+        locked(&self.state.rules).held = (!text.is_empty()).then(|| text.to_owned());
+    }
+
     /// How many of these answers were not given yet.
     pub fn answers_left(&self) -> usize {
         locked(&self.state.rules).answers.len()
@@ -172,6 +180,11 @@ impl State {
     fn fault_for(&self, path: &str) -> Fault {
         let rules = locked(&self.rules);
         if path.contains(&rules.path) { rules.fault } else { Fault::Pass }
+    }
+
+    fn is_held(&self, request: &Message) -> bool {
+        let held = locked(&self.rules).held.clone();
+        held.is_some_and(|text| String::from_utf8_lossy(request.body()).contains(&text))
     }
 
     fn stopped(&self) -> bool {
@@ -251,6 +264,9 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
             );
             client.write_all(text.as_bytes())?;
             continue;
+        }
+        while state.is_held(&request) && !state.stopped() {
+            thread::sleep(Duration::from_millis(2));
         }
         let fault = state.fault_for(&path);
         match fault {

@@ -226,6 +226,31 @@ fn a_load_goes_on_after_the_worker_was_stopped() {
     assert_eq!(engine.indexes_of(&name), [format!("{name}-1")], "it went on with the same index");
 }
 
+#[test]
+fn a_request_that_takes_long_holds_up_no_other_page_of_a_load() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder().conf("es_sync.url", proxy.url()).conf("es_sync.bulk_bytes", "256kB").start();
+    let mut client = server.create_database("app");
+    let name = unique("slow");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} select i, case i when 1 then 'the slow one' else repeat('x', 300) end
+               from generate_series(1, 9000) i"
+        ))
+        .expect("set up");
+    proxy.hold("the slow one");
+    client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");
+    let index = format!("{name}-1");
+    wait::until("all pages but the first have arrived", wait::SHORT, || {
+        engine.exists(&index) && engine.count(&index) > 8000
+    });
+    assert!(engine.source(&index, "1").is_none(), "the first page waits");
+    proxy.hold("");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
 /// A request of `count` rows of the table in flight that is going to fail; then the breaker opens.
 fn fail_with_rows_on_their_way(proxy: &Proxy, client: &mut Client, name: &str, count: usize) {
     proxy.forget_seen();
