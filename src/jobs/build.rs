@@ -41,6 +41,11 @@ pub struct Build {
     /// The last key read.
     after: Option<String>,
     exhausted: bool,
+    /// The call that settles the index while the last pages are under way: the engine writes its segments with whatever
+    /// thread comes along then, and with one alone once all requests are answered.
+    early: Option<u64>,
+    /// It has the settings of a live index again.
+    has_settings: bool,
     pages: VecDeque<Sent>,
     next_page: Page,
     /// Key of the last row of the last finished page, and how many rows that makes.
@@ -102,6 +107,8 @@ impl Build {
             lane: None,
             after: job.position.clone(),
             exhausted: false,
+            early: None,
+            has_settings: false,
             pages: VecDeque::new(),
             next_page: 1,
             position: job.position.clone(),
@@ -168,13 +175,7 @@ impl UnderWay for Build {
             }
             Phase::Load => self.load(context, now),
             Phase::Settle => {
-                let (index, _) = self.names(context);
-                let settings = Shape::live_settings(context.attachment);
-                self.phase = Phase::Settling(context.engine.call(move |client| {
-                    client.put_settings(&index, &settings)?;
-                    client.refresh(&index)?;
-                    Ok(Value::Null)
-                }));
+                self.phase = Phase::Settling(self.settle(context, !self.has_settings));
                 self.note_progress("settle")?;
                 Ok(Step::Wait(None))
             }
@@ -210,6 +211,11 @@ impl UnderWay for Build {
         result: &Result<Value, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError> {
+        if self.early == Some(token) {
+            // If it has failed, the settings are given back after the last document, and why they cannot be is said then.
+            self.has_settings = result.is_ok();
+            return Ok(true);
+        }
         let (again, failed): (_, fn() -> Phase) = match &self.phase {
             Phase::Creating(own) if *own == token => (Phase::Create, || Phase::Create),
             Phase::Looking(own) if *own == token => (Phase::Look, || Phase::Look),
@@ -254,6 +260,19 @@ impl Build {
         (index, alias)
     }
 
+    /// Gives the index the settings of a live one, if it has not got them, and makes searchable what has arrived.
+    fn settle(&self, context: &mut Context, with_settings: bool) -> u64 {
+        let (index, _) = self.names(context);
+        let settings = with_settings.then(|| Shape::live_settings(context.attachment));
+        context.engine.call(move |client| {
+            if let Some(settings) = settings {
+                client.put_settings(&index, &settings)?;
+            }
+            client.refresh(&index)?;
+            Ok(Value::Null)
+        })
+    }
+
     fn create(&mut self, context: &mut Context) -> Result<Step, SqlError> {
         let Some(dialect) = context.engine.dialect() else { return Ok(Step::Wait(None)) };
         self.close_lane(context);
@@ -274,6 +293,8 @@ impl Build {
         self.position = None;
         self.done = 0;
         self.exhausted = false;
+        self.early = None;
+        self.has_settings = false;
         self.pages.clear();
         let (index, alias) = self.names(context);
         self.mapping = Some(context.reader.mapping(context.attachment, dialect));
@@ -338,6 +359,9 @@ impl Build {
         if self.exhausted && self.pages.is_empty() {
             self.phase = Phase::Settle;
             return Ok(Step::Again);
+        }
+        if self.exhausted && self.early.is_none() {
+            self.early = Some(self.settle(context, true));
         }
         if now.duration_since(self.written_down) >= PROGRESS_EVERY {
             self.note_progress("load")?;
