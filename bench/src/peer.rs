@@ -146,7 +146,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
     report.line("statement on a table that nobody follows, and from its begin until a search counts all new values (it is made when");
     report.line("es_sync.wait returns, and when the engine, asked every 100 ms, has carried out as many operations for PGSync). Single");
     report.line(&format!(
-        "row: from the commit's answer until a real-time GET shows it. Medians of {}, {} and {} turns.",
+        "row: from the commit's answer until a real-time GET shows it. Medians of {}, {} and {} turns, after some to warm up.",
         loads.ours.count(),
         plain.ours.count(),
         single.ours.count()
