@@ -62,11 +62,11 @@ struct Rules {
     fault: Fault,
     /// Only for requests whose path contains this.
     path: String,
+    /// And whose body contains this.
+    body: String,
     judge: Option<Box<Judge>>,
     /// Bulk operations whose document or action line contains this are answered with this status, as if they alone had failed.
     spoiled: Option<(String, u16)>,
-    /// Requests whose body contains this wait before they reach the engine.
-    held: Option<String>,
     /// Answers given in the engine's place: (path contains, status, body).
     answers: VecDeque<(String, u16, String)>,
 }
@@ -83,9 +83,9 @@ impl Proxy {
             rules: Mutex::new(Rules {
                 fault: Fault::Pass,
                 path: String::new(),
+                body: String::new(),
                 judge: None,
                 spoiled: None,
-                held: None,
                 answers: VecDeque::new(),
             }),
             seen: Mutex::default(),
@@ -107,9 +107,15 @@ impl Proxy {
 
     /// Sets it for requests whose path contains `path` (such as "_bulk"); others pass.
     pub fn set_for(&self, path: &str, fault: Fault) {
+        self.set_where(path, "", fault);
+    }
+
+    /// Sets it for requests whose path contains `path` and whose body contains `body`; others pass.
+    pub fn set_where(&self, path: &str, body: &str, fault: Fault) {
         let mut rules = locked(&self.state.rules);
         rules.fault = fault;
         rules.path = path.into();
+        rules.body = body.into();
         drop(rules);
         if fault == Fault::Refuse {
             self.cut();
@@ -138,11 +144,6 @@ impl Proxy {
     /// engine has carried them out; none any more with an empty text.
     pub fn spoil(&self, text: &str, status: u16) {
         locked(&self.state.rules).spoiled = (!text.is_empty()).then(|| (text.to_owned(), status));
-    }
-
-    /// Lets requests whose body contains `text` reach the engine only once another text is set, or an empty one.
-    pub fn hold(&self, text: &str) {
-        locked(&self.state.rules).held = (!text.is_empty()).then(|| text.to_owned());
     }
 
     /// How many of these answers were not given yet.
@@ -177,14 +178,11 @@ impl Drop for Proxy {
 }
 
 impl State {
-    fn fault_for(&self, path: &str) -> Fault {
+    fn fault_for(&self, path: &str, request: &Message) -> Fault {
         let rules = locked(&self.rules);
-        if path.contains(&rules.path) { rules.fault } else { Fault::Pass }
-    }
-
-    fn is_held(&self, request: &Message) -> bool {
-        let held = locked(&self.rules).held.clone();
-        held.is_some_and(|text| String::from_utf8_lossy(request.body()).contains(&text))
+        let is_meant = path.contains(&rules.path)
+            && (rules.body.is_empty() || String::from_utf8_lossy(request.body()).contains(&rules.body));
+        if is_meant { rules.fault } else { Fault::Pass }
     }
 
     fn stopped(&self) -> bool {
@@ -265,22 +263,19 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
             client.write_all(text.as_bytes())?;
             continue;
         }
-        while state.is_held(&request) && !state.stopped() {
-            thread::sleep(Duration::from_millis(2));
-        }
-        let fault = state.fault_for(&path);
+        let fault = state.fault_for(&path, &request);
         match fault {
             Fault::Pass | Fault::ResetAfterRequest | Fault::LoseAnswer => {}
             Fault::Refuse | Fault::Reset => return Ok(()),
             Fault::Blackhole => {
-                while state.fault_for(&path) == Fault::Blackhole && !state.stopped() {
+                while state.fault_for(&path, &request) == Fault::Blackhole && !state.stopped() {
                     thread::sleep(Duration::from_millis(2));
                 }
                 return Ok(());
             }
             Fault::Delay(time) => thread::sleep(time),
             Fault::Hold => {
-                while state.fault_for(&path) == Fault::Hold && !state.stopped() {
+                while state.fault_for(&path, &request) == Fault::Hold && !state.stopped() {
                     thread::sleep(Duration::from_millis(2));
                 }
             }
@@ -306,7 +301,7 @@ fn serve_requests(client: &mut TcpStream, state: &State) -> io::Result<()> {
             return Ok(());
         }
         // A fault set while the engine worked holds back its answer too.
-        while state.fault_for(&path) == Fault::Blackhole && !state.stopped() {
+        while state.fault_for(&path, &request) == Fault::Blackhole && !state.stopped() {
             thread::sleep(Duration::from_millis(2));
         }
         let spoiled = locked(&state.rules).spoiled.clone().filter(|_| path.contains("_bulk"));

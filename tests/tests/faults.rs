@@ -240,14 +240,14 @@ fn a_request_that_takes_long_holds_up_no_other_page_of_a_load() {
                from generate_series(1, 9000) i"
         ))
         .expect("set up");
-    proxy.hold("the slow one");
+    proxy.set_where("_bulk", "the slow one", Fault::Hold);
     client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");
     let index = format!("{name}-1");
     wait::until("all pages but the first have arrived", wait::SHORT, || {
         engine.exists(&index) && engine.count(&index) > 8000
     });
     assert!(engine.source(&index, "1").is_none(), "the first page waits");
-    proxy.hold("");
+    proxy.set(Fault::Pass);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
 
