@@ -8,12 +8,12 @@ use std::mem::ManuallyDrop;
 use pgrx::{JsonB, pg_sys};
 use serde::{Deserialize, Serialize};
 
-use super::attach;
 use super::catalog::{self, Attachment};
 use super::follow;
+use super::triggers;
 use super::view::tree::{Tree, Used};
 use crate::capture;
-use crate::jobs::record;
+use crate::jobs::{ask, record};
 use crate::postgres::spi::{self, Plan};
 use crate::postgres::transaction::{self, Scope};
 
@@ -525,7 +525,7 @@ pub fn set_obstacle(attachment: i32, obstacle: Option<&str>) -> bool {
 pub fn rebuild(attachment: i32, why: &str) {
     record::restart(Some(attachment));
     record::mark_stale(attachment, why);
-    attach::create_build(attachment, "reindex");
+    ask::for_build(attachment, "reindex");
     capture::announce_catalog_change();
 }
 
@@ -559,10 +559,10 @@ pub fn without_trigger() -> Vec<(pg_sys::Oid, String)> {
 /// Raises lock_not_available while somebody writes to the table for longer than a moment.
 pub fn give_trigger_back(table: pg_sys::Oid, name: &str) {
     transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-    attach::renew_triggers(table);
+    triggers::renew(table);
     for attachment in catalog::concerned(table) {
         record::restart(Some(attachment));
-        attach::create_repair(attachment, &format!("table {name} had lost its trigger"));
+        ask::for_repair(attachment, &format!("table {name} had lost its trigger"));
     }
 }
 

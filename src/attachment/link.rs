@@ -4,7 +4,7 @@
 //! values of its columns, old and new. A row of a link may also hold the keys that were found for it, when there are
 //! many: then the first of them says so.
 
-use pgrx::PgSqlErrorCode;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::key;
 use crate::postgres::error::Report;
@@ -104,6 +104,101 @@ impl Content {
             _ => Content::Values { after: None, values: texts },
         }
     }
+}
+
+/// What is noted for a row of a table that documents of others show.
+pub struct Note {
+    /// As the queue has it: a link, or the attached table itself.
+    pub source: u32,
+    pub columns: Vec<String>,
+}
+
+impl Note {
+    /// What is noted of a row whose columns have these values, in the text that capture makes of them; None for a row
+    /// that leads nowhere.
+    pub fn text(&self, values: &[Option<String>]) -> Option<String> {
+        let mut text = String::new();
+        if is_link(self.source) {
+            for (place, value) in values.iter().enumerate() {
+                push_value(&mut text, place == 0, value.as_deref());
+            }
+        } else if let [value] = values {
+            text.clone_from(value.as_ref()?);
+        } else {
+            for (place, value) in values.iter().enumerate() {
+                key::push_part(&mut text, place == 0, value.as_ref()?);
+            }
+        }
+        Some(text)
+    }
+}
+
+/// What an attachment wants noted of a partition's rows: keys, or values that lead to keys. Nothing once it is no partition
+/// of a table that the attachment's documents show. SPI must be connected.
+pub fn notes_of_partition(attachment: i32, part: pg_sys::Oid) -> Vec<Note> {
+    let rows = spi::run(
+        "with above as (select p.relid::oid as oid from pg_catalog.pg_partition_ancestors($2) p)
+         select coalesce(w.source, w.root::oid::int8), w.columns from es_sync.way w
+         where w.attachment = $1 and w.related::oid in (select oid from above)
+         union
+         select a.relation::oid::int8, a.key_columns from es_sync.attachment a
+         where a.id = $1 and a.document is null and a.relation::oid in (select oid from above)",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(part))],
+    );
+    read_notes(&rows)
+}
+
+/// What is noted for rows of a table, its own documents left out. SPI must be connected.
+pub fn notes(related: pg_sys::Oid) -> Vec<Note> {
+    let rows = spi::run(
+        "select distinct coalesce(w.source, w.root::oid::int8), w.columns from es_sync.way w
+         where w.related = $1::oid and (w.source is not null or w.root <> w.related or w.columns <> (
+             select a.key_columns from es_sync.attachment a where a.id = w.attachment))",
+        &[(pg_sys::OIDOID, spi::value(related))],
+    );
+    read_notes(&rows)
+}
+
+fn read_notes(rows: &spi::Rows) -> Vec<Note> {
+    (0..rows.len())
+        .filter_map(|row| Some(Note { source: rows.get::<i64>(row, 1)? as u32, columns: rows.get(row, 2)? }))
+        .collect()
+}
+
+/// A link of the queue: what the worker needs to find the keys that its values lead to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Link {
+    pub source: u32,
+    pub root: pg_sys::Oid,
+    pub key_columns: Vec<String>,
+    /// How many values make one of its "keys".
+    pub columns: usize,
+    /// From values to keys.
+    pub query: String,
+}
+
+/// All links. SPI must be connected.
+pub fn links() -> Vec<Link> {
+    let rows = spi::run(
+        "select w.source, w.root::oid, pg_catalog.min(a.key_columns), pg_catalog.max(pg_catalog.cardinality(w.columns)),
+                pg_catalog.string_agg(distinct w.query, E'\\nunion all\\n')
+         from es_sync.way w join es_sync.attachment a on a.id = w.attachment
+         where w.source is not null
+         group by w.source, w.root
+         order by w.source",
+        &[],
+    );
+    (0..rows.len())
+        .filter_map(|row| {
+            Some(Link {
+                source: rows.get::<i32>(row, 1)? as u32,
+                root: rows.get(row, 2)?,
+                key_columns: rows.get(row, 3)?,
+                columns: rows.get::<i32>(row, 4)? as usize,
+                query: rows.get(row, 5)?,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@
 
 use pgrx::pg_sys;
 
-use super::{attach, catalog};
-use crate::jobs::record;
+use super::{catalog, triggers};
+use crate::jobs::{ask, record};
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 
@@ -207,9 +207,9 @@ fn take_out(parent: pg_sys::Oid, why: &str, everywhere: bool) {
     for (attachment, shown_elsewhere) in attachments {
         if shown_elsewhere {
             record::restart(Some(attachment));
-            attach::create_repair(attachment, why);
+            ask::for_repair(attachment, why);
         } else {
-            attach::create_sweep(attachment);
+            ask::for_sweep(attachment);
         }
     }
 }
@@ -260,7 +260,7 @@ fn read(rows: &spi::Rows) -> Vec<Partition> {
 /// later writers wait behind it.
 pub fn watch(partition: &Partition) -> bool {
     transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-    attach::create_truncate_trigger(&partition.name);
+    triggers::create_for_truncate(&partition.name);
     // TRUNCATE gives a table a new file, whose number then differs from the table's own. So does a rewrite, which costs
     // a search in vain.
     let suspect = spi::run(

@@ -5,11 +5,12 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::attach::{self, as_extension};
 use super::catalog::{self, Attachment};
+use super::{attach, check};
 use crate::capture;
-use crate::jobs::record;
+use crate::jobs::{ask, record};
 use crate::postgres::error::Report;
+use crate::postgres::rights::as_extension;
 use crate::postgres::spi;
 
 /// Why an index differs from its table after it was left behind.
@@ -49,7 +50,7 @@ fn switch(relation: Option<pg_sys::Oid>, index: Option<&str>, paused: bool) -> R
         settle(&tables);
         for (attachment, stale) in changed {
             if let (false, Some(why)) = (paused, stale) {
-                attach::create_repair(attachment, &why);
+                ask::for_repair(attachment, &why);
             }
         }
         capture::announce_catalog_change();
@@ -84,12 +85,12 @@ fn lock(tables: &[pg_sys::Oid]) {
 
 fn chosen(relation: Option<pg_sys::Oid>, index: Option<&str>) -> Result<Vec<Attachment>, Report> {
     if let Some(relation) = relation {
-        attach::require_owner(relation)?;
+        check::require_owner(relation)?;
         return as_extension(|| attach::attached(relation, index));
     }
     let all = as_extension(catalog::all);
     let Some(index) = index else {
-        return Ok(all.into_iter().filter(|known| attach::is_owner(known.relation)).collect());
+        return Ok(all.into_iter().filter(|known| check::is_owner(known.relation)).collect());
     };
     let Some(found) = all.into_iter().find(|known| known.index == index) else {
         return Err(Report::new(
@@ -98,6 +99,6 @@ fn chosen(relation: Option<pg_sys::Oid>, index: Option<&str>) -> Result<Vec<Atta
         )
         .hint("The view es_sync.status lists the indexes."));
     };
-    attach::require_owner(found.relation)?;
+    check::require_owner(found.relation)?;
     Ok(vec![found])
 }

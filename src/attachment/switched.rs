@@ -3,8 +3,8 @@
 
 use pgrx::pg_sys;
 
-use super::{attach, catalog, partitions};
-use crate::jobs::record;
+use super::{catalog, partitions};
+use crate::jobs::{ask, record};
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 
@@ -44,6 +44,6 @@ pub fn mend(trigger: &Trigger) {
     spi::run(&format!("alter table {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
     for attachment in catalog::concerned(trigger.table) {
         record::restart(Some(attachment));
-        attach::create_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));
+        ask::for_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));
     }
 }

@@ -9,6 +9,7 @@ use super::shape::{Dialect, Shape};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
+use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value};
 use crate::postgres::transaction::{self, Scope};
 
@@ -93,14 +94,15 @@ impl Reader {
         let Self { shape, first_page, next_page, .. } = self;
         as_reader(shape, || match parts {
             None => {
-                let plan = first_page.get_or_insert_with(|| Plan::prepare(&shape.first_page, &[pg_sys::INT8OID]));
+                let plan =
+                    first_page.get_or_insert_with(|| Plan::prepare(&shape.statements.first_page, &[pg_sys::INT8OID]));
                 read(plan, &[spi::value(limit)], shape, found)
             }
             Some(parts) => {
                 let plan = next_page.get_or_insert_with(|| {
                     let mut types = vec![pg_sys::TEXTOID; columns];
                     types.push(pg_sys::INT8OID);
-                    Plan::prepare(&shape.next_page, &types)
+                    Plan::prepare(&shape.statements.next_page, &types)
                 });
                 let mut values: Vec<Value> = parts.into_iter().map(spi::value).collect();
                 values.push(spi::value(limit));
@@ -117,7 +119,7 @@ impl Reader {
         let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
         let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
         // The type may be a domain, whose check runs its owner's functions.
-        let check = || transaction::as_owner(self.shape.owner, || spi::run(&self.shape.key_check, &parts).len());
+        let check = || rights::as_owner(self.shape.owner, || spi::run(&self.shape.statements.key_check, &parts).len());
         match transaction::run(check) {
             Ok(_) => Ok(true),
             Err(error) if error.is_in_the_data() => Ok(false),
@@ -130,12 +132,12 @@ impl Reader {
         let shape = &self.shape;
         let parts = after.and_then(|after| key::parts(after, shape.key.len()));
         let key_types = &shape.columns[..shape.key.len()];
-        transaction::as_owner(shape.owner, || {
+        rights::as_owner(shape.owner, || {
             let rows = match parts {
-                None => spi::run(&shape.first_key, &[]).typed(key_types),
+                None => spi::run(&shape.statements.first_key, &[]).typed(key_types),
                 Some(parts) => {
                     let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
-                    spi::run(&shape.next_key, &parts).typed(key_types)
+                    spi::run(&shape.statements.next_key, &parts).typed(key_types)
                 }
             };
             let mut text = String::new();
@@ -150,7 +152,7 @@ impl Reader {
 /// As the table's owner. A table is read by its key's index, however small it is: in a scan Postgres might evaluate the
 /// filter before it compares keys, and one row of which that fails would keep all others from being read.
 fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
-    transaction::as_owner(shape.owner, || {
+    rights::as_owner(shape.owner, || {
         if !shape.is_view {
             transaction::set(c"enable_seqscan", c"off", Scope::Nested);
         }
@@ -161,7 +163,7 @@ fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
 fn plan_by_keys<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {
     plan.get_or_insert_with(|| {
         let kind = if shape.has_integer_key() { pg_sys::INT8ARRAYOID } else { pg_sys::TEXTARRAYOID };
-        Plan::prepare(&shape.by_keys, &vec![kind; shape.key.len()])
+        Plan::prepare(&shape.statements.by_keys, &vec![kind; shape.key.len()])
     })
 }
 

@@ -4,10 +4,10 @@ use pgrx::pg_sys;
 
 use super::read::key_of;
 use super::shape::text_as;
-use crate::attachment::follow::Link;
+use crate::attachment::link::Link;
 use crate::attachment::{catalog, key, link, operator};
+use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value, quoted};
-use crate::postgres::transaction;
 
 /// Finds keys for one link. Its statements stay prepared; make it anew when the link changes.
 pub struct Finder {
@@ -74,7 +74,7 @@ impl Finder {
         let mut parameters: Vec<Value> = texts.into_iter().map(spi::value).collect();
         let after = after.and_then(|after| key::parts(after, self.key.len()));
         let Self { owner, key, key_types, first, next, first_plan, next_plan, .. } = self;
-        transaction::as_owner(*owner, || {
+        rights::as_owner(*owner, || {
             let mut types = vec![pg_sys::TEXTARRAYOID; columns];
             let plan = match after {
                 None => first_plan.get_or_insert_with(|| {

@@ -1,15 +1,15 @@
-//! The shape of a table's documents: the statements that read them, and the settings and mappings of their index. What a
-//! single column becomes is in `types`.
+//! The shape of a table's documents, and the settings and mappings of their index. What a single column becomes is in
+//! `types`, what reads it in `statements`.
 
 use pgrx::pg_sys;
 use serde_json::{Map, Value, json};
 
-use super::json::{Encoding, Template};
-use super::types::{Field, Type, is_compound};
+use super::json::Template;
+use super::statements::{Origin, Shown, Statements};
+use super::types::{Field, Type};
 use crate::attachment::catalog::{self, Attachment, Column};
 use crate::attachment::key;
-use crate::attachment::operator::{self, Operator};
-use crate::postgres::spi;
+use crate::postgres::spi::{self, quoted};
 
 /// How often an index that is being loaded writes its segments. That goes on beside the indexing; without, the refresh at
 /// the end does all of it on one core while nothing else is done.
@@ -23,19 +23,7 @@ pub struct Shape {
     pub key: Vec<key::Column>,
     /// The column that decides on which shard a document lies.
     pub routing: Option<key::Column>,
-    /// Reads by keys: parameters are one text[] per key column, or one int8[] for an integer key; returns the key columns,
-    /// the routing where there is one, then what `template` takes. With a routing, a row that has no document is
-    /// returned, too: its document lies there.
-    pub by_keys: String,
-    /// Reads the first page: $1 is the number of rows.
-    pub first_page: String,
-    /// Reads the page after a key: one text per key column, then the number of rows.
-    pub next_page: String,
-    /// As the pages, but the key columns of one row only, whatever the filter says of it.
-    pub first_key: String,
-    pub next_key: String,
-    /// Fails where a text is no value of its key column's type: one text per key column.
-    pub key_check: String,
+    pub statements: Statements,
     /// Estimated number of rows, -1 if unknown.
     pub estimated_rows: f64,
     /// The types of the columns that reading returns: they are looked at before their values are.
@@ -54,9 +42,6 @@ pub enum Dialect {
 /// Deepest nesting of objects and arrays in a document that is sent. OpenSearch reads a `flat_object` by recursion, on
 /// a stack of 1 MB: 900 levels end its process, and end it again when it starts and replays what it had written down.
 pub const MAX_NESTING: usize = 100;
-
-/// Says whether a row passes the filter.
-const PASSES: &str = "\"es_sync passes\"";
 
 impl Shape {
     /// Reads the catalog; None if the table, a key column or the one of the routing is gone. SPI must be connected.
@@ -97,123 +82,22 @@ impl Shape {
             })
             .map(|column| (column, Type::of(column, attachment.options.maps(&column.name))))
             .collect();
-        let value = |(column, kind): &(&Column, Type)| {
-            let name = quote(&column.name);
-            let bare = format!("t.{name}");
-            // Where the user has a mapping of his own for it, a value stays as it is.
-            let as_is = match own_mapping(attachment, &column.name) {
-                Some(_) if kind.field == Field::Json => true,
-                Some(own) => kind.fits_own_mapping_only() && has_another_type(own, kind.field),
-                None => false,
-            };
-            let value = if as_is { bare.clone() } else { kind.expression(&bare) };
-            let encoding = if value == bare { kind.encoding() } else { None };
-            (value, name, encoding)
-        };
-        let values: Vec<(String, String, Option<Encoding>)> = synced.iter().map(value).collect();
-        let list: Vec<String> = values.iter().map(|(value, name, _)| format!("{value} as {name}")).collect();
-        let list = list.join(", ");
-
+        let shown: Vec<Shown> = synced.iter().map(|(column, kind)| shown(attachment, column, kind)).collect();
         let name: String = table.get(0, 1)?;
-        let read = view.as_ref().unwrap_or(&name);
-        let filtered = match &attachment.filter {
-            None => read.clone(),
-            Some(filter) => format!("(select * from {read} where (\n{filter}\n) is true)"),
-        };
-        let keys: Vec<String> = key.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
-        let makers: Vec<key::Column> = key.iter().map(|column| key::Column::new(column.type_oid)).collect();
-        let key_types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();
-        let equals: Vec<String> = key_types.iter().map(|kind| Operator::equal(*kind).qualified()).collect();
-        let types: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "")).collect();
-        let arrays: Vec<String> = key_types.iter().map(|kind| text_as(*kind, "[]")).collect();
-        // "document.*" is the row even where a column has the alias's name.
-        let document = match &view {
-            None if routing.is_some() && attachment.filter.is_some() => {
-                let row = format!("(select pg_catalog.row_to_json(document.*) from (select {list}) document)");
-                Document::whole(format!("case when t.{PASSES} then {row} end"))
-            }
-            None => {
-                let columns = synced.iter().map(|(column, _)| *column);
-                Document::of_columns(columns.zip(values.iter().map(|(value, _, encoding)| (value.as_str(), *encoding))))
-            }
-            // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
-            // view computes from being computed again for each mention. A second row for a key is an error.
-            Some(_) => {
-                let equal: Vec<String> = key
-                    .iter()
-                    .zip(&equals)
-                    .map(|(column, equal)| (quote(&column.name), equal))
-                    .map(|(name, equal)| format!("v.{name} {equal} t.{name}"))
-                    .collect();
-                Document::whole(format!(
-                    "(select pg_catalog.row_to_json(document.*) from (select {list} from \
-                     (select v.* from {filtered} v where {} offset 0) t) document)",
-                    equal.join(" and ")
-                ))
-            }
-        };
-        let source = match (&view, routing, &attachment.filter) {
-            (Some(_), ..) => name.clone(),
-            (None, Some(_), Some(filter)) => format!("(select *, (\n{filter}\n) is true as {PASSES} from {name})"),
-            _ => filtered,
-        };
-        let place = routing.map(|column| format!("t.{}, ", quote(&column.name))).unwrap_or_default();
-        let select = format!("select {}, {place}{} from", keys.join(", "), document.sql);
-
-        // There is no array of arrays, and an array of rows comes apart into columns: their texts become keys one by one.
-        let alone: Vec<bool> = key.iter().map(|column| is_compound(column)).collect();
-        let by_keys = if let ([column], [array], [false]) = (&keys[..], &arrays[..], &alone[..]) {
-            let array = match makers[0].is_integer() {
-                true => "int8[]".to_owned(),
-                false => format!("text[]::{array}"),
-            };
-            format!("{select} {source} t where {column} {} any ($1::pg_catalog.{array})", equals[0])
-        } else {
-            let part = |n: usize| match alone[n - 1] {
-                true => format!("${n}::pg_catalog.text[]"),
-                false => format!("${n}::pg_catalog.text[]::{}", arrays[n - 1]),
-            };
-            let parts: Vec<String> = (1..=keys.len()).map(part).collect();
-            let names: Vec<String> = (1..=keys.len()).map(|n| format!("k{n}")).collect();
-            let equal: Vec<String> = (0..keys.len())
-                .map(|n| match alone[n] {
-                    true => format!("{} {} k.{}::{}", keys[n], equals[n], names[n], types[n]),
-                    false => format!("{} {} k.{}", keys[n], equals[n], names[n]),
-                })
-                .collect();
-            format!(
-                "{select} rows from (pg_catalog.unnest({})) k ({}) join {source} t on {}",
-                parts.join("), pg_catalog.unnest("),
-                names.join(", "),
-                equal.join(" and ")
-            )
-        };
-        let order = keys.join(", ");
-        let after: Vec<String> = (1..=keys.len()).map(|n| format!("${n}::pg_catalog.text::{}", types[n - 1])).collect();
-        let behind = operator::behind(&keys, &after, &key_types);
-        let page = |behind: String, limit: usize| {
-            let rows = format!("{source} t {behind} order by {order} limit ${limit}");
-            // The rows of a page first: no document is made for others.
-            match &view {
-                None => format!("{select} {rows}"),
-                Some(_) => format!("{select} (select t.* from {rows}) t order by {order}"),
-            }
-        };
+        let (view, filter) = (view.as_deref(), attachment.filter.as_deref());
+        let origin = Origin { table: &name, view, filter, key: &key, routing };
+        let document = origin.document(&shown);
+        let returned = key.iter().copied().chain(routing).map(|column| column.type_oid);
         Some(Self {
             owner: table.get(0, 2)?,
             is_view: view.is_some(),
-            key: makers,
+            key: key.iter().map(|column| key::Column::new(column.type_oid)).collect(),
             routing: routing.map(|column| key::Column::new(column.type_oid)),
-            by_keys,
-            first_page: page(String::new(), 1),
-            next_page: page(format!("where {behind}"), keys.len() + 1),
-            first_key: format!("select {order} from {name} t order by {order} limit 1"),
-            next_key: format!("select {order} from {name} t where {behind} order by {order} limit 1"),
-            key_check: format!("select {}", after.join(", ")),
+            statements: Statements::new(&origin, &document),
             estimated_rows: table.get(0, 3).unwrap_or(-1.0),
-            columns: key_types.into_iter().chain(routing.map(|column| column.type_oid)).chain(document.types).collect(),
+            columns: returned.chain(document.types).collect(),
             template: document.template,
-            fields: synced.into_iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
+            fields: synced.iter().map(|(column, kind)| (column.name.clone(), kind.field)).collect(),
         })
     }
 
@@ -301,31 +185,6 @@ impl Shape {
     }
 }
 
-/// What a statement returns of a document.
-struct Document {
-    sql: String,
-    types: Vec<pg_sys::Oid>,
-    template: Template,
-}
-
-impl Document {
-    /// An expression that is the document, or null where there is none.
-    fn whole(sql: String) -> Self {
-        Self { sql, types: vec![pg_sys::JSONOID], template: Template::Whole }
-    }
-
-    /// Columns with the expressions of their values; an encoding only where that is the bare column.
-    fn of_columns<'a>(columns: impl Iterator<Item = (&'a Column, (&'a str, Option<Encoding>))>) -> Self {
-        let (mut sql, mut types, mut fields) = (Vec::new(), Vec::new(), Vec::new());
-        for (column, (value, encoding)) in columns {
-            sql.push(if encoding.is_some() { value.to_owned() } else { format!("pg_catalog.to_json({value})") });
-            types.push(if encoding.is_some() { column.type_oid } else { pg_sys::JSONOID });
-            fields.push((column.name.as_str(), encoding.unwrap_or(Encoding::Json)));
-        }
-        Self { sql: sql.join(", "), types, template: Template::of_fields(fields.into_iter()) }
-    }
-}
-
 /// A view's name, schema-qualified and quoted; None where it is gone, or not this owner's.
 fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
     let rows = spi::run(
@@ -356,10 +215,6 @@ pub fn text_as(type_oid: pg_sys::Oid, array: &str) -> String {
     }
 }
 
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// True if a document is nested deeper than `MAX_NESTING`.
 pub fn is_too_deep(document: &[u8]) -> bool {
     // Nearly every document has so few brackets that it cannot be. In blocks whose sum fits into a byte, the compiler
@@ -384,6 +239,20 @@ pub fn is_too_deep(document: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// How a column becomes a field.
+fn shown<'a>(attachment: &Attachment, column: &'a Column, kind: &Type) -> Shown<'a> {
+    let bare = format!("t.{}", quoted(&column.name));
+    // Where the user has a mapping of his own for it, a value stays as it is.
+    let as_is = match own_mapping(attachment, &column.name) {
+        Some(_) if kind.field == Field::Json => true,
+        Some(own) => kind.fits_own_mapping_only() && has_another_type(own, kind.field),
+        None => false,
+    };
+    let value = if as_is { bare.clone() } else { kind.expression(&bare) };
+    let encoding = if value == bare { kind.encoding() } else { None };
+    Shown { column, value, encoding }
 }
 
 /// What the user says himself of a field; null where he takes its mapping away.

@@ -7,11 +7,12 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::attach::required;
 use super::primary_only;
-use crate::attachment::attach::{self, as_extension};
+use crate::attachment::check;
 use crate::capture;
 use crate::jobs::record::{self, Asked};
 use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::latch;
+use crate::postgres::rights::as_extension;
 
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -23,7 +24,7 @@ fn owned(job: i64) -> Result<Asked, Report> {
             .hint("The view es_sync.jobs lists the jobs."));
     };
     match asked.relation {
-        Some(relation) => attach::require_owner(relation)?,
+        Some(relation) => check::require_owner(relation)?,
         // SAFETY: looks up the current user.
         None if unsafe { pg_sys::superuser() } => {}
         None => {

@@ -6,20 +6,20 @@ use pgrx::prelude::*;
 use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
-use crate::attachment::attach as attachments;
 use crate::attachment::operator::Operator;
-use crate::attachment::{catalog, follow, key};
+use crate::attachment::{attach, catalog, check, key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
+use crate::postgres::rights::{as_extension, with_pinned_path};
 use crate::postgres::spi::{self, Plan, Rows};
 
 /// Enqueues keys of a table; how many. Keys of several columns are given as document ids (`1|a`).
 #[pg_extern(sql = false)]
 fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     primary_only(c"es_sync.sync()");
-    attachments::require_owner(relation).or_raise();
-    let attachment = attachments::as_extension(|| attachments::attached(relation, None)).or_raise().remove(0);
+    check::require_owner(relation).or_raise();
+    let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
     let types = key_types(relation, &attachment.key_columns);
     let texts = element_texts(&keys);
     for text in &texts {
@@ -33,14 +33,14 @@ fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
 #[pg_extern(sql = false)]
 fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     primary_only(c"es_sync.sync_full()");
-    attachments::require_owner(relation).or_raise();
-    let (attached, notes, key_columns) = attachments::as_extension(|| {
+    check::require_owner(relation).or_raise();
+    let (attached, notes, key_columns) = as_extension(|| {
         let attached = catalog::of_relation(relation, None).into_iter().next();
         let key_columns = attached.as_ref().map_or_else(|| catalog::primary_key(relation), |it| it.key_columns.clone());
-        (attached, follow::notes(relation), key_columns)
+        (attached, link::notes(relation), key_columns)
     });
     if attached.is_none() && notes.is_empty() {
-        attachments::as_extension(|| attachments::attached(relation, None)).map(drop).or_raise();
+        as_extension(|| attach::attached(relation, None)).map(drop).or_raise();
     }
     let types = key_types(relation, &key_columns);
     let texts = element_texts(&keys);
@@ -76,15 +76,15 @@ fn values_of(
         .zip(types)
         .enumerate()
         .map(|(place, (name, kind))| {
-            let operator = attachments::as_extension(|| Operator::equal(*kind)).qualified();
+            let operator = as_extension(|| Operator::equal(*kind)).qualified();
             format!("{} {operator} ${}::{}", spi::quoted(name), place + 1, type_name(*kind))
         })
         .collect();
     let statement =
-        format!("select {} from {} where {}", select.join(", "), attachments::qualified(relation), equal.join(" and "));
+        format!("select {} from {} where {}", select.join(", "), spi::qualified(relation), equal.join(" and "));
     let types = key_types(relation, columns);
     let makers: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
-    attachments::with_pinned_path(|| {
+    with_pinned_path(|| {
         let parameters: Vec<_> = parts.iter().map(|part| (pg_sys::TEXTOID, spi::value(part.as_str()))).collect();
         let rows = spi::run(&statement, &parameters).typed(&types);
         (!rows.is_empty()).then(|| {
@@ -101,7 +101,7 @@ fn values_of(
     })
 }
 
-fn note_values(note: &follow::Note, values: &[Option<String>]) {
+fn note_values(note: &link::Note, values: &[Option<String>]) {
     if let Some(text) = note.text(values) {
         capture::note_key(note.source, &text);
     }
@@ -146,14 +146,14 @@ const FETCH: i64 = 1_000;
 #[pg_extern(sql = false)]
 fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
     primary_only(c"es_sync.sync_where()");
-    attachments::require_owner(relation).or_raise();
-    let attachment = attachments::as_extension(|| attachments::attached(relation, None)).or_raise().remove(0);
-    let table = attachments::require_condition(relation, condition).or_raise();
+    check::require_owner(relation).or_raise();
+    let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
+    let table = check::require_condition(relation, condition).or_raise();
     let types = key_types(relation, &attachment.key_columns);
     let key: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     let columns: Vec<String> = attachment.key_columns.iter().map(|name| spi::quoted(name)).collect();
     let statement = format!("select {} from {table} where (\n{condition}\n) is true", columns.join(", "));
-    attachments::with_pinned_path(|| {
+    with_pinned_path(|| {
         let plan = Plan::prepare(&statement, &[]);
         let cursor = plan.open(&[]);
         let mut count = 0;

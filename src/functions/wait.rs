@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use crate::attachment::attach as attachments;
-use crate::attachment::catalog;
+use crate::attachment::{attach, catalog};
 use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::latch;
 use crate::postgres::process::is_alive;
+use crate::postgres::rights::as_extension;
 use crate::shared::Waiter;
 
 /// How often a caller looks by itself; the worker's wake-up comes first as a rule.
@@ -66,8 +66,8 @@ fn wait(relation: Option<pg_sys::Oid>, timeout: Option<pgrx::datum::Interval>) -
 /// The changes of a table that is paused altogether stay in the queue: waiting for them would only take time. An index
 /// paused beside others of its table is not waited for.
 fn refuse_paused(relation: Option<pg_sys::Oid>) -> Result<(), Report> {
-    let known = attachments::as_extension(|| match relation {
-        Some(relation) => attachments::attached(relation, None),
+    let known = as_extension(|| match relation {
+        Some(relation) => attach::attached(relation, None),
         None => Ok(catalog::all()),
     })?;
     let goes_on = |table| known.iter().any(|other| other.relation == table && !other.paused);

@@ -2,10 +2,11 @@
 //! Runs in: the worker, on its main thread, between deliveries.
 //! May touch: es_sync.job, the delivery's lanes, the engine through its call thread.
 //!
-//! A job's row (`record`) is its durable state: where the worker dies, the next one goes on from there. `step` is what all
-//! kinds have in common; `build`, `verify` and `partition` are one each. The worker takes them up in `worker::catalog`, and
-//! a step further in `worker::tasks`.
+//! `ask` asks for one. A job's row (`record`) is its durable state: where the worker dies, the next one goes on from there.
+//! `step` is what all kinds have in common; `build`, `verify` and `partition` are one each. The worker takes them up in
+//! `worker::catalog`, and a step further in `worker::tasks`.
 
+pub mod ask;
 pub mod build;
 pub mod partition;
 pub mod record;

@@ -12,11 +12,12 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 
-use super::record;
 use super::step::{Context, Step, UnderWay};
-use crate::attachment::{attach, catalog, follow, key};
+use super::{ask, record};
+use crate::attachment::{catalog, key, link};
 use crate::capture::Changes;
 use crate::postgres::error::{Report, SqlError};
+use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, quoted};
 use crate::postgres::transaction;
 use crate::queue::insert;
@@ -163,7 +164,7 @@ impl UnderWay for Load {
                 let (job, attachment, done) = (self.job, self.attachment, self.done);
                 transaction::run_without_waiting(|| {
                     record::finish(job, "done", done, Some(&why));
-                    attach::create_repair(attachment, &why);
+                    ask::for_repair(attachment, &why);
                 })?;
                 self.phase = Phase::Over;
                 Ok(Step::Over)
@@ -203,7 +204,7 @@ impl Load {
             record::begin(self.job, None, rows.filter(|rows| *rows >= 0));
         }
         let mut place = self.place.clone();
-        let notes = follow::notes_of_partition(self.attachment, self.part);
+        let notes = link::notes_of_partition(self.attachment, self.part);
         if table.is_empty() || notes.is_empty() {
             return Read { next: place, rows: 0, last: true };
         }
@@ -235,7 +236,7 @@ impl Load {
     }
 
     /// Enqueues what capture would have noted of the rows that `condition` chooses; how many there are.
-    fn enqueue(&self, notes: &[follow::Note], owner: pg_sys::Oid, name: &str, condition: &str) -> i64 {
+    fn enqueue(&self, notes: &[link::Note], owner: pg_sys::Oid, name: &str, condition: &str) -> i64 {
         let columns = catalog::columns(self.part);
         let mut most = 0;
         for note in notes {
@@ -254,11 +255,11 @@ impl Load {
             let select: Vec<String> = note.columns.iter().map(|name| quoted(name)).collect();
             let statement = format!("select {} from only {name} where {condition}", select.join(", "));
             // As its own owner: rights on the partitioned table give none on the partition.
-            let plan = transaction::as_owner(owner, || Plan::prepare(&statement, &[]));
-            let cursor = transaction::as_owner(owner, || plan.open(&[]));
+            let plan = rights::as_owner(owner, || Plan::prepare(&statement, &[]));
+            let cursor = rights::as_owner(owner, || plan.open(&[]));
             let mut count = 0;
             loop {
-                let rows = transaction::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE).typed(&types));
+                let rows = rights::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE).typed(&types));
                 let fetched = rows.len() as i64;
                 let texts: FxHashSet<Box<str>> = (0..rows.len())
                     .filter_map(|row| note.text(&values(&rows, row, &makers)))

@@ -5,5 +5,6 @@
 pub mod error;
 pub mod latch;
 pub mod process;
+pub mod rights;
 pub mod spi;
 pub mod transaction;

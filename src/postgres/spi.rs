@@ -3,7 +3,7 @@
 //! pgrx's own client copies and checks more than the delivery loop can afford: here a document's values are read where
 //! the executor has them.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys, varlena};
 
@@ -355,6 +355,20 @@ pub fn integers(values: &[i64]) -> Value {
         pg_sys::construct_array(datums.as_mut_ptr(), count, pg_sys::INT8OID, length, by_value, alignment)
     };
     Some(pg_sys::Datum::from(array))
+}
+
+/// A relation's name, schema-qualified and quoted.
+pub fn qualified(relation: pg_sys::Oid) -> String {
+    // SAFETY: syscache lookups in a live transaction; the palloc'd results are copied.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let name = pg_sys::get_rel_name(relation);
+        if schema.is_null() || name.is_null() {
+            return relation.to_u32().to_string();
+        }
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        CStr::from_ptr(quoted).to_string_lossy().into_owned()
+    }
 }
 
 /// A name as an identifier of SQL.

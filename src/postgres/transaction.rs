@@ -85,31 +85,6 @@ pub fn flush_all_wal() {
     unsafe { pg_sys::XLogFlush(pg_sys::GetXLogInsertRecPtr()) };
 }
 
-/// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
-///
-/// Writes are impossible inside, and row-level security is off (it raises where it would filter).
-pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
-    let mut user = pg_sys::InvalidOid;
-    let mut context = 0;
-    // SAFETY: user, security context and settings are restored below, or by the abort if `work` raises.
-    unsafe {
-        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        pg_sys::SetUserIdAndSecContext(
-            owner,
-            context | (pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE) as i32,
-        );
-        let level = pg_sys::NewGUCNestLevel();
-        set(c"row_security", c"off", Scope::Nested);
-        let read_only = pg_sys::XactReadOnly;
-        pg_sys::XactReadOnly = true;
-        let result = work();
-        pg_sys::XactReadOnly = read_only;
-        pg_sys::AtEOXact_GUC(false, level);
-        pg_sys::SetUserIdAndSecContext(user, context);
-        result
-    }
-}
-
 /// How long a changed setting lasts.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Scope {

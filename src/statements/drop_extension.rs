@@ -3,8 +3,9 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use crate::attachment::attach::{as_extension, owns_extension};
+use crate::attachment::check::owns_extension;
 use crate::postgres::error::Report;
+use crate::postgres::rights::as_extension;
 use crate::postgres::spi;
 
 const MODE: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;

@@ -12,7 +12,7 @@ use super::delivery::Delivery;
 use super::process::{RELATIONS_CHANGED, definitions_changed};
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::{definition, follow, partitions, switched};
+use crate::attachment::{definition, link, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -93,7 +93,7 @@ impl Worker {
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
             self.owner = rows.first(1).unwrap_or_default();
             let parked = if first { dead_letter::all() } else { Vec::new() };
-            (catalog::all(), follow::links(), record::open_jobs(), parked)
+            (catalog::all(), link::links(), record::open_jobs(), parked)
         })
         .inspect_err(|_| {
             if lost {

@@ -9,9 +9,9 @@ use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
 use super::delivery::{MAX_OUTSTANDING, Whole};
-use crate::attachment::{attach, partitions};
-use crate::jobs::record;
+use crate::attachment::partitions;
 use crate::jobs::step::LOCKED_REST;
+use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
@@ -214,12 +214,12 @@ impl Worker {
                 Whole::Rebuild => attachments.for_each(|attachment| {
                     record::restart(Some(attachment));
                     record::mark_stale(attachment, "the table was truncated or rewritten");
-                    attach::create_build(attachment, "reindex");
+                    ask::for_build(attachment, "reindex");
                 }),
                 Whole::Repair => attachments.for_each(|attachment| {
                     // A build that runs may have read pages that changed since.
                     record::restart(Some(attachment));
-                    attach::create_repair(attachment, "changes were not captured one by one");
+                    ask::for_repair(attachment, "changes were not captured one by one");
                 }),
                 Whole::Sweep => partitions::emptied(table),
             }
@@ -231,7 +231,7 @@ impl Worker {
                     record::restart(Some(*attachment));
                 }
                 record::mark_stale(*attachment, why);
-                attach::create_build(*attachment, "reindex");
+                ask::for_build(*attachment, "reindex");
             });
         let asked = !requests.done.is_empty() || !misfits.done.is_empty();
         self.delivery.forget_places(requests.done.into_iter().flat_map(|request| request.places));

@@ -15,7 +15,7 @@ use super::process::{CLIENT, Thing, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::{Known, Waiters};
 use crate::attachment::catalog::Attachment;
-use crate::attachment::follow::Link;
+use crate::attachment::link::Link;
 use crate::document::read::Reader;
 use crate::document::related::Finder;
 use crate::jobs::build::Build;

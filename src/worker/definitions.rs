@@ -9,7 +9,7 @@ use super::database::{REST, Worker};
 use super::process::{TRACKED, Thing, take_changed};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::definition::{self, Difference};
-use crate::attachment::{attach, follow, pin};
+use crate::attachment::{attach, check, follow, pin};
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction::{self, Scope};
@@ -192,7 +192,7 @@ fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
         if owner == pgrx::pg_sys::InvalidOid {
             return;
         }
-        if let Err(report) = follow::renew_where_changed(&attach::table_of(attachment), attachment, owner) {
+        if let Err(report) = follow::renew_where_changed(&check::table_of(attachment), attachment, owner) {
             report.raise();
         }
     })
@@ -201,7 +201,7 @@ fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
 /// The view was dropped with CASCADE: there is nothing to make documents of any more.
 fn let_go(attachment: &Attachment) -> Result<Looked, SqlError> {
     let gone = transaction::run(|| {
-        attach::let_go(&attach::table_of(attachment), std::slice::from_ref(attachment), false);
+        attach::let_go(&check::table_of(attachment), std::slice::from_ref(attachment), false);
     });
     match gone {
         Ok(()) => {

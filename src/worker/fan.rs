@@ -18,7 +18,7 @@ use super::answers::set_cause;
 use super::database::{REST, Worker};
 use super::delivery::Delivery;
 use super::lane::{Change, Key, Ticket};
-use crate::attachment::follow::Link;
+use crate::attachment::link::Link;
 use crate::attachment::link::{self, Content};
 use crate::document::related::Finder;
 use crate::postgres::error::SqlError;

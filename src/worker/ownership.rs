@@ -12,8 +12,7 @@ use super::database::Worker;
 use super::delivery::LAST_VERSION;
 use super::lease::{Keeper, Verdict};
 use super::succession;
-use crate::attachment::attach;
-use crate::jobs::record;
+use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::settings;
@@ -305,7 +304,7 @@ impl Worker {
         transaction::run(|| {
             record::set_uuid(attachment, uuid);
             if replaced {
-                attach::create_repair(attachment, "the index was restored or replaced in the engine");
+                ask::for_repair(attachment, "the index was restored or replaced in the engine");
             }
         })
     }
@@ -316,7 +315,7 @@ impl Worker {
         pgrx::warning!("index \"{index}\" is missing in the engine and is built anew");
         transaction::run(|| {
             record::forget_live(attachment);
-            attach::create_build(attachment, "reindex");
+            ask::for_build(attachment, "reindex");
         })?;
         if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {
             known.live = None;

@@ -3,8 +3,8 @@
 use pgrx::pg_sys;
 
 use super::lease::Note;
-use crate::attachment::{attach, catalog, partitions};
-use crate::jobs::record;
+use crate::attachment::{catalog, partitions};
+use crate::jobs::{ask, record};
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 use crate::queue::claim;
@@ -81,9 +81,9 @@ pub fn repair_everything(why: &str) {
     record::restart(None);
     for attachment in attachments {
         if attachment.live.is_some() {
-            attach::create_repair(attachment.id, why);
+            ask::for_repair(attachment.id, why);
         } else {
-            attach::create_build(attachment.id, "load");
+            ask::for_build(attachment.id, "load");
         }
     }
     partitions::remember(None);

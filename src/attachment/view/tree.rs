@@ -11,11 +11,11 @@ use std::rc::Rc;
 use pgrx::{FromDatum, PgList, PgRelation, PgSqlErrorCode, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
+use crate::attachment::catalog;
 use crate::attachment::operator::equality;
-use crate::attachment::{attach, catalog};
 use crate::postgres::error::Report;
+use crate::postgres::rights;
 use crate::postgres::spi;
-use crate::postgres::transaction;
 
 /// What a view reads, and how.
 pub struct Tree {
@@ -121,7 +121,7 @@ impl Tree {
         let top = unsafe {
             let raw = PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
             let statement = raw.get_ptr(0).unwrap_or(std::ptr::null_mut());
-            let query = transaction::as_owner(owner, || {
+            let query = rights::as_owner(owner, || {
                 pg_sys::parse_analyze_fixedparams(statement, text.as_ptr(), std::ptr::null(), 0, std::ptr::null_mut())
             });
             reader.query(query, &Levels::default())
@@ -131,7 +131,7 @@ impl Tree {
 
     /// Reads a condition on the rows of a relation, as the owner of the table that it filters.
     pub fn of_filter(owner: pg_sys::Oid, relation: pg_sys::Oid, filter: &str) -> Self {
-        Self::of_statement(owner, &format!("select from {} where (\n{filter}\n)", attach::qualified(relation)))
+        Self::of_statement(owner, &format!("select from {} where (\n{filter}\n)", spi::qualified(relation)))
     }
 
     /// The keys' places in the view's result.
@@ -390,7 +390,7 @@ impl Reader {
             self.use_of(query);
             return Source::Query(query);
         }
-        let name = attach::qualified(oid);
+        let name = spi::qualified(oid);
         let why = match entry.relkind as u8 {
             _ if oid.to_u32() < FIRST_NORMAL_OID => Some("it is a system catalog"),
             pg_sys::RELKIND_MATVIEW => Some("it is a materialized view, whose refresh fires no triggers"),

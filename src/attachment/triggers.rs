@@ -1,0 +1,140 @@
+//! The triggers of attached tables and of those that their documents follow.
+
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use super::check::{Table, named};
+use super::partitions;
+use crate::postgres::error::Report;
+use crate::postgres::spi;
+use crate::postgres::transaction::{self, Scope};
+use crate::settings;
+
+/// Takes the lock that changing triggers needs, or says who stands in the way.
+pub fn lock(table: &Table, mode: &str) {
+    let holders = spi::run(
+        "select pg_catalog.string_agg(distinct l.pid::text, ', ')
+         from pg_catalog.pg_locks l
+         where l.locktype = 'relation' and l.relation = $1 and l.granted
+           and l.database = (select d.oid from pg_catalog.pg_database d
+                             where d.datname = pg_catalog.current_database())
+           and ($2 = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
+           and l.pid is distinct from pg_catalog.pg_backend_pid()",
+        &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
+    )
+    .get::<String>(0, 1);
+    // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
+    // queue up behind whoever waits for such a lock.
+    let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
+    // A user's own time-out holds again afterwards.
+    let former = (!is_worker).then(|| transaction::setting(c"lock_timeout"));
+    if is_worker {
+        // To the end of the transaction: what it locks it must not keep while it waits for something else.
+        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+    } else {
+        let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
+        transaction::set(c"lock_timeout", &timeout, Scope::Nested);
+    }
+    let name = &table.name;
+    pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
+        spi::run(&format!("lock table {name} in {mode} mode"), &[]);
+    }))
+    .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
+        let who = match &holders {
+            Some(pids) => format!("Its transactions in process {pids} hold a lock: let them end, then try again."),
+            None => "Try again, or raise es_sync.lock_timeout.".to_owned(),
+        };
+        Report::new(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            format!("could not lock table {name} within es_sync.lock_timeout"),
+        )
+        .detail("The table must be quiet for a moment while its triggers change.")
+        .hint(who)
+        .raise()
+    })
+    .execute();
+    if let Some(former) = former {
+        transaction::set(c"lock_timeout", &former, Scope::Nested);
+    }
+}
+
+/// The table and all its partitions, schema-qualified; the table first.
+fn tree(table: &Table) -> Vec<(pg_sys::Oid, String)> {
+    let rows = spi::run(
+        "select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
+         from (select $1::oid as oid, 0 as level
+               union
+               select t.relid, t.level from pg_catalog.pg_partition_tree($1) t) t
+         join pg_catalog.pg_class c on c.oid = t.oid
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'p')
+         order by t.level",
+        &[(pg_sys::OIDOID, spi::value(table.oid))],
+    );
+    (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
+}
+
+/// True if the table has its triggers now: in REPEATABLE READ, a query would see the catalog as it was.
+fn are_on(table: pg_sys::Oid) -> bool {
+    // SAFETY: in a transaction; the catalog is read as it is now.
+    unsafe { pg_sys::get_trigger_oid(table, c"es_sync_truncate".as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// Gives a table its triggers, and its partitions theirs; it is locked for that.
+pub fn create(table: &Table) {
+    for (place, (oid, name)) in tree(table).into_iter().enumerate() {
+        if are_on(oid) {
+            continue;
+        }
+        if place == 0 {
+            // Row triggers of a partitioned table are cloned to its partitions, present and future.
+            spi::run(
+                &format!(
+                    "create trigger es_sync_capture after insert or update or delete on {name}
+                     for each row execute function es_sync.capture()"
+                ),
+                &[],
+            );
+        }
+        // ALWAYS: logical replication applies its changes as a replica.
+        spi::run(&format!("alter table {name} enable always trigger es_sync_capture"), &[]);
+        if place == 0 {
+            // So that DROP EXTENSION needs no CASCADE.
+            spi::run(&format!("alter trigger es_sync_capture on {name} depends on extension pg_es_sync"), &[]);
+        }
+        create_for_truncate(&name);
+    }
+    if !partitions::are_known(table.oid) {
+        partitions::remember(Some(table.oid));
+    }
+}
+
+/// Truncate triggers are not cloned: one for each partition.
+pub fn create_for_truncate(name: &str) {
+    for statement in [
+        format!(
+            "create trigger es_sync_truncate after truncate on {name}
+             for each statement execute function es_sync.capture()"
+        ),
+        format!("alter table {name} enable always trigger es_sync_truncate"),
+        format!("alter trigger es_sync_truncate on {name} depends on extension pg_es_sync"),
+    ] {
+        spi::run(&statement, &[]);
+    }
+}
+
+/// Gives a table, where it has lost one of its triggers, both of them.
+pub fn renew(table: pg_sys::Oid) {
+    let table = named(table);
+    drop_from(&table);
+    create(&table);
+}
+
+pub fn drop_from(table: &Table) {
+    for (place, (_, name)) in tree(table).into_iter().enumerate() {
+        if place == 0 {
+            spi::run(&format!("drop trigger if exists es_sync_capture on {name}"), &[]);
+        }
+        spi::run(&format!("drop trigger if exists es_sync_truncate on {name}"), &[]);
+    }
+    partitions::forget(table.oid);
+}

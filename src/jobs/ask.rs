@@ -1,0 +1,76 @@
+//! Asking for jobs: their rows in `es_sync.job`, which the worker takes up.
+
+use pgrx::pg_sys;
+
+use super::record;
+use crate::attachment::catalog;
+use crate::postgres::spi;
+
+/// Asks for a build of an attachment's index, unless one is under way; the job's id.
+pub fn for_build(attachment: i32, kind: &str) -> i64 {
+    let rows = spi::run(
+        "with made as (
+             insert into es_sync.job (kind, attachment, relation, index_name)
+             select $2, a.id, a.relation::text, a.index_name from es_sync.attachment a where a.id = $1
+             on conflict (attachment) where kind in ('load', 'reindex') and state in ('queued', 'running') do nothing
+             returning id)
+         select id from made
+         union all
+         select j.id from es_sync.job j
+         where j.attachment = $1 and j.kind in ('load', 'reindex') and j.state in ('queued', 'running')
+         limit 1",
+        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(kind))],
+    );
+    rows.first(1).unwrap_or_default()
+}
+
+/// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
+/// where the engine does not give documents back as they were sent. The job's id.
+pub fn for_repair(attachment: i32, why: &str) -> i64 {
+    record::mark_stale(attachment, why);
+    match catalog::of_id(attachment) {
+        Some(known) if known.live.is_none() => for_build(attachment, "load"),
+        Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => for_build(attachment, "reindex"),
+        _ => for_verify(attachment, true, 1.0),
+    }
+}
+
+/// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
+pub fn for_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
+    comparison(attachment, repair, sample, false)
+}
+
+/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale. One
+/// that is under way is followed by another: if it began again, it would never end where partitions are emptied more often
+/// than it takes.
+pub fn for_sweep(attachment: i32) {
+    record::mark_partitions(attachment);
+    let follows = spi::run(
+        "update es_sync.job j set again = true
+         where j.attachment = $1 and j.kind = 'verify' and j.state = 'running' and j.orphans_only
+         returning j.id",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+    if follows.is_empty() {
+        comparison(attachment, true, 1.0, true);
+    }
+}
+
+fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) -> i64 {
+    let rows = spi::run(
+        "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
+         select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
+         on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
+         set state = 'queued', again = false, repair = j.repair or excluded.repair,
+             sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,
+             phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
+         returning j.id",
+        &[
+            (pg_sys::INT4OID, spi::value(attachment)),
+            (pg_sys::BOOLOID, spi::value(repair)),
+            (pg_sys::FLOAT4OID, spi::value(sample)),
+            (pg_sys::BOOLOID, spi::value(orphans_only)),
+        ],
+    );
+    rows.first(1).unwrap_or_default()
+}

@@ -1,0 +1,72 @@
+//! With whose rights a piece of work runs, and which names its SQL finds.
+
+use pgrx::pg_sys;
+
+use super::spi;
+use super::transaction::{Scope, set};
+
+/// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
+///
+/// Writes are impossible inside, and row-level security is off (it raises where it would filter).
+pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: user, security context and settings are restored below, or by the abort if `work` raises.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            owner,
+            context | (pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE) as i32,
+        );
+        let level = pg_sys::NewGUCNestLevel();
+        set(c"row_security", c"off", Scope::Nested);
+        let read_only = pg_sys::XactReadOnly;
+        pg_sys::XactReadOnly = true;
+        let result = work();
+        pg_sys::XactReadOnly = read_only;
+        pg_sys::AtEOXact_GUC(false, level);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+/// Runs `work` as the extension's owner, whoever calls: the caller's own rights were checked before.
+pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: user and settings are restored below, or by the abort if `work` raises.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+        );
+        let level = pg_sys::NewGUCNestLevel();
+        set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+        spi::connect();
+        let result = work();
+        spi::finish();
+        pg_sys::AtEOXact_GUC(true, level);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+/// Runs `work` with SPI, as the caller, under the search path that filters are read with.
+pub fn with_pinned_path<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: only the search path is changed, and restored below or by the abort.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+    let result = with_spi(work);
+    // SAFETY: paired with NewGUCNestLevel above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    result
+}
+
+/// Runs `work` with SPI, as the caller.
+pub fn with_spi<T>(work: impl FnOnce() -> T) -> T {
+    spi::connect();
+    let result = work();
+    spi::finish();
+    result
+}
