@@ -287,9 +287,7 @@ impl<'a> Bench<'a> {
         load.add_cpu(self.cpu().since(before));
         assert_eq!(self.engine.count(&index), self.documents.len() as u64, "documents after a raw run");
 
-        // As the live index has it after a load.
-        let refresh = &self.index["settings"]["index"]["refresh_interval"];
-        self.engine.put(&format!("/{index}/_settings"), json!({"index": {"refresh_interval": refresh}}));
+        raw::go_live(self.engine, &index, &self.index);
         machine::quiet(self.engine);
         let before = self.cpu();
         backlog.seconds.add_time(raw::send(&self.raw, &index, second, way.connections));

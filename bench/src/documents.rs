@@ -190,9 +190,7 @@ fn fan_out(report: &mut Report, scale: &Scale) {
         let second = raw::bodies_of(&mut client, documents, 5, 2 << 8);
         let target = raw::create_index(&engine, &alike);
         raw::send(&sender, &target, &first, 4);
-        let refresh =
-            serde_json::json!({"index": {"refresh_interval": alike["settings"]["index"]["refresh_interval"]}});
-        engine.put(&format!("/{target}/_settings"), refresh);
+        raw::go_live(&engine, &target, &alike);
         machine::quiet(&engine);
         let raw = raw::send(&sender, &target, &second, 4);
         engine.delete(&format!("/{target}"));

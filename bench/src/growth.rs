@@ -91,11 +91,7 @@ fn loads(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Scal
     report.line("gets slower with the size of its index.");
     report.line("");
     print(report, "documents", "documents/s", &raw_rates);
-    let growth = |rates: &[(u32, Samples)]| rates[2].1.median() / rates[0].1.median();
-    let sizes = format!("{} rows, to {}", thousands(rates[2].0.into()), thousands(rates[0].0.into()));
-    report.figure("Growth", format!("load of {sizes}"), growth(&rates), AtLeast(0.95));
-    let beside = growth(&rates) / growth(&raw_rates);
-    report.figure("Growth", format!("load of {sizes}, beside the engine's own"), beside, AtLeast(0.95));
+    figures(report, "load", "rows", &rates, &raw_rates);
 }
 
 /// Attaches, waits for the end of the job and detaches: the job's seconds, and what the index was like.
@@ -123,9 +119,17 @@ fn drains(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Sca
         ))
         .expect("could not attach a table");
     drained(client);
-    let mut rates = Vec::new();
+    let documents =
+        |up_to: u32| format!("select id::text, row_to_json(t)::text from {table} t where id <= {up_to} order by id");
+    let sender = raw::client(engine.url());
+    let alike = raw::alike(engine, &engine.indexes_of(&table).pop().expect("the load has made an index"));
+    let index = raw::create_index(engine, &alike);
+    let mut version = 1;
+    raw::send(&sender, &index, &raw::bodies_of(client, &documents(rows), BODY_MB, version << 8), CONNECTIONS);
+    raw::go_live(engine, &index, &alike);
+    let (mut rates, mut raw_rates) = (Vec::new(), Vec::new());
     for (place, (backlog, rounds)) in scale.drains.into_iter().enumerate() {
-        let mut samples = Samples::default();
+        let (mut samples, mut raw_samples) = (Samples::default(), Samples::default());
         for round in 0..rounds + usize::from(place == 0) {
             machine::quiet(engine);
             client.batch_execute(&format!("select es_sync.pause('{table}')")).expect("could not pause");
@@ -141,12 +145,20 @@ fn drains(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Sca
                 assert!(start.elapsed() < Duration::from_secs(600), "a backlog of {backlog} keys was not drained");
                 std::thread::sleep(Duration::from_millis(10));
             }
+            let seconds = start.elapsed().as_secs_f64();
+            version += 1;
+            let bodies = raw::bodies_of(client, &documents(backlog), BODY_MB, version << 8);
+            machine::quiet(engine);
+            let raw_seconds = raw::send(&sender, &index, &bodies, CONNECTIONS).as_secs_f64();
             if place > 0 || round > 0 {
-                samples.add(f64::from(backlog) / start.elapsed().as_secs_f64());
+                samples.add(f64::from(backlog) / seconds);
+                raw_samples.add(f64::from(backlog) / raw_seconds);
             }
         }
         rates.push((backlog, samples));
+        raw_rates.push((backlog, raw_samples));
     }
+    engine.delete(&format!("/{index}"));
     let changed = format!("select sum(n)::float8 from {table}");
     let changed: f64 = client.query_one(&changed, &[]).expect("could not add up").get(0);
     engine.refresh(&table);
@@ -160,8 +172,19 @@ fn drains(report: &mut Report, client: &mut Client, engine: &Engine, scale: &Sca
     report.line(&format!("empty. The table has {} rows.", thousands(rows.into())));
     report.line("");
     print(report, "keys", "documents/s", &rates);
-    let figure = format!("drain of {} keys, to {}", thousands(rates[2].0.into()), thousands(rates[0].0.into()));
-    report.figure("Growth", figure, rates[2].1.median() / rates[0].1.median(), AtLeast(0.95));
+    report.line("The same documents sent raw in turns with it, into an index of their own that holds them already:");
+    report.line("");
+    print(report, "documents", "documents/s", &raw_rates);
+    figures(report, "drain", "keys", &rates, &raw_rates);
+}
+
+/// How the largest compares with the smallest.
+fn figures(report: &mut Report, what: &str, of: &str, rates: &[(u32, Samples)], raw_rates: &[(u32, Samples)]) {
+    let growth = |rates: &[(u32, Samples)]| rates[2].1.median() / rates[0].1.median();
+    let figure = format!("{what} of {} {of}, to {}", thousands(rates[2].0.into()), thousands(rates[0].0.into()));
+    let beside = growth(rates) / growth(raw_rates);
+    report.figure("Growth", figure.clone(), growth(rates), AtLeast(0.95));
+    report.figure("Growth", format!("{figure}, beside the engine's own"), beside, AtLeast(0.95));
 }
 
 fn print(report: &mut Report, what: &str, unit: &str, rates: &[(u32, Samples)]) {

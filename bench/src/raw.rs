@@ -66,6 +66,12 @@ pub fn create_index(engine: &Engine, alike: &Value) -> String {
     name
 }
 
+/// Has it refresh as the live index does after a load.
+pub fn go_live(engine: &Engine, index: &str, alike: &Value) {
+    let refresh = &alike["settings"]["index"]["refresh_interval"];
+    engine.put(&format!("/{index}/_settings"), json!({"index": {"refresh_interval": refresh}}));
+}
+
 /// Bulk bodies of about `megabytes`, with external versions as ours have them.
 pub fn bodies(documents: &[Document], megabytes: usize, version: i64) -> Vec<Body> {
     let mut bodies = vec![Body::new()];
