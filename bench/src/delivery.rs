@@ -7,7 +7,7 @@ use crate::report::{Report, Samples, row, thousands};
 use crate::{Scale, corpus, machine};
 use pg_es_sync_tests::{Engine, Server, unique, wait};
 use postgres::Client;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 struct Size {
