@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::record;
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
-use crate::attachment::catalog::Attachment;
+use crate::attachment::catalog::{self, Attachment};
 use crate::capture::Changes;
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
@@ -23,11 +23,13 @@ use crate::queue::insert;
 use crate::queue::table::Queue;
 use crate::shared;
 use crate::worker::delivery::Delivery;
-use crate::worker::lane::Page;
+use crate::worker::lane::{Lane, Page};
 
 /// Pages that may be open at once, beyond one for each connection, where one takes longer than those after it: the engine
 /// lets a request wait while it writes a segment, or some of its documents are sent once more.
 const PAGES_AHEAD: usize = 16;
+/// The live index is left behind when it has taken nothing so often in a row.
+const LEFT_AFTER: u32 = 3;
 /// A page with a row that cannot be read is searched from this size down.
 const MAX_FAILING_PAGE: usize = 1_024;
 
@@ -57,6 +59,10 @@ pub struct Build {
     first: bool,
     /// The fields that the target was created with; None for one that a former worker has created.
     mapping: Option<Rc<str>>,
+    /// The live index took nothing, and gets no changes any more.
+    pub has_left_live: bool,
+    /// The other attachment of the table that the job says it waits for.
+    awaited: Option<i32>,
 }
 
 struct Sent {
@@ -117,6 +123,8 @@ impl Build {
             failures: 0,
             first: job.kind == "load",
             mapping: None,
+            has_left_live: false,
+            awaited: None,
         }
     }
 
@@ -187,6 +195,7 @@ impl UnderWay for Build {
                     return Ok(Step::Again);
                 };
                 self.phase = Phase::Drain { mark, due };
+                self.see_to_what_takes_nothing(context)?;
                 Ok(Step::Wait(Some(due)))
             }
             Phase::Swap => {
@@ -337,7 +346,7 @@ impl Build {
         let mut stepped = false;
         if !self.exhausted && !context.held {
             let busy = context.delivery.in_flight() > context.engine.sizing.concurrency();
-            let open = context.delivery.lane(lane).is_some_and(|lane| lane.is_open(now));
+            let open = context.delivery.may_send(lane, now);
             let room = self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD;
             let Context { delivery, reader, attachment, engine, .. } = &mut *context;
             if !busy && open && room && delivery.fit_mapping(lane, reader, attachment, engine) {
@@ -412,6 +421,40 @@ impl Build {
             sent.left = sent.left.saturating_sub(1);
         }
         true
+    }
+
+    /// What waits for an index that takes nothing is not delivered. If that is the one which is to be replaced, it is left
+    /// behind, for it may never take anything again; if it is another one of the table, the job says so.
+    fn see_to_what_takes_nothing(&mut self, context: &mut Context) -> Result<(), SqlError> {
+        let (source, job) = (context.attachment.relation.to_u32(), self.job);
+        let (own, others): (Vec<&Lane>, Vec<&Lane>) = context
+            .delivery
+            .lanes
+            .iter()
+            .filter(|lane| lane.source == source)
+            .partition(|lane| Some(lane.id) == self.lane);
+        // Where the new one takes nothing either, it is the engine that has no room.
+        let takes = own.iter().all(|lane| lane.failures == 0);
+        let stuck = || others.iter().filter(|lane| takes && lane.failures >= LEFT_AFTER);
+        if let Some(live) = stuck().find(|lane| lane.attachment == self.attachment).map(|lane| lane.id) {
+            let why = "it took no changes while it was rebuilt";
+            transaction::run_without_waiting(|| record::mark_stale(self.attachment, why))?;
+            self.has_left_live = true;
+            context.delivery.close_lane(live);
+            return Ok(());
+        }
+        let awaited = stuck().next().map(|lane| lane.attachment);
+        if awaited != self.awaited {
+            transaction::run(|| {
+                let why = awaited.and_then(catalog::of_id).map(|known| {
+                    let index = known.index;
+                    format!("waits for index \"{index}\" of the same table, which takes nothing (es_sync.pause lets others go on)")
+                });
+                record::trouble(job, why.as_deref());
+            })?;
+            self.awaited = awaited;
+        }
+        Ok(())
     }
 
     fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {

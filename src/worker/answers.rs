@@ -19,6 +19,20 @@ const VERSION_STEP: i64 = 256;
 /// From here on too few generations are left to go beyond: a version like that is nobody's but an edit's by hand.
 const HIGHEST_VERSION: i64 = ((1 << (63 - GENERATION_SHIFT)) - (1 << 16)) << GENERATION_SHIFT;
 
+/// A document that is to be sent once more.
+struct Again {
+    key: Key,
+    reason: String,
+    /// It may be the document's own fault.
+    counts: bool,
+}
+
+impl Again {
+    fn new(key: Key, reason: &str) -> Self {
+        Self { key, reason: reason.to_owned(), counts: true }
+    }
+}
+
 impl Delivery {
     /// Takes a request's answer.
     pub fn delivered(
@@ -76,26 +90,26 @@ impl Delivery {
                 Outcome::Newer { version } if version >> GENERATION_SHIFT > flight.version >> GENERATION_SHIFT => {
                     // Somebody with a later generation has written this index: the lease says whether that goes on.
                     self.met_generation = self.met_generation.max(Some(version >> GENERATION_SHIFT));
-                    retries.push((operation.key, "a later generation writes this index".to_owned()));
+                    retries.push(Again::new(operation.key, "a later generation writes this index"));
                 }
                 Outcome::Newer { version } if version % VERSION_STEP == 0 => {
                     taken = true;
                     self.succeed(lane_id, attachment, &operation.key, now_micros, counters);
                 }
                 // An edit by hand raised the version by one: a later version of ours goes over it.
-                Outcome::Newer { .. } => retries.push((operation.key, "the document was changed by hand".to_owned())),
-                Outcome::Retry { status, reason } => {
+                Outcome::Newer { .. } => retries.push(Again::new(operation.key, "the document was changed by hand")),
+                Outcome::Retry { status, reason, counts } => {
                     if status == 429 {
                         engine.sizing.on_too_many();
                     }
-                    retries.push((operation.key, reason));
+                    retries.push(Again { key: operation.key, reason, counts });
                 }
                 Outcome::Refused { status, kind, reason } => {
                     self.park(lane_id, &operation.key, Some(i32::from(status)), &kind, reason);
                 }
                 Outcome::IndexMissing { reason } => {
                     missing.get_or_insert(reason);
-                    retries.push((operation.key, String::new()));
+                    retries.push(Again::new(operation.key, ""));
                 }
             }
         }
@@ -107,7 +121,7 @@ impl Delivery {
             let delay = engine.backoff.delay(5, &mut engine.random);
             if let Some(lane) = self.lane(lane_id) {
                 lane.blocked_until = Some(Instant::now() + delay);
-                lane.put_back(retries.into_iter().map(|(key, _)| key));
+                lane.put_back(retries.into_iter().map(|again| again.key));
             }
             return;
         }
@@ -116,14 +130,14 @@ impl Delivery {
             if let Some(lane) = self.lane(lane_id) {
                 lane.failures = 0;
             }
-            for (key, reason) in retries {
-                self.retry(lane_id, attachment, &key, reason, engine);
+            for again in retries {
+                self.retry(lane_id, attachment, again, engine);
             }
-        } else if let Some((_, reason)) = retries.first() {
+        } else if let Some(Again { reason, .. }) = retries.first() {
             // Nothing was taken: the index is read-only, or the engine has no room. That is no document's own failure,
             // so it does not count as an attempt.
             set_cause(attachment, reason);
-            self.rest(lane_id, retries.into_iter().map(|(key, _)| key), engine);
+            self.rest(lane_id, retries.into_iter().map(|again| again.key), engine);
         }
         if let Some(counters) = counters {
             counters.indexed.fetch_add(indexed, Relaxed);
@@ -147,14 +161,15 @@ impl Delivery {
         lane.put_back(keys);
     }
 
-    fn retry(&mut self, lane: u32, attachment: i32, key: &Key, reason: String, engine: &mut Engine) {
+    fn retry(&mut self, lane: u32, attachment: i32, again: Again, engine: &mut Engine) {
+        let Again { key, reason, counts } = again;
         let Some(state) = self.lane(lane) else { return };
-        if state.attempts(key) + 1 >= settings::max_attempts() {
-            self.park(lane, key, None, "max_attempts", reason);
+        if counts && state.attempts(&key) + 1 >= settings::max_attempts() {
+            self.park(lane, &key, None, "max_attempts", reason);
             return;
         }
         let (backoff, random) = (&engine.backoff, &mut engine.random);
-        state.retry(key, |attempts| Instant::now() + backoff.delay(attempts, random));
+        state.retry(&key, counts, |waits| Instant::now() + backoff.delay(waits, random));
         set_cause(attachment, &reason);
     }
 

@@ -109,6 +109,7 @@ impl Worker {
         self.take_attachments(attachments);
         self.take_links(links);
         self.take_jobs(jobs);
+        self.open_lanes();
         Ok(())
     }
 
@@ -224,16 +225,18 @@ impl Worker {
         self.delivery.take_moves(&self.attachments);
         self.delivery.apply_pauses(&self.attachments);
         self.delivery.apply_delays(&self.attachments);
-        self.open_lanes();
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
         // SAFETY: reads a variable of this process.
         self.shared.free_indexes(unsafe { pg_sys::MyDatabaseId }.to_u32(), |id| known.contains(&id));
     }
 
-    /// Opens the lanes of live indexes that have none: a change without a lane would be let go.
-    pub(super) fn open_lanes(&mut self) {
+    /// Opens the lanes of live indexes that have none: a change without a lane would be let go. So it shall be where a
+    /// build has left its live index behind.
+    fn open_lanes(&mut self) {
         for attachment in &self.attachments {
+            let is_left = self.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live);
             if let Some(live) = &attachment.live
+                && !is_left
                 && !self.delivery.is_left_out(attachment)
                 && !self.delivery.lanes.iter().any(|lane| lane.attachment == attachment.id && lane.index == *live)
             {

@@ -412,7 +412,9 @@ impl Delivery {
                 continue;
             }
             if lane.is_open(now) {
-                found = Some((place, lane.id));
+                if may_have_another(lane, &self.flights) {
+                    found = Some((place, lane.id));
+                }
             } else if let Some(until) = lane.blocked_until {
                 earliest = Some(earliest.map_or(until, |earliest| earliest.min(until)));
             }
@@ -421,6 +423,12 @@ impl Delivery {
             self.turn = place + 1;
         }
         (found.map(|(_, id)| id), earliest)
+    }
+
+    /// Whether a lane may send now.
+    pub fn may_send(&self, lane: u32, now: Instant) -> bool {
+        let lane = self.lanes.iter().find(|known| known.id == lane);
+        lane.is_some_and(|lane| lane.is_open(now) && may_have_another(lane, &self.flights))
     }
 
     /// Reads what is ready in a lane and sends it.
@@ -695,6 +703,11 @@ impl Delivery {
             self.outbox.ask(root, Whole::Repair, claimed.places.into_vec());
         }
     }
+}
+
+/// An index that took nothing the last time is tried with one request: each may keep a connection for seconds.
+fn may_have_another(lane: &Lane, flights: &FxHashMap<u64, Flight>) -> bool {
+    lane.failures == 0 || !flights.values().any(|flight| flight.lane == lane.id)
 }
 
 /// Raises where columns have other names since the reader was made, which looked at them then: an excluded one would be

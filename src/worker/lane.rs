@@ -85,7 +85,10 @@ struct Document {
     late_elsewhere: Vec<Routing>,
     /// To be sent although nobody waits for it.
     check: bool,
+    /// Failures that may be its own.
     attempts: u32,
+    /// How often it has waited to be sent once more.
+    waits: u32,
 }
 
 impl Document {
@@ -301,19 +304,19 @@ impl Lane {
         }
     }
 
-    /// A single document failed and is tried again at `due`; the attempts it has had.
-    pub fn retry(&mut self, key: &Key, due: impl FnOnce(u32) -> Instant) -> u32 {
-        if !self.land(key) {
-            return 0;
+    /// A single document failed, which `counts` if that may be its own fault. It is tried again at `due`, which is told how
+    /// often it has waited.
+    pub fn retry(&mut self, key: &Key, counts: bool, due: impl FnOnce(u32) -> Instant) {
+        if self.land(key)
+            && let Some(document) = self.documents.get_mut(key)
+        {
+            document.attempts += u32::from(counts);
+            document.waits += 1;
+            self.waiting.push(Reverse((due(document.waits), key.clone())));
         }
-        let Some(document) = self.documents.get_mut(key) else { return 0 };
-        document.attempts += 1;
-        let attempts = document.attempts;
-        self.waiting.push(Reverse((due(attempts), key.clone())));
-        attempts
     }
 
-    /// Attempts that a document has had.
+    /// Attempts that a document has had, those left out that say nothing of it.
     pub fn attempts(&self, key: &str) -> u32 {
         self.documents.get(key).map_or(0, |document| document.attempts)
     }
@@ -505,7 +508,7 @@ mod tests {
         let mut lane = lane();
         lane.backfill(key("a"), 7);
         let now = Instant::now();
-        assert_eq!(lane.retry(&key("a"), |_| now + Duration::from_secs(1)), 1);
+        lane.retry(&key("a"), true, |waits| now + Duration::from_secs(waits.into()));
         assert!(lane.wake(now).is_some());
         assert_eq!(lane.ready(), 0);
         assert_eq!(lane.wake(now + Duration::from_secs(2)), None);

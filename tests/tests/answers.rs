@@ -152,6 +152,24 @@ fn a_document_that_fails_max_attempts_times_while_others_are_taken_is_parked() {
 }
 
 #[test]
+fn a_document_that_the_engine_has_no_room_for_is_never_parked() {
+    let Set { engine, proxy, mut client, name, server: _server } = set_up(50);
+    proxy.spoil("unlucky", 429);
+    client
+        .batch_execute(&format!("update {name} set title = case when id = 9 then 'unlucky' else 'fine' end"))
+        .expect("write");
+    // More than the attempts that a document's own failures may have.
+    wait::until("it was refused many times", wait::LONG, || {
+        client.batch_execute(&format!("update {name} set n = n + 1 where id <> 9")).expect("write");
+        assert_eq!(letters(&mut client), []);
+        proxy.seen("_bulk").iter().filter(|seen| seen.body.contains("unlucky")).count() > 12
+    });
+    proxy.spoil("", 0);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(letters(&mut client), []);
+}
+
+#[test]
 fn while_the_engine_is_away_single_documents_probe_it() {
     let Set { engine, proxy, mut client, name, server: _server } = set_up(1000);
     proxy.set_for("_bulk", Fault::Reset);

@@ -372,6 +372,131 @@ fn the_queue_changes_its_durability_although_an_index_takes_nothing() {
 }
 
 #[test]
+fn an_index_without_its_shard_stops_no_other() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let (_server, mut client, whole) = table(engine.url());
+        let broken = unique("broken");
+        let create = format!(
+            r#"create table {broken} (id int primary key, title text);
+               select es_sync.attach('{broken}', options =>
+                   '{{"settings": {{"routing.allocation.require._name": "nowhere"}}}}')"#
+        );
+        client.batch_execute(&create).expect("set up");
+        wait::until("its load waits for the shard", wait::SHORT, || -> bool {
+            let waits = "select coalesce(bool_or(error like '%shard%'), false) from es_sync.jobs";
+            client.query_one(waits, &[]).expect("jobs").get(0)
+        });
+        // Each in a request of its own: more than there are connections.
+        for round in 1..=6 {
+            let write = format!("insert into {broken} values ({round}); update {whole} set n = {round}");
+            client.batch_execute(&write).expect("write");
+            let flows = format!("select es_sync.wait('{whole}', '10 s')");
+            let flows: bool = client.query_one(&flows, &[]).expect("wait").get(0);
+            assert!(flows, "round {round}: {:?}", engine.product());
+        }
+        let cause = format!("select cause from es_sync.status where index = '{broken}'");
+        wait::until("the status says why", wait::SHORT, || -> bool {
+            let cause: Option<String> = client.query_one(&cause, &[]).expect("status").get(0);
+            cause.is_some_and(|cause| cause.contains("shard"))
+        });
+        let index =
+            engine.get("/_alias").as_object().expect("aliases").keys().find(|name| name.starts_with(&broken)).cloned();
+        let settings = format!("/{}/_settings", index.expect("the new index"));
+        engine.put(&settings, json!({"index.routing.allocation.require._name": null}));
+        for name in [broken, whole] {
+            expect::table_equal(&mut client, &name, "id", &engine, &name);
+        }
+        let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+        assert_eq!(letters, 0);
+    }
+}
+
+#[test]
+fn a_reindex_replaces_an_index_that_takes_nothing() {
+    for (engine, rows) in [(Engine::elasticsearch(), 20_000), (Engine::opensearch(), 10)] {
+        let (_server, mut client, name) = table(engine.url());
+        let index = engine.indexes_of(&name).remove(0);
+        engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": true}));
+        let write = format!("insert into {name} select i, 'new', i from generate_series(2000, 1999 + {rows}) i");
+        client.batch_execute(&write).expect("write");
+        wait::until("it takes nothing", wait::SHORT, || -> bool {
+            client.query_one("select cause is not null from es_sync.status", &[]).expect("status").get(0)
+        });
+        client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+        client.batch_execute(&format!("update {name} set title = 'during' where id % 7 = 0")).expect("write");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert!(!engine.indexes_of(&name).contains(&index));
+        let job = "select state, error from es_sync.jobs order by id desc limit 1";
+        let job = client.query_one(job, &[]).expect("jobs");
+        assert_eq!((job.get(0), job.get::<_, Option<String>>(1)), ("done".to_owned(), None));
+    }
+}
+
+#[test]
+fn an_index_that_a_cancelled_reindex_has_left_behind_is_stale_until_it_is_mended() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(engine.url());
+    let second = unique("second");
+    client.batch_execute(&format!("select es_sync.attach('{name}', index => '{second}')")).expect("attach");
+    expect::settled(&mut client);
+    // What waits for the second keeps the reindex from its end.
+    let both = [&name, &second].map(|index| engine.indexes_of(index).remove(0));
+    let block = |is: serde_json::Value| {
+        both.iter()
+            .for_each(|index| drop(engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": is}))));
+    };
+    block(true.into());
+    client.batch_execute(&format!("update {name} set title = 'new'")).expect("write");
+    client.batch_execute(&format!("select es_sync.reindex('{name}', index => '{name}')")).expect("reindex");
+    let stale = format!("select stale from es_sync.status where index = '{name}'");
+    let why: String = wait::until("it is left behind", wait::SHORT, || {
+        client.query_one(&stale, &[]).expect("status").get::<_, Option<String>>(0)
+    });
+    assert!(why.contains("took no changes"), "{why}");
+    client.batch_execute("select es_sync.cancel(max(id)) from es_sync.jobs").expect("cancel");
+    block(serde_json::Value::Null);
+    client.batch_execute(&format!("update {name} set n = -n where id = 1")).expect("write");
+    let searchable = format!("select es_sync.wait('{name}', '2 s')");
+    let searchable: bool = client.query_one(&searchable, &[]).expect("wait").get(0);
+    assert!(!searchable, "nobody is told that it is equal");
+    client.batch_execute(&format!("select es_sync.verify('{name}', '{name}', repair => true)")).expect("verify");
+    for index in [&name, &second] {
+        expect::table_equal(&mut client, &name, "id", &engine, index);
+    }
+    assert_eq!(engine.indexes_of(&name), both[..1]);
+}
+
+#[test]
+fn a_reindex_says_which_other_index_of_its_table_it_waits_for() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client, name) = table(engine.url());
+    let second = unique("second");
+    client.batch_execute(&format!("select es_sync.attach('{name}', index => '{second}')")).expect("attach");
+    expect::settled(&mut client);
+    let index = engine.indexes_of(&second).remove(0);
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": true}));
+    client.batch_execute(&format!("update {name} set title = 'new'")).expect("write");
+    client.batch_execute(&format!("select es_sync.reindex('{name}', index => '{name}')")).expect("reindex");
+    let job = "select error from es_sync.jobs where kind = 'reindex'";
+    let error: String = wait::until("it says what it waits for", wait::SHORT, || {
+        client.query_one(job, &[]).expect("jobs").get::<_, Option<String>>(0)
+    });
+    assert!(error.contains(&second) && error.contains("es_sync.pause"), "{error}");
+    client.batch_execute(&format!("select es_sync.pause('{name}', '{second}')")).expect("pause");
+    wait::until("it goes on", wait::SHORT, || -> bool {
+        client
+            .query_one("select state = 'done' and error is null from es_sync.jobs where kind = 'reindex'", &[])
+            .expect("jobs")
+            .get(0)
+    });
+    engine.put(&format!("/{index}/_settings"), json!({"index.blocks.write": null}));
+    client.batch_execute(&format!("select es_sync.resume('{name}', '{second}')")).expect("resume");
+    for index in [&name, &second] {
+        expect::table_equal(&mut client, &name, "id", &engine, index);
+    }
+}
+
+#[test]
 fn an_index_that_takes_no_alias_stops_no_other() {
     let engine = Engine::elasticsearch();
     let (server, mut client, whole) = table(engine.url());

@@ -15,8 +15,9 @@ pub enum Outcome {
     Done,
     /// It holds this document at the same or a higher version. 0 when it does not say which.
     Newer { version: i64 },
-    /// Not now, or not until an operator has mended something: later again.
-    Retry { status: u16, reason: String },
+    /// Not now, or not until an operator has mended something: later again. `counts` unless the engine says it of itself
+    /// or of the index: then no document is at fault, however often it is said.
+    Retry { status: u16, reason: String, counts: bool },
     /// This document as it is will never be taken. `kind` is the engine's error type.
     Refused { status: u16, kind: String, reason: String },
     /// The write alias is gone, or is an index.
@@ -148,7 +149,7 @@ impl ItemResult {
                 // 404: a document to delete that is not there.
                 200..=299 | 404 => Outcome::Done,
                 409 => Outcome::Newer { version: 0 },
-                429 | 500.. => Outcome::Retry { status, reason: format!("status {status}") },
+                429 | 500.. => Outcome::Retry { status, reason: format!("status {status}"), counts: status != 429 },
                 _ => Outcome::Refused { status, kind: String::new(), reason: format!("status {status}") },
             };
         };
@@ -162,27 +163,39 @@ impl ItemResult {
             // With require_alias also when it is an index: "... and [t] is not an alias".
             return Outcome::IndexMissing { reason: cut(reason) };
         }
-        if is_temporary(status, &kind, &reason) {
-            return Outcome::Retry { status, reason: cut(format!("{kind}: {reason}")) };
+        let is_no_documents_fault = is_said_of_engine_or_index(status, &kind);
+        if is_no_documents_fault || is_temporary(status, &kind, &reason) {
+            let reason = cut(format!("{kind}: {reason}"));
+            return Outcome::Retry { status, reason, counts: !is_no_documents_fault };
         }
         Outcome::Refused { status, kind, reason: cut(reason) }
     }
 }
 
-/// Not the document's fault: parking it, and every other one with it, would be wrong.
+/// Too busy, no room, the index closed or blocked, its shard without a node.
+fn is_said_of_engine_or_index(status: u16, kind: &str) -> bool {
+    const KINDS: [&str; 8] = [
+        "es_rejected_execution_exception",
+        "rejected_execution_exception",
+        "circuit_breaking_exception",
+        "cluster_block_exception",
+        // Closed for maintenance, with status 400.
+        "index_closed_exception",
+        "unavailable_shards_exception",
+        "no_shard_available_action_exception",
+        "process_cluster_event_timeout_exception",
+    ];
+    status == 429 || KINDS.contains(&kind)
+}
+
+/// As a rule not the document's fault: parking it at once, and every other one with it, would be wrong.
 fn is_temporary(status: u16, kind: &str, reason: &str) -> bool {
     match status {
         // A pipeline's processor `fail`, with status 500: it says so of the document, and would again.
         _ if kind == "fail_processor_exception" => false,
-        429 | 500.. => true,
-        // Missing rights, and index blocks set by hand (FORBIDDEN/8).
+        500.. => true,
+        // Missing rights.
         401 | 403 => true,
-        // Closed for maintenance, with status 400.
-        _ if kind == "index_closed_exception" => true,
-        _ if kind == "es_rejected_execution_exception" || kind == "rejected_execution_exception" => true,
-        _ if kind == "circuit_breaking_exception" || kind == "cluster_block_exception" => true,
-        _ if kind == "unavailable_shards_exception" || kind == "no_shard_available_action_exception" => true,
-        _ if kind == "process_cluster_event_timeout_exception" => true,
         // An ingest pipeline deleted by hand, with status 400 and for every document.
         _ => {
             kind == "illegal_argument_exception"

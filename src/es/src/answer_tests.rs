@@ -62,6 +62,28 @@ fn what_is_not_the_documents_fault_is_tried_again() {
 }
 
 #[test]
+fn what_the_engine_says_of_itself_or_of_the_index_counts_for_no_document() {
+    for (item, counted) in [
+        (r#"{"status":429}"#, false),
+        (r#"{"status":429,"error":{"type":"whatever","reason":null}}"#, false),
+        (
+            r#"{"status":403,"error":{"type":"cluster_block_exception","reason":"index [t] blocked by: [FORBIDDEN/8]"}}"#,
+            false,
+        ),
+        (
+            r#"{"status":503,"error":{"type":"unavailable_shards_exception","reason":"[t][0] primary shard is not active"}}"#,
+            false,
+        ),
+        (r#"{"status":400,"error":{"type":"index_closed_exception","reason":"closed"}}"#, false),
+        (r#"{"status":403,"error":{"type":"security_exception","reason":"action is unauthorized"}}"#, true),
+        (r#"{"status":500,"error":{"type":"whatever","reason":null}}"#, true),
+        (r#"{"status":503}"#, true),
+    ] {
+        assert!(matches!(one(item), Outcome::Retry { counts, .. } if counts == counted), "{item}");
+    }
+}
+
+#[test]
 fn a_document_that_a_pipeline_fails_for_is_refused() {
     for item in [
         r#"{"status":400,"error":{"type":"illegal_argument_exception","reason":"cannot set [stamp] with parent object of type [java.lang.Integer] as part of path [doc.stamp]"}}"#,

@@ -1,5 +1,7 @@
 //! One bulk request.
 
+use std::time::Duration;
+
 use crate::answer::{FILTER_PATH, Outcome, read_answer};
 use crate::body::Body;
 use crate::client::{Client, Method};
@@ -15,6 +17,10 @@ pub struct Target {
     pub pipeline: Option<String>,
 }
 
+/// How long the engine waits for a shard that has no node before it says so. It would be a minute, and a few requests for
+/// one such index would keep all connections from the others.
+const WAIT_FOR_SHARD: Duration = Duration::from_secs(2);
+
 impl Client {
     /// Sends a body. Gives one outcome per operation, in order; fails when the request as a whole did.
     pub fn bulk(&self, target: &Target, body: &Body) -> Result<Vec<Outcome>, Failure> {
@@ -27,7 +33,9 @@ impl Client {
             let reason = format!("\"{}\" is not an alias", target.alias);
             return Ok(vec![Outcome::IndexMissing { reason }; body.operations()]);
         }
-        let mut path = format!("/{}/_bulk?require_alias=true&filter_path={FILTER_PATH}", path_name(&target.alias)?);
+        let wait = WAIT_FOR_SHARD.min(self.config().request_timeout / 2).as_millis();
+        let alias = path_name(&target.alias)?;
+        let mut path = format!("/{alias}/_bulk?require_alias=true&timeout={wait}ms&filter_path={FILTER_PATH}");
         if let Some(pipeline) = &target.pipeline {
             path.push_str("&pipeline=");
             path.push_str(&percent_encode(pipeline));

@@ -37,7 +37,7 @@ fn a_bulk_request_names_the_write_alias_and_keeps_its_connection() {
     }
     let seen = stub.seen();
     assert!(
-        seen[0].line.starts_with("POST /gr%C3%B6%C3%9Fe/_bulk?require_alias=true&filter_path="),
+        seen[0].line.starts_with("POST /gr%C3%B6%C3%9Fe/_bulk?require_alias=true&timeout=2000ms&filter_path="),
         "{}",
         seen[0].line
     );
@@ -186,6 +186,25 @@ fn a_count_or_refresh_of_some_shards_only_is_not_taken_for_all() {
     });
     assert_eq!(kind(client(&stub.url).count("a")), FailureKind::Unavailable);
     assert_eq!(kind(client(&stub.url).refresh("a")), FailureKind::Unavailable);
+}
+
+#[test]
+fn an_index_with_a_shard_on_no_node_is_not_refreshed() {
+    for (status, body, refreshed) in [
+        (200, r#"{"status":"red"}"#, false),
+        (200, r#"{"status":"yellow"}"#, true),
+        (403, "{}", true),
+        (408, "{}", true),
+    ] {
+        let stub = Stub::start(move |seen| match seen.line.starts_with("GET /_cluster/health/a?") {
+            true => Reply::Answer(status, body),
+            false => Reply::Answer(200, r#"{"_shards":{"total":2,"successful":0,"failed":0}}"#),
+        });
+        let result = client(&stub.url).refresh("a");
+        assert_eq!(result.is_ok(), refreshed, "{status} {body}");
+        let asked = stub.seen().iter().any(|seen| seen.line == "POST /a/_refresh");
+        assert_eq!(asked, refreshed, "{status} {body}");
+    }
 }
 
 #[test]

@@ -20,9 +20,10 @@ pub struct IndexInfo {
 }
 
 impl Client {
-    /// Creates an index. `body` has settings, mappings, aliases. Fails with `Exists` when the name is taken, by an index or an alias.
+    /// Creates an index. `body` has settings, mappings, aliases. Fails with `Exists` when the name is taken, by an index or an
+    /// alias. Does not wait until its shards have nodes: who writes to it does, and not for so long.
     pub fn create_index(&self, name: &str, body: &Value) -> Result<(), Failure> {
-        self.acknowledged(Method::Put, &format!("/{}", path_name(name)?), Some(body))
+        self.acknowledged(Method::Put, &format!("/{}?wait_for_active_shards=0", path_name(name)?), Some(body))
     }
 
     /// Deletes an index by its own name; an alias is a `BadRequest`. False: it was not there.
@@ -77,9 +78,17 @@ impl Client {
         self.acknowledged(Method::Put, &format!("/{}/_mapping", path_name(index)?), Some(mapping))
     }
 
-    /// Makes searchable what was written before. Fails with `Unavailable` when a shard did not.
+    /// Makes searchable what was written before. Fails with `Unavailable` when a shard did not; at once where one has no
+    /// node, for which the engine would wait a minute and then say that none has failed.
     pub fn refresh(&self, index: &str) -> Result<(), Failure> {
-        let answer = self.call(Method::Post, &format!("/{}/_refresh", path_name(index)?), None)?;
+        let name = path_name(index)?;
+        let health = self.call(Method::Get, &format!("/_cluster/health/{name}?timeout=0s&filter_path=status"), None)?;
+        // Who may not ask goes without, and what is not there (408) is missed below.
+        if health.status == 200 && serde_json::from_slice(&health.body).is_ok_and(|health: Health| health.is_red()) {
+            let reason = format!("index \"{index}\" has a shard that is on no node");
+            return Err(Failure::new(FailureKind::Unavailable, reason));
+        }
+        let answer = self.call(Method::Post, &format!("/{name}/_refresh"), None)?;
         all_shards(answer).map(|_| ())
     }
 
@@ -132,6 +141,18 @@ struct Settings {
 #[derive(Deserialize)]
 struct IndexSettings {
     uuid: String,
+}
+
+#[derive(Deserialize)]
+struct Health {
+    #[serde(default)]
+    status: String,
+}
+
+impl Health {
+    fn is_red(&self) -> bool {
+        self.status == "red"
+    }
 }
 
 #[derive(Deserialize)]
