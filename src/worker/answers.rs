@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use es::{Body, Failure, FailureKind, Outcome};
+use es::{Body, Cause, Failure, FailureKind, Outcome};
 use pgrx::pg_sys;
 
 use super::delivery::{Delivery, Flight};
@@ -65,7 +65,7 @@ impl Delivery {
         let counters = counters(attachment);
         let now_micros = now_micros();
         let (mut indexed, mut deleted, mut retried) = (0, 0, 0_u64);
-        let mut taken = false;
+        let (mut taken, mut busy) = (false, false);
         let mut missing = None;
         let mut retries = Vec::new();
         let mut outcomes = outcomes.into_iter();
@@ -98,11 +98,9 @@ impl Delivery {
                 }
                 // An edit by hand raised the version by one: a later version of ours goes over it.
                 Outcome::Newer { .. } => retries.push(Again::new(operation.key, "the document was changed by hand")),
-                Outcome::Retry { status, reason, counts } => {
-                    if status == 429 {
-                        engine.sizing.on_too_many();
-                    }
-                    retries.push(Again { key: operation.key, reason, counts });
+                Outcome::Retry { cause, reason } => {
+                    busy |= cause == Cause::Busy;
+                    retries.push(Again { key: operation.key, reason, counts: cause == Cause::Unclear });
                 }
                 Outcome::Refused { status, kind, reason } => {
                     self.park(lane_id, &operation.key, Some(i32::from(status)), &kind, reason);
@@ -112,6 +110,9 @@ impl Delivery {
                     retries.push(Again::new(operation.key, ""));
                 }
             }
+        }
+        if busy {
+            engine.sizing.on_too_many();
         }
         if let Some(reason) = missing {
             set_cause(attachment, &reason);

@@ -15,13 +15,23 @@ pub enum Outcome {
     Done,
     /// It holds this document at the same or a higher version. 0 when it does not say which.
     Newer { version: i64 },
-    /// Not now, or not until an operator has mended something: later again. `counts` unless the engine says it of itself
-    /// or of the index: then no document is at fault, however often it is said.
-    Retry { status: u16, reason: String, counts: bool },
+    /// Not now, or not until an operator has mended something: later again.
+    Retry { cause: Cause, reason: String },
     /// This document as it is will never be taken. `kind` is the engine's error type.
     Refused { status: u16, kind: String, reason: String },
     /// The write alias is gone, or is an index.
     IndexMissing { reason: String },
+}
+
+/// Why not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The engine has no room for it just now.
+    Busy,
+    /// The index is closed or blocked, or its shard is on no node.
+    Index,
+    /// It may be the document's own fault: a right that is missing for it, an error within the engine.
+    Unclear,
 }
 
 /// Reads a bulk answer, which has at least the members that `FILTER_PATH` lets through.
@@ -133,11 +143,11 @@ struct ItemError {
     #[serde(rename = "type", default)]
     kind: String,
     reason: Option<String>,
-    caused_by: Option<Cause>,
+    caused_by: Option<CausedBy>,
 }
 
 #[derive(Deserialize)]
-struct Cause {
+struct CausedBy {
     reason: Option<String>,
 }
 
@@ -149,7 +159,8 @@ impl ItemResult {
                 // 404: a document to delete that is not there.
                 200..=299 | 404 => Outcome::Done,
                 409 => Outcome::Newer { version: 0 },
-                429 | 500.. => Outcome::Retry { status, reason: format!("status {status}"), counts: status != 429 },
+                429 => Outcome::Retry { cause: Cause::Busy, reason: format!("status {status}") },
+                500.. => Outcome::Retry { cause: Cause::Unclear, reason: format!("status {status}") },
                 _ => Outcome::Refused { status, kind: String::new(), reason: format!("status {status}") },
             };
         };
@@ -163,45 +174,38 @@ impl ItemResult {
             // With require_alias also when it is an index: "... and [t] is not an alias".
             return Outcome::IndexMissing { reason: cut(reason) };
         }
-        let is_no_documents_fault = is_said_of_engine_or_index(status, &kind);
-        if is_no_documents_fault || is_temporary(status, &kind, &reason) {
-            let reason = cut(format!("{kind}: {reason}"));
-            return Outcome::Retry { status, reason, counts: !is_no_documents_fault };
+        match passing_cause(status, &kind, &reason) {
+            Some(cause) => Outcome::Retry { cause, reason: cut(format!("{kind}: {reason}")) },
+            None => Outcome::Refused { status, kind, reason: cut(reason) },
         }
-        Outcome::Refused { status, kind, reason: cut(reason) }
     }
 }
 
-/// Too busy, no room, the index closed or blocked, its shard without a node.
-fn is_said_of_engine_or_index(status: u16, kind: &str) -> bool {
-    const KINDS: [&str; 8] = [
-        "es_rejected_execution_exception",
-        "rejected_execution_exception",
-        "circuit_breaking_exception",
-        "cluster_block_exception",
-        // Closed for maintenance, with status 400.
-        "index_closed_exception",
-        "unavailable_shards_exception",
-        "no_shard_available_action_exception",
-        "process_cluster_event_timeout_exception",
-    ];
-    status == 429 || KINDS.contains(&kind)
-}
-
-/// As a rule not the document's fault: parking it at once, and every other one with it, would be wrong.
-fn is_temporary(status: u16, kind: &str, reason: &str) -> bool {
-    match status {
+/// Why a document was not taken now; None if it never will be. In doubt not so: parking it, and every other one with it,
+/// would be wrong.
+fn passing_cause(status: u16, kind: &str, reason: &str) -> Option<Cause> {
+    match kind {
         // A pipeline's processor `fail`, with status 500: it says so of the document, and would again.
-        _ if kind == "fail_processor_exception" => false,
-        500.. => true,
-        // Missing rights.
-        401 | 403 => true,
+        "fail_processor_exception" => None,
+        // With status 400, or 429 where a disk is full.
+        "cluster_block_exception" | "index_closed_exception" => Some(Cause::Index),
+        "unavailable_shards_exception" | "no_shard_available_action_exception" => Some(Cause::Index),
+        // A change of the mapping that waits for others.
+        "process_cluster_event_timeout_exception" => Some(Cause::Busy),
+        "es_rejected_execution_exception" | "rejected_execution_exception" => Some(Cause::Busy),
+        "circuit_breaking_exception" => Some(Cause::Busy),
         // An ingest pipeline deleted by hand, with status 400 and for every document.
-        _ => {
-            kind == "illegal_argument_exception"
-                && reason.starts_with("pipeline with id [")
-                && reason.ends_with("] does not exist")
+        "illegal_argument_exception"
+            if reason.starts_with("pipeline with id [") && reason.ends_with("] does not exist") =>
+        {
+            Some(Cause::Index)
         }
+        _ => match status {
+            429 => Some(Cause::Busy),
+            // Among them missing rights.
+            401 | 403 | 500.. => Some(Cause::Unclear),
+            _ => None,
+        },
     }
 }
 

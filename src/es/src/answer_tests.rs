@@ -62,24 +62,27 @@ fn what_is_not_the_documents_fault_is_tried_again() {
 }
 
 #[test]
-fn what_the_engine_says_of_itself_or_of_the_index_counts_for_no_document() {
-    for (item, counted) in [
-        (r#"{"status":429}"#, false),
-        (r#"{"status":429,"error":{"type":"whatever","reason":null}}"#, false),
+fn a_full_engine_and_an_index_that_takes_nothing_are_told_from_what_a_document_may_have_done() {
+    use Cause::{Busy, Index, Unclear};
+    for (item, expected) in [
+        (r#"{"status":429}"#, Busy),
+        (r#"{"status":429,"error":{"type":"whatever","reason":null}}"#, Busy),
+        (r#"{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"rejected"}}"#, Busy),
         (
-            r#"{"status":403,"error":{"type":"cluster_block_exception","reason":"index [t] blocked by: [FORBIDDEN/8]"}}"#,
-            false,
+            r#"{"status":429,"error":{"type":"cluster_block_exception","reason":"[t] blocked by: [12/disk usage]"}}"#,
+            Index,
         ),
         (
-            r#"{"status":503,"error":{"type":"unavailable_shards_exception","reason":"[t][0] primary shard is not active"}}"#,
-            false,
+            r#"{"status":403,"error":{"type":"cluster_block_exception","reason":"[t] blocked by: [8/index write]"}}"#,
+            Index,
         ),
-        (r#"{"status":400,"error":{"type":"index_closed_exception","reason":"closed"}}"#, false),
-        (r#"{"status":403,"error":{"type":"security_exception","reason":"action is unauthorized"}}"#, true),
-        (r#"{"status":500,"error":{"type":"whatever","reason":null}}"#, true),
-        (r#"{"status":503}"#, true),
+        (r#"{"status":503,"error":{"type":"unavailable_shards_exception","reason":"primary is not active"}}"#, Index),
+        (r#"{"status":400,"error":{"type":"index_closed_exception","reason":"closed"}}"#, Index),
+        (r#"{"status":403,"error":{"type":"security_exception","reason":"action is unauthorized"}}"#, Unclear),
+        (r#"{"status":500,"error":{"type":"whatever","reason":null}}"#, Unclear),
+        (r#"{"status":503}"#, Unclear),
     ] {
-        assert!(matches!(one(item), Outcome::Retry { counts, .. } if counts == counted), "{item}");
+        assert!(matches!(one(item), Outcome::Retry { cause, .. } if cause == expected), "{item}: {:?}", one(item));
     }
 }
 

@@ -46,7 +46,7 @@ mod tls;
 #[cfg(test)]
 mod stub;
 
-pub use answer::{Outcome, read_answer};
+pub use answer::{Cause, Outcome, read_answer};
 pub use backoff::Backoff;
 pub use body::{Body, operation_len};
 pub use breaker::{Breaker, Permit, State};

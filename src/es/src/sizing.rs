@@ -79,7 +79,7 @@ impl Sizing {
         }
     }
 
-    /// 429, for a whole request or an item: both are halved.
+    /// 429, for a whole request or some of its items: both are halved.
     pub fn on_too_many(&mut self) {
         self.shrink_to(self.target_bytes / 2);
         self.concurrency = (self.concurrency / 2).max(1);
