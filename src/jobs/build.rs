@@ -434,8 +434,8 @@ impl Build {
             .filter(|lane| lane.source == source)
             .partition(|lane| Some(lane.id) == self.lane);
         // Where the new one takes nothing either, it is the engine that has no room.
-        let takes = own.iter().all(|lane| lane.failures == 0);
-        let stuck = || others.iter().filter(|lane| takes && lane.failures >= LEFT_AFTER);
+        let takes = own.iter().all(|lane| lane.refusals == 0);
+        let stuck = || others.iter().filter(|lane| takes && lane.refusals >= LEFT_AFTER);
         if let Some(live) = stuck().find(|lane| lane.attachment == self.attachment).map(|lane| lane.id) {
             let why = "it took no changes while it was rebuilt";
             transaction::run_without_waiting(|| record::mark_stale(self.attachment, why))?;

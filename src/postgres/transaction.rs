@@ -32,6 +32,18 @@ pub fn run_without_waiting<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
     })
 }
 
+/// As `run`, but waits 100 ms at the most for a lock: all else that the worker has to do waits with it. It does wait, so
+/// that it stands in line where a table is locked by one after the other.
+///
+/// # Errors
+/// As `run`.
+pub fn run_waiting_shortly<T>(work: impl FnOnce() -> T) -> Result<T, SqlError> {
+    run(|| {
+        set(c"lock_timeout", c"100ms", Scope::Local);
+        work()
+    })
+}
+
 /// As `run`, but without SPI, which needs a database.
 ///
 /// # Errors

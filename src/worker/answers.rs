@@ -130,6 +130,7 @@ impl Delivery {
         if taken {
             if let Some(lane) = self.lane(lane_id) {
                 lane.failures = 0;
+                lane.refusals = 0;
             }
             for again in retries {
                 self.retry(lane_id, attachment, again, engine);
@@ -138,6 +139,9 @@ impl Delivery {
             // Nothing was taken: the index is read-only, or the engine has no room. That is no document's own failure,
             // so it does not count as an attempt.
             set_cause(attachment, reason);
+            if let Some(lane) = self.lane(lane_id) {
+                lane.refusals += 1;
+            }
             self.rest(lane_id, retries.into_iter().map(|again| again.key), engine);
         }
         if let Some(counters) = counters {

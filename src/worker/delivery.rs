@@ -32,6 +32,9 @@ use crate::postgres::transaction;
 use crate::queue::claim::{Asked, Place, Row};
 use crate::queue::dead_letter::DeadLetter;
 
+/// How long a table rests that somebody has locked, or is altering.
+const LOCKED_REST: Duration = Duration::from_millis(500);
+
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
 pub(super) const MAX_OUTSTANDING: usize = 40_000;
 
@@ -455,7 +458,7 @@ impl Delivery {
         };
         let mut batch = self.batch(routed);
         let mut seen = vec![false; keys.len()];
-        let complete = transaction::run(|| {
+        let complete = transaction::run_waiting_shortly(|| {
             reader.lock();
             require_names(attachment);
             if elsewhere.iter().any(|routings| !routings.is_empty()) {
@@ -646,10 +649,15 @@ impl Delivery {
         if in_the_data {
             state.max_operations = keys.len().div_ceil(2);
             state.put_back(keys.into_iter());
+            return;
+        }
+        if error.passes_soon() {
+            state.blocked_until = Some(Instant::now() + LOCKED_REST);
+            state.put_back(keys.into_iter());
         } else {
-            set_cause(attachment, &format!("could not read documents: {error}"));
             self.rest(lane, keys.into_iter(), engine);
         }
+        set_cause(attachment, &format!("could not read documents: {error}"));
     }
 
     /// A document is done; when its oldest change was enqueued.
@@ -707,7 +715,7 @@ impl Delivery {
 
 /// An index that took nothing the last time is tried with one request: each may keep a connection for seconds.
 fn may_have_another(lane: &Lane, flights: &FxHashMap<u64, Flight>) -> bool {
-    lane.failures == 0 || !flights.values().any(|flight| flight.lane == lane.id)
+    lane.refusals == 0 || !flights.values().any(|flight| flight.lane == lane.id)
 }
 
 /// Raises where columns have other names since the reader was made, which looked at them then: an excluded one would be

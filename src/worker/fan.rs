@@ -316,7 +316,7 @@ impl Worker {
         let Some(link) = self.links.iter().find(|link| link.source == fan.link) else { return Ok(Found::Keys) };
         let finder = match self.finders.entry(fan.link) {
             Entry::Occupied(finder) => finder.into_mut(),
-            Entry::Vacant(place) => match transaction::run(|| Finder::of(link))? {
+            Entry::Vacant(place) => match transaction::run_waiting_shortly(|| Finder::of(link))? {
                 Some(finder) => place.insert(finder),
                 None => {
                     // The table is gone, and soon its attachment.
@@ -328,7 +328,7 @@ impl Worker {
         let count = if fan.spools { 1 } else { fan.at_once.min(fan.values.len()) };
         let values: Vec<String> = fan.values.iter().take(count).cloned().collect();
         if !fan.spools {
-            let mut found = transaction::run(|| finder.find(&values, None, MAX_DOCUMENTS + 1))?;
+            let mut found = transaction::run_waiting_shortly(|| finder.find(&values, None, MAX_DOCUMENTS + 1))?;
             if found.len() <= MAX_DOCUMENTS {
                 fan.found = std::mem::take(&mut found).into();
                 fan.values.drain(..count);
@@ -340,7 +340,7 @@ impl Worker {
             return Ok(Found::Keys);
         }
         let Some((places, enqueued_at)) = self.delivery.places_of(fan.change.ticket) else { return Ok(Found::Spooled) };
-        transaction::run(|| {
+        transaction::run_waiting_shortly(|| {
             let found = finder.find(&values, fan.after.as_deref(), PAGE);
             let mut rest: Vec<String> = fan.values.iter().cloned().collect();
             match found.last().filter(|_| found.len() == PAGE) {

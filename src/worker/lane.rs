@@ -58,6 +58,8 @@ pub struct Lane {
     /// Until when nothing is read or sent, after an error of the lane as a whole.
     pub blocked_until: Option<Instant>,
     pub failures: u32,
+    /// Requests in a row of which the engine took nothing.
+    pub refusals: u32,
     /// Nothing is read or sent until es_sync.resume().
     pub paused: bool,
     /// Largest number of operations in one request: halved to find the one that spoils all, doubled by each success.
@@ -129,6 +131,7 @@ impl Lane {
             max_gathering: usize::MAX,
             blocked_until: None,
             failures: 0,
+            refusals: 0,
             paused: false,
             max_operations: MAX_OPERATIONS,
             average_bytes: 512,

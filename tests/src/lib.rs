@@ -27,13 +27,22 @@ pub use proxy::{Fault, Proxy};
 pub use server::{Mode, Server};
 
 use postgres::Client;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A name that no other test uses. The shared engines keep every test's indexes, so that a table whose name becomes an
 /// index's must not be called "orders" in two tests at once.
 pub fn unique(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{name}_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Raises a flag when it goes out of scope: for threads that go on until somebody says so, also if the test fails.
+pub struct Raise<'a>(pub &'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Fills the queue with rows for keys 1 to 1000 of a table, each as a small transaction would: some 60 bytes.

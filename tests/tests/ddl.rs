@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use pg_es_sync_tests::{Engine, Fault, Proxy, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Proxy, Raise, Server, expect, unique, wait};
 use postgres::Client;
 use postgres::error::SqlState;
 use serde_json::{Value, json};
@@ -645,15 +645,6 @@ fn a_view_replaced_beside_a_prepared_transaction_misses_none_of_its_changes() {
     shop.run("commit prepared 'writer'");
     shop.is_fine();
     shop.each(&["update host set note = 'new' where id = 2"]);
-}
-
-/// Raises a flag when it goes out of scope.
-struct Raise<'a>(&'a AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

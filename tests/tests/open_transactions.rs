@@ -59,6 +59,26 @@ impl Setting {
         assert!(start.elapsed() < Duration::from_secs(15), "ten changes took {:?}", start.elapsed());
     }
 
+    fn worker_waits(&mut self) -> bool {
+        let waits = "select wait_event_type is not distinct from 'Lock' from pg_stat_activity
+                      where backend_type = 'es_sync worker' and datname = 'app'";
+        self.client.query_one(waits, &[]).expect("activity").get(0)
+    }
+
+    /// The worker comes to the lock, and does other things than to wait for it.
+    #[track_caller]
+    fn worker_waits_seldom(&mut self) {
+        wait::until("the worker comes to the lock", wait::SHORT, || self.worker_waits());
+        let (mut looks, mut waiting) = (0, 0);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
+            waiting += i32::from(self.worker_waits());
+            looks += 1;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(waiting * 2 < looks, "{waiting} of {looks}");
+    }
+
     #[track_caller]
     fn equal(&mut self, mut open: Client, query: &str) {
         open.batch_execute("rollback").expect("rollback");
@@ -133,6 +153,36 @@ fn a_partition_that_is_locked_keeps_no_other_table_waiting_while_rights_are_gran
     setting.run("grant select on {T} to public");
     setting.others_go_on();
     setting.equal(open, ROWS);
+}
+
+#[test]
+fn a_locked_table_keeps_no_other_waiting_while_its_changes_are_to_be_read() {
+    let mut setting = Setting::new(r#"select es_sync.attach('{T}', options => '{"delay": "2s"}')"#);
+    // Read once, so that it need not be looked at first.
+    setting.run("update {T} set note = 'read' where id = 1");
+    expect::settled(&mut setting.client);
+    setting.run("update {T} set note = 'unread'");
+    let open = setting.open("lock table {T} in access exclusive mode");
+    setting.worker_waits_seldom();
+    setting.others_go_on();
+    setting.equal(open, ROWS);
+}
+
+#[test]
+fn a_locked_table_keeps_no_other_waiting_while_rows_lead_to_its_documents() {
+    let mut setting = Setting::new(
+        "create table {T}_text (id int primary key, body text);
+         insert into {T}_text select i, 'body ' || i from generate_series(1, 100) i;
+         create or replace view {T}_document as
+             select t.id, t.title, x.body from {T} t left join {T}_text x on x.id = t.region;
+         select es_sync.attach('{T}', document => '{T}_document')",
+    );
+    setting.run("select es_sync.pause('{T}'); update {T}_text set body = 'unread' where id = 2");
+    let open = setting.open("lock table {T} in access exclusive mode");
+    setting.run("select es_sync.resume('{T}')");
+    setting.worker_waits_seldom();
+    setting.others_go_on();
+    setting.equal(open, DOCUMENTS);
 }
 
 #[test]

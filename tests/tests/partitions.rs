@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, named, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Raise, Server, expect, named, unique, wait};
 use postgres::{Client, IsolationLevel};
 
 /// A partitioned table {T} (id, region, title) with rows 1 to 900 in {T}_a, {T}_b and {T}_rest, attached and loaded.
@@ -209,9 +209,12 @@ fn an_attached_partitions_rows_are_loaded_under_writes_and_nothing_is_rebuilt() 
                          insert into {name}_c (id, region, title) values (100000 + {round}, 'c', 'new')"
                     ))
                     .expect("write");
+                // A busy writer, but not one that leaves nothing of the machine to the engine.
+                std::thread::sleep(Duration::from_millis(1));
             }
             round
         });
+        let stop = Raise(stop);
         wait::until("some was written before", wait::SHORT, || {
             parted.number("select count(*) from {T}_c where id > 100005") > 0
         });
@@ -222,7 +225,7 @@ fn an_attached_partitions_rows_are_loaded_under_writes_and_nothing_is_rebuilt() 
         // What was brought along and never changed is searchable, as wait() says.
         assert!(parted.engine.source(name, "c|1899").is_some_and(|document| document.contains("1899")));
         wait::until("more was written", wait::SHORT, || parted.number("select max(id)::int8 from {T}_c") > 100_020);
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         writing.join().expect("the writer")
     });
     println!("{rounds} rounds of writes");
