@@ -652,6 +652,9 @@ impl Delivery {
             return;
         }
         if error.passes_soon() {
+            // In trouble until something of it was taken: else what waits in the queue would be claimed and given back again
+            // and again.
+            state.failures = state.failures.max(1);
             state.blocked_until = Some(Instant::now() + LOCKED_REST);
             state.put_back(keys.into_iter());
         } else {
