@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::record;
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::{self, Attachment};
-use crate::capture::Changes;
+use crate::capture::{self, Changes};
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
@@ -28,8 +28,6 @@ use crate::worker::lane::{Lane, Page};
 /// Pages that may be open at once, beyond one for each connection, where one takes longer than those after it: the engine
 /// lets a request wait while it writes a segment, or some of its documents are sent once more.
 const PAGES_AHEAD: usize = 16;
-/// The live index is left behind when it has taken nothing so often in a row.
-const LEFT_AFTER: u32 = 3;
 /// A page with a row that cannot be read is searched from this size down.
 const MAX_FAILING_PAGE: usize = 1_024;
 
@@ -61,6 +59,8 @@ pub struct Build {
     mapping: Option<Rc<str>>,
     /// The live index took nothing, and gets no changes any more.
     pub has_left_live: bool,
+    /// The engine has refused to swap: nothing is behind the alias yet.
+    swap_refused: bool,
     /// The other attachment of the table that the job says it waits for.
     awaited: Option<i32>,
 }
@@ -124,6 +124,7 @@ impl Build {
             first: job.kind == "load",
             mapping: None,
             has_left_live: false,
+            swap_refused: false,
             awaited: None,
         }
     }
@@ -137,8 +138,9 @@ impl Build {
     /// came of the answer.
     pub fn is_swapping(&self) -> bool {
         match &self.phase {
-            Phase::Swap | Phase::Swapping(_) => true,
-            Phase::Pause { then, .. } => matches!(**then, Phase::Swap),
+            Phase::Swapping(_) => true,
+            Phase::Swap => !self.swap_refused,
+            Phase::Pause { then, .. } => matches!(**then, Phase::Swap) && !self.swap_refused,
             _ => false,
         }
     }
@@ -304,6 +306,8 @@ impl Build {
         self.exhausted = false;
         self.early = None;
         self.has_settings = false;
+        self.has_left_live = false;
+        self.swap_refused = false;
         self.pages.clear();
         let (index, alias) = self.names(context);
         self.mapping = Some(context.reader.mapping(context.attachment, dialect));
@@ -434,11 +438,16 @@ impl Build {
             .filter(|lane| lane.source == source)
             .partition(|lane| Some(lane.id) == self.lane);
         // Where the new one takes nothing either, it is the engine that has no room.
-        let takes = own.iter().all(|lane| lane.refusals == 0);
-        let stuck = || others.iter().filter(|lane| takes && lane.refusals >= LEFT_AFTER);
+        let takes = own.iter().all(|lane| lane.refusals == 0 && !lane.is_stuck());
+        let stuck = || others.iter().filter(|lane| takes && lane.is_stuck());
         if let Some(live) = stuck().find(|lane| lane.attachment == self.attachment).map(|lane| lane.id) {
-            let why = "it took no changes while it was rebuilt";
-            transaction::run_without_waiting(|| record::mark_stale(self.attachment, why))?;
+            transaction::run_without_waiting(|| {
+                record::mark_stale(self.attachment, "it took no changes while it was rebuilt");
+                // What it has found equal may change unnoticed now.
+                record::restart_comparison(self.attachment);
+                // Before anybody who waits is answered.
+                capture::announce_catalog_change();
+            })?;
             self.has_left_live = true;
             context.delivery.close_lane(live);
             return Ok(());
@@ -544,6 +553,9 @@ impl Build {
             || failure.kind == FailureKind::Exists
             || (failure.kind == FailureKind::NotFound && !matches!(phase, Phase::Create));
         let message = failure.to_string();
+        if matches!(phase, Phase::Swap) {
+            self.swap_refused = failure.status.is_some_and(|status| (400..500).contains(&status));
+        }
         if !passing {
             let done = self.done;
             transaction::run_without_waiting(|| record::finish(job, "failed", done, Some(&message)))?;
@@ -566,6 +578,7 @@ impl Build {
             self.target = None;
         }
         self.abandon(context);
+        self.has_left_live = false;
         self.phase = Phase::Create;
     }
 

@@ -242,11 +242,22 @@ pub fn forget_live(attachment: i32) {
 
 /// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning.
 pub fn restart(attachment: Option<i32>) {
+    restart_where("j.kind <> 'drop'", attachment);
+}
+
+/// The same for an attachment's comparison alone.
+pub fn restart_comparison(attachment: i32) {
+    restart_where("j.kind = 'verify'", Some(attachment));
+}
+
+fn restart_where(condition: &str, attachment: Option<i32>) {
     spi::run(
-        "update es_sync.job j
-         set state = 'queued', phase = null, target = null, position = null, done = 0,
-             missing = null, different = null, orphaned = null
-         where j.state = 'running' and j.kind <> 'drop' and ($1 is null or j.attachment = $1)",
+        &format!(
+            "update es_sync.job j
+             set state = 'queued', phase = null, target = null, position = null, done = 0,
+                 missing = null, different = null, orphaned = null
+             where j.state = 'running' and ($1 is null or j.attachment = $1) and {condition}"
+        ),
         &[(pg_sys::INT4OID, attachment.and_then(spi::value))],
     );
 }

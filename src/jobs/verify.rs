@@ -149,6 +149,11 @@ impl UnderWay for Verify {
         let live = context.attachment.live.clone();
         let waits =
             |lane: &Lane| lane.attachment == self.attachment && (lane.building || live.as_ref() != Some(&lane.index));
+        let is_left = |live: &String| !context.delivery.lanes.iter().any(|lane| &lane.index == live);
+        if live.as_ref().is_some_and(is_left) {
+            // A build has left it behind: what would mend it would not arrive.
+            return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));
+        }
         if self.orphans_only && context.delivery.lanes.iter().any(waits) {
             // A build may have read rows before they went. Its index is looked through once it is known to be live.
             return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));

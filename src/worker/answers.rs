@@ -65,7 +65,7 @@ impl Delivery {
         let counters = counters(attachment);
         let now_micros = now_micros();
         let (mut indexed, mut deleted, mut retried) = (0, 0, 0_u64);
-        let (mut taken, mut busy) = (false, false);
+        let (mut taken, mut judged, mut busy) = (false, false, false);
         let mut missing = None;
         let mut retries = Vec::new();
         let mut outcomes = outcomes.into_iter();
@@ -103,6 +103,7 @@ impl Delivery {
                     retries.push(Again { key: operation.key, reason, counts: cause == Cause::Unclear });
                 }
                 Outcome::Refused { status, kind, reason } => {
+                    judged = true;
                     self.park(lane_id, &operation.key, Some(i32::from(status)), &kind, reason);
                 }
                 Outcome::IndexMissing { reason } => {
@@ -127,10 +128,15 @@ impl Delivery {
             return;
         }
         retried += retries.len() as u64;
+        if let Some(lane) = self.lane(lane_id) {
+            match taken || judged {
+                true => lane.refusals = 0,
+                false => lane.refusals += u32::from(!busy && !retries.is_empty()),
+            }
+        }
         if taken {
             if let Some(lane) = self.lane(lane_id) {
                 lane.failures = 0;
-                lane.refusals = 0;
             }
             for again in retries {
                 self.retry(lane_id, attachment, again, engine);
@@ -139,9 +145,6 @@ impl Delivery {
             // Nothing was taken: the index is read-only, or the engine has no room. That is no document's own failure,
             // so it does not count as an attempt.
             set_cause(attachment, reason);
-            if let Some(lane) = self.lane(lane_id) {
-                lane.refusals += 1;
-            }
             self.rest(lane_id, retries.into_iter().map(|again| again.key), engine);
         }
         if let Some(counters) = counters {

@@ -33,7 +33,7 @@ use crate::queue::claim::{Asked, Place, Row};
 use crate::queue::dead_letter::DeadLetter;
 
 /// How long a table rests that somebody has locked, or is altering.
-const LOCKED_REST: Duration = Duration::from_millis(500);
+const TABLE_REST: Duration = Duration::from_millis(500);
 
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
 pub(super) const MAX_OUTSTANDING: usize = 40_000;
@@ -655,7 +655,7 @@ impl Delivery {
             // In trouble until something of it was taken: else what waits in the queue would be claimed and given back again
             // and again.
             state.failures = state.failures.max(1);
-            state.blocked_until = Some(Instant::now() + LOCKED_REST);
+            state.blocked_until = Some(Instant::now() + TABLE_REST);
             state.put_back(keys.into_iter());
         } else {
             self.rest(lane, keys.into_iter(), engine);

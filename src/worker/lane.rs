@@ -58,7 +58,7 @@ pub struct Lane {
     /// Until when nothing is read or sent, after an error of the lane as a whole.
     pub blocked_until: Option<Instant>,
     pub failures: u32,
-    /// Requests in a row of which the engine took nothing.
+    /// Requests in a row of which the index took nothing, though the engine had room.
     pub refusals: u32,
     /// Nothing is read or sent until es_sync.resume().
     pub paused: bool,
@@ -108,6 +108,11 @@ pub struct Finished {
 
 /// More operations than this are never put into one request.
 pub const MAX_OPERATIONS: usize = 10_000;
+/// More documents than this wait to be sent once more only where something is wrong with their index.
+const MANY_WAITING: usize = 2_000;
+/// Requests in a row, and attempts at one document, after which an index is not expected to take them soon.
+const STUCK_REFUSALS: u32 = 3;
+const STUCK_WAITS: u32 = 8;
 /// With so many an index is tried that has taken nothing.
 pub const TRIAL_OPERATIONS: usize = 100;
 
@@ -393,9 +398,14 @@ impl Lane {
         !self.paused && !self.awaits_mapping && self.blocked_until.is_none_or(|until| until <= now)
     }
 
-    /// True while its index takes nothing.
+    /// True while its index takes nothing, or leaves much.
     pub fn in_trouble(&self, now: Instant) -> bool {
-        self.failures > 0 || self.blocked_until.is_some_and(|until| until > now)
+        self.failures > 0 || self.waiting.len() > MANY_WAITING || self.blocked_until.is_some_and(|until| until > now)
+    }
+
+    /// True if its index has taken nothing for a while, or not some of its documents: it is blocked, or has lost a shard.
+    pub fn is_stuck(&self) -> bool {
+        self.refusals >= STUCK_REFUSALS || self.documents.values().any(|document| document.waits >= STUCK_WAITS)
     }
 
     /// Lets go of claimed rows that go back to the queue. What is in flight stays, and what a job's page waits for.

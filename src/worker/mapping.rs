@@ -82,6 +82,7 @@ impl Delivery {
             }
             Err(failure) if failure.kind.is_transient() || failure.kind.outcome_unknown() => {
                 lane.failures += 1;
+                lane.refusals += u32::from(failure.status == Some(403));
                 let delay = engine.backoff.delay(lane.failures.min(10), &mut engine.random);
                 lane.blocked_until = Some(Instant::now() + delay);
                 set_cause(attachment, &format!("could not give the index its fields: {failure}"));

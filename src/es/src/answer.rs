@@ -28,7 +28,7 @@ pub enum Outcome {
 pub enum Cause {
     /// The engine has no room for it just now.
     Busy,
-    /// The index is closed or blocked, or its shard is on no node.
+    /// The index is closed or blocked, its pipeline is missing, or its shard is on no node.
     Index,
     /// It may be the document's own fault: a right that is missing for it, an error within the engine.
     Unclear,
@@ -192,6 +192,7 @@ fn passing_cause(status: u16, kind: &str, reason: &str) -> Option<Cause> {
         "unavailable_shards_exception" | "no_shard_available_action_exception" => Some(Cause::Index),
         // A change of the mapping that waits for others.
         "process_cluster_event_timeout_exception" => Some(Cause::Busy),
+        "mapper_exception" if status >= 500 => Some(Cause::Busy),
         "es_rejected_execution_exception" | "rejected_execution_exception" => Some(Cause::Busy),
         "circuit_breaking_exception" => Some(Cause::Busy),
         // An ingest pipeline deleted by hand, with status 400 and for every document.

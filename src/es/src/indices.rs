@@ -82,7 +82,8 @@ impl Client {
     /// node, for which the engine would wait a minute and then say that none has failed.
     pub fn refresh(&self, index: &str) -> Result<(), Failure> {
         let name = path_name(index)?;
-        let health = self.call(Method::Get, &format!("/_cluster/health/{name}?timeout=0s&filter_path=status"), None)?;
+        let health =
+            self.call(Method::Get, &format!("/_cluster/health/{name}?local=true&timeout=0s&filter_path=status"), None)?;
         // Who may not ask goes without, and what is not there (408) is missed below.
         if health.status == 200 && serde_json::from_slice(&health.body).is_ok_and(|health: Health| health.is_red()) {
             let reason = format!("index \"{index}\" has a shard that is on no node");
