@@ -15,7 +15,6 @@ use super::view::tree::{Tree, Used};
 use crate::capture;
 use crate::jobs::{ask, record};
 use crate::postgres::spi::{self, Plan};
-use crate::postgres::transaction::{self, Scope};
 
 /// What was seen of an attachment's definitions, by kind and number.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -558,7 +557,6 @@ pub fn without_trigger() -> Vec<(pg_sys::Oid, String)> {
 /// # Errors
 /// Raises lock_not_available while somebody writes to the table for longer than a moment.
 pub fn give_trigger_back(table: pg_sys::Oid, name: &str) {
-    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     triggers::renew(table);
     for attachment in catalog::concerned(table) {
         record::restart(Some(attachment));

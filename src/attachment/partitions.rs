@@ -10,7 +10,6 @@ use pgrx::pg_sys;
 use super::{catalog, triggers};
 use crate::jobs::{ask, record};
 use crate::postgres::spi;
-use crate::postgres::transaction::{self, Scope};
 
 /// Attached and followed tables with all that belongs to them, themselves included: `tree (parent, child)`. It takes no
 /// locks, as pg_partition_tree() does: ALTER TABLE of one partition must not hold up all other tables' changes.
@@ -139,7 +138,6 @@ impl Difference {
         if self.trigger.is_none() || !self.is_leaf {
             return false;
         }
-        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
         let rows = spi::run("select pg_catalog.pg_relation_size($1) > 0", &[(pg_sys::OIDOID, spi::value(self.child))]);
         rows.get::<bool>(0, 1) == Some(true)
     }
@@ -259,7 +257,6 @@ fn read(rows: &spi::Rows) -> Vec<Partition> {
 /// Raises lock_not_available while somebody writes to the partition for longer than a moment: creating a trigger makes
 /// later writers wait behind it.
 pub fn watch(partition: &Partition) -> bool {
-    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     triggers::create_for_truncate(&partition.name);
     // TRUNCATE gives a table a new file, whose number then differs from the table's own. So does a rewrite, which costs
     // a search in vain.
@@ -280,6 +277,5 @@ pub fn watch(partition: &Partition) -> bool {
 /// # Errors
 /// As `watch`; readers stand in the way too.
 pub fn unwatch(stray: &Partition) {
-    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     spi::run(&format!("drop trigger if exists es_sync_truncate on {}", stray.name), &[]);
 }

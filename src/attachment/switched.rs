@@ -6,7 +6,6 @@ use pgrx::pg_sys;
 use super::{catalog, partitions};
 use crate::jobs::{ask, record};
 use crate::postgres::spi;
-use crate::postgres::transaction::{self, Scope};
 
 /// A trigger of ours that does not always fire.
 pub struct Trigger {
@@ -40,7 +39,6 @@ pub fn off() -> Vec<Trigger> {
 /// # Errors
 /// Raises lock_not_available while somebody writes to the table for longer than a moment: later writers wait behind.
 pub fn mend(trigger: &Trigger) {
-    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     spi::run(&format!("alter table {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
     for attachment in catalog::concerned(trigger.table) {
         record::restart(Some(attachment));

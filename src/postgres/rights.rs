@@ -34,25 +34,20 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
 pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
-    // SAFETY: user and settings are restored below, or by the abort if `work` raises.
+    // SAFETY: the user is restored below, or by the abort if `work` raises.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(
             pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
             context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
         );
-        let level = pg_sys::NewGUCNestLevel();
-        set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
-        spi::connect();
-        let result = work();
-        spi::finish();
-        pg_sys::AtEOXact_GUC(true, level);
+        let result = with_pinned_path(work);
         pg_sys::SetUserIdAndSecContext(user, context);
         result
     }
 }
 
-/// Runs `work` with SPI, as the caller, under the search path that filters are read with.
+/// Runs `work` with SPI, as who runs now, under the search path that filters are read with.
 pub fn with_pinned_path<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: only the search path is changed, and restored below or by the abort.
     let level = unsafe { pg_sys::NewGUCNestLevel() };

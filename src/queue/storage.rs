@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use crate::postgres::spi;
-use crate::postgres::transaction::{self, Scope};
+use crate::postgres::transaction;
 
 /// Bytes of the queue on disk.
 pub fn size() -> u64 {
@@ -60,7 +60,6 @@ pub fn are_logged() -> (bool, bool) {
 /// # Errors
 /// Raises lock_not_available while somebody holds the queue; the caller tries again some other time.
 pub fn set_logged(is: (bool, bool), wanted: (bool, bool)) {
-    transaction::set(c"lock_timeout", c"100ms", Scope::Local);
     // Together: a marker that outlives a lost queue would say that nothing was lost.
     for (table, is, wanted) in [("es_sync.queue", is.0, wanted.0), ("es_sync.marker", is.1, wanted.1)] {
         if is != wanted {

@@ -129,15 +129,15 @@ impl Delivery {
         }
         retried += retries.len() as u64;
         if let Some(lane) = self.lane(lane_id) {
+            if taken {
+                lane.failures = 0;
+            }
             match taken || judged {
                 true => lane.refusals = 0,
                 false => lane.refusals += u32::from(!busy && !retries.is_empty()),
             }
         }
         if taken {
-            if let Some(lane) = self.lane(lane_id) {
-                lane.failures = 0;
-            }
             for again in retries {
                 self.retry(lane_id, attachment, again, engine);
             }

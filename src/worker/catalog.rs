@@ -124,7 +124,7 @@ impl Worker {
         self.partitions_in_doubt = false;
         for difference in transaction::run(partitions::differences)? {
             // Where somebody alters it just now: its load finds out.
-            let filled = transaction::run(|| difference.is_filled()).unwrap_or(true);
+            let filled = transaction::run_waiting_shortly(|| difference.is_filled()).unwrap_or(true);
             match transaction::run_without_waiting(|| difference.take(filled)) {
                 Ok(()) => self.catalog_due = Instant::now(),
                 Err(error) => {
@@ -145,7 +145,7 @@ impl Worker {
             return Ok(());
         }
         for partition in transaction::run(partitions::unwatched)? {
-            match transaction::run(|| partitions::watch(&partition)) {
+            match transaction::run_waiting_shortly(|| partitions::watch(&partition)) {
                 Ok(repair) => {
                     if repair {
                         self.catalog_due = Instant::now();
@@ -159,7 +159,7 @@ impl Worker {
             }
         }
         for (table, name) in transaction::run(definition::without_trigger)? {
-            match transaction::run(|| definition::give_trigger_back(table, &name)) {
+            match transaction::run_waiting_shortly(|| definition::give_trigger_back(table, &name)) {
                 Ok(()) => {
                     pgrx::warning!(
                         "table {name} had lost its trigger: it has it again, and is compared with its indexes"
@@ -174,14 +174,14 @@ impl Worker {
             }
         }
         for stray in transaction::run(partitions::strays)? {
-            if let Err(error) = transaction::run(|| partitions::unwatch(&stray)) {
+            if let Err(error) = transaction::run_waiting_shortly(|| partitions::unwatch(&stray)) {
                 // Likewise.
                 pgrx::debug1!("could not drop a trigger of {} yet: {error}", stray.name);
                 self.triggers_in_doubt = true;
             }
         }
         for trigger in transaction::run(switched::off)? {
-            match transaction::run(|| switched::mend(&trigger)) {
+            match transaction::run_waiting_shortly(|| switched::mend(&trigger)) {
                 Ok(()) => {
                     pgrx::warning!(
                         "triggers of {} were switched off: they fire again, and the table is compared with its indexes",

@@ -12,7 +12,7 @@ use crate::attachment::definition::{self, Difference};
 use crate::attachment::{attach, check, follow, pin};
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
-use crate::postgres::transaction::{self, Scope};
+use crate::postgres::transaction;
 
 /// What came of looking at an attachment's definitions.
 enum Looked {
@@ -125,11 +125,8 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     if transaction::run_without_waiting(|| definition::rename(attachment))? {
         return Ok(Looked::Again);
     }
-    let called = transaction::run(|| {
-        // Whoever alters a table is not waited for: the worker comes back.
-        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-        definition::called(attachment)
-    });
+    // Whoever alters a table is not waited for: the worker comes back.
+    let called = transaction::run_waiting_shortly(|| definition::called(attachment));
     let called = match called {
         Ok(called) => called,
         Err(error) if error.passes_soon() => return Ok(Looked::Later),
@@ -186,8 +183,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
 }
 
 fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
-    transaction::run(|| {
-        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
+    transaction::run_waiting_shortly(|| {
         let owner = catalog::owner(attachment.relation);
         if owner == pgrx::pg_sys::InvalidOid {
             return;

@@ -145,7 +145,10 @@ impl Worker {
     /// Makes the queue and its marker logged or unlogged, as es_sync.queue_durability wants them.
     fn settle_durability(&mut self, is: (bool, bool), wanted: (bool, bool)) {
         // Where somebody is writing just now: goes on, and tries again in a second.
-        if is != wanted && transaction::run(|| storage::set_logged(is, wanted)).is_ok() && is.0 != wanted.0 {
+        if is != wanted
+            && transaction::run_waiting_shortly(|| storage::set_logged(is, wanted)).is_ok()
+            && is.0 != wanted.0
+        {
             pgrx::log!("the queue of es_sync is {} now", if wanted.0 { "logged" } else { "unlogged" });
             self.upkeep.logged = wanted.0;
             // What is claimed lies elsewhere now: it is claimed anew, in whatever trouble its index is.

@@ -85,7 +85,9 @@ impl Client {
         let health =
             self.call(Method::Get, &format!("/_cluster/health/{name}?local=true&timeout=0s&filter_path=status"), None)?;
         // Who may not ask goes without, and what is not there (408) is missed below.
-        if health.status == 200 && serde_json::from_slice(&health.body).is_ok_and(|health: Health| health.is_red()) {
+        if health.status == 200
+            && serde_json::from_slice(&health.body).is_ok_and(|health: Health| health.status == "red")
+        {
             let reason = format!("index \"{index}\" has a shard that is on no node");
             return Err(Failure::new(FailureKind::Unavailable, reason));
         }
@@ -148,12 +150,6 @@ struct IndexSettings {
 struct Health {
     #[serde(default)]
     status: String,
-}
-
-impl Health {
-    fn is_red(&self) -> bool {
-        self.status == "red"
-    }
 }
 
 #[derive(Deserialize)]
