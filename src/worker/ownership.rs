@@ -220,9 +220,13 @@ impl Worker {
                     Err(failure) if failure.kind == FailureKind::NotFound => {
                         json!({"attachment": attachment, "index": index, "missing": true})
                     }
-                    // 403: an index that lets nobody change it (index.blocks.read_only) must not stop the others.
-                    Err(failure) if failure.kind == FailureKind::Conflict || failure.status == Some(403) => {
+                    Err(failure) if failure.kind == FailureKind::Conflict => {
                         json!({"attachment": attachment, "index": index, "refused": failure.reason})
+                    }
+                    // An index that lets nobody change it (index.blocks.read_only), or whose disk is full, must not stop
+                    // the others.
+                    Err(failure) if matches!(failure.status, Some(403 | 429)) => {
+                        json!({"attachment": attachment, "index": index, "refused": failure.reason, "blocked": true})
                     }
                     Err(failure) => return Err(failure),
                 });
@@ -270,12 +274,14 @@ impl Worker {
                 set_cause(attachment, reason);
                 if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
                     lane.blocked_until = Some(now + 2 * WIRE_AGAIN);
+                    lane.refusals += u32::from(one["blocked"] == true);
                 }
                 self.wiring.look_again(now + WIRE_AGAIN);
             } else if let Some(uuid) = one["uuid"].as_str() {
                 self.compare_uuid(attachment, index, uuid)?;
                 if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
                     lane.blocked_until = None;
+                    lane.refusals = 0;
                 }
                 if one["found"] == false && self.wiring.done {
                     pgrx::warning!("index \"{index}\" had lost its write alias, which is set again");
