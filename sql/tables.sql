@@ -60,10 +60,14 @@ create table es_sync.attachment (
     obstacle text,
     -- The table's name when it was attached: syncing follows the table, not the name.
     attached_as text,
-    -- Number of the last concrete index that was begun.
-    builds integer not null default 0,
     attached_at timestamptz not null default pg_catalog.now(),
     check ((routing_source is null) = (routing is null))
+);
+
+-- The number of the last concrete index that was begun under a name. It outlives the attachment.
+create table es_sync.build_number (
+    index_name text primary key,
+    last integer not null
 );
 
 -- What documents depend on besides rows (columns, views, functions, types), as the worker last saw it. Not dumped: its
@@ -228,6 +232,7 @@ revoke all on all sequences in schema es_sync from public;
 select pg_catalog.pg_extension_config_dump('es_sync.installation', '');
 select pg_catalog.pg_extension_config_dump('es_sync.attachment', '');
 select pg_catalog.pg_extension_config_dump('es_sync.attachment_id_seq', '');
+select pg_catalog.pg_extension_config_dump('es_sync.build_number', '');
 select pg_catalog.pg_extension_config_dump('es_sync.way', '');
 select pg_catalog.pg_extension_config_dump('es_sync.way_id_seq', '');
 select pg_catalog.pg_extension_config_dump('es_sync.declaration', '');

@@ -207,6 +207,11 @@ impl Shared {
         self.queue_ids.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Ids begin behind this one, at the least: rows may lie in a queue from before the clock was set back.
+    pub fn raise_queue_ids(&self, highest: i64) {
+        self.queue_ids.fetch_max(highest + 1, Ordering::SeqCst);
+    }
+
     /// An id that no row committed before this call has reached.
     pub fn queue_mark(&self) -> i64 {
         self.queue_ids.fetch_add(1, Ordering::SeqCst)
@@ -312,7 +317,12 @@ impl Shared {
     /// terminated could not give its place back.
     pub fn take_waiter(&self, is_alive: impl Fn(i32) -> bool) -> Option<&Waiter> {
         let take = |waiter: &Waiter, from| {
-            waiter.state.compare_exchange(from, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            let taken = waiter.state.compare_exchange(from, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            if taken {
+                // Before its fields change.
+                waiter.serial.fetch_add(1, Ordering::AcqRel);
+            }
+            taken
         };
         self.waiters.iter().find(|waiter| take(waiter, FREE)).or_else(|| {
             self.waiters.iter().find(|waiter| {
@@ -562,7 +572,6 @@ const DONE: u32 = 3;
 impl Waiter {
     /// Publishes the request, once its fields are filled.
     pub fn publish(&self) {
-        self.serial.fetch_add(1, Ordering::Relaxed);
         self.state.store(WAITING, Ordering::Release);
     }
 
@@ -572,7 +581,7 @@ impl Waiter {
     }
 
     pub fn serial(&self) -> u32 {
-        self.serial.load(Ordering::Relaxed)
+        self.serial.load(Ordering::Acquire)
     }
 
     /// Answers request `serial` and wakes the caller, unless he has given up meanwhile.

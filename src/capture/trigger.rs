@@ -29,6 +29,15 @@ pub unsafe extern "C-unwind" fn es_sync_capture(call: pg_sys::FunctionCallInfo) 
             .raise();
         }
         let trigger = &*context.cast::<pg_sys::TriggerData>();
+        if !is_expected(trigger.tg_event) {
+            Report::new(
+                pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "es_sync.capture() can only be called after the event",
+            )
+            .detail("It is called for each row of INSERT, UPDATE or DELETE, and for each statement of TRUNCATE.")
+            .hint("Let es_sync.attach() create the triggers.")
+            .raise();
+        }
         let plan = plan::of(trigger.tg_relation);
         if !plan.sources.is_empty() {
             note(trigger, &plan);
@@ -42,6 +51,14 @@ pub unsafe extern "C-unwind" fn es_sync_capture(call: pg_sys::FunctionCallInfo) 
 pub extern "C" fn pg_finfo_es_sync_capture() -> &'static pg_sys::Pg_finfo_record {
     const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
     &V1
+}
+
+/// True for the events of our own triggers. Whoever may create one can create others: for a statement, where there are no
+/// rows to look at, or before the event, where what is returned decides over the row.
+fn is_expected(event: u32) -> bool {
+    let row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+    let truncates = event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE;
+    event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER && row != truncates
 }
 
 unsafe fn note(trigger: &pg_sys::TriggerData, plan: &Plan) {

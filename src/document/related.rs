@@ -1,11 +1,12 @@
 //! From a related row's values to the keys of the documents that show it.
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::read::key_of;
 use super::shape::text_as;
 use crate::attachment::link::Link;
 use crate::attachment::{catalog, key, link, operator};
+use crate::postgres::error::Report;
 use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value, quoted};
 
@@ -22,18 +23,26 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// Reads the catalog; None if the attached table or a key column is gone. SPI must be connected.
+    /// Reads the catalog; None if the attached table is gone. SPI must be connected.
+    ///
+    /// # Errors
+    /// Raises undefined_column where a key column is not there: it was renamed, and that is not known yet.
     pub fn of(link: &Link) -> Option<Self> {
         let owner = catalog::owner(link.root);
         if owner == pg_sys::InvalidOid {
             return None;
         }
         let columns = catalog::columns(link.root);
-        let key: Vec<_> = link
-            .key_columns
-            .iter()
-            .map(|name| columns.iter().find(|column| &column.name == name))
-            .collect::<Option<_>>()?;
+        let column = |name: &String| {
+            columns.iter().find(|column| &column.name == name).unwrap_or_else(|| {
+                Report::new(
+                    PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                    format!("an attached table has no key column \"{name}\" any more"),
+                )
+                .raise()
+            })
+        };
+        let key: Vec<_> = link.key_columns.iter().map(column).collect();
         let names: Vec<String> = key.iter().map(|column| format!("w.{}", quoted(&column.name))).collect();
         let aliases: Vec<String> = key.iter().map(|column| quoted(&column.name)).collect();
         let types: Vec<pg_sys::Oid> = key.iter().map(|column| column.type_oid).collect();

@@ -66,7 +66,7 @@ fn values_of(
     parts: &[String],
     columns: &[String],
 ) -> Option<Vec<Option<String>>> {
-    let of_key = |name: &String| Some(Some(parts[key_columns.iter().position(|known| known == name)?].clone()));
+    let of_key = |name: &String| Some(Some(parts.get(key_columns.iter().position(|known| known == name)?)?.clone()));
     if let Some(values) = columns.iter().map(of_key).collect() {
         return Some(values);
     }

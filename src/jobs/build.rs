@@ -292,7 +292,7 @@ impl Build {
         let target = transaction::run_without_waiting(|| {
             let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
             let target = record::next_target(attachment)?;
-            record::begin(job, Some(&target), total);
+            record::begin(job, &target, total);
             Some(target)
         })?;
         let Some(target) = target else {
@@ -503,6 +503,9 @@ impl Build {
             Phase::Look if value == "live" => self.complete(context, None)?,
             Phase::Look => self.phase = Phase::Create,
             Phase::Settle => {
+                if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
+                    lane.is_loaded = true;
+                }
                 self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: Instant::now() };
                 self.note_progress("drain")?;
             }
@@ -517,9 +520,9 @@ impl Build {
         let (index, _) = self.names(context);
         let (job, attachment, done, first) = (self.job, self.attachment, self.done, self.first);
         let source = context.attachment.relation.to_u32();
-        transaction::run_without_waiting(|| {
-            record::set_live(attachment, &index, uuid);
-            record::finish(job, "done", done, None);
+        let ended = transaction::run_without_waiting(|| {
+            let ended = record::finish_build(job, &index, done);
+            record::set_live(attachment, &index, uuid, ended == Some(true));
             if !first {
                 // What the former index has refused, the new one may take.
                 let texts: FxHashSet<Box<str>> =
@@ -528,6 +531,7 @@ impl Build {
                     insert::write(Queue::Changes, vec![(source, Changes { texts, ..Changes::default() })], &[]);
                 }
             }
+            ended
         })?;
         context.delivery.enqueued |= !first;
         let old = context.delivery.lanes.iter().find(|lane| lane.attachment == attachment && !lane.building);
@@ -541,7 +545,9 @@ impl Build {
         }
         self.target = None;
         pgrx::log!("index \"{}\" is built: {done} rows in \"{index}\"", context.attachment.index);
-        self.phase = Phase::Over;
+        // Where somebody has asked for another beginning meanwhile, it begins again beside what is live now.
+        self.phase = if ended.is_some() { Phase::Over } else { Phase::Create };
+        self.first &= ended.is_some();
         Ok(())
     }
 
@@ -579,6 +585,8 @@ impl Build {
         }
         self.abandon(context);
         self.has_left_live = false;
+        // What was delivered to the former target is there no more, whether or not a load was wanted.
+        self.first = false;
         self.phase = Phase::Create;
     }
 
@@ -676,6 +684,8 @@ fn swap(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) ->
     if behind.is_empty() && adopt && client.index(public)?.is_some_and(|info| info.name == public) {
         actions.push(json!({"remove_index": {"index": public}}));
     }
+    // What is searchable in the old index must not be missing in the new one for a while.
+    client.refresh(index)?;
     client.update_aliases(&Value::Array(actions))?;
     if client.alias(public)? == [index] {
         Ok(Value::Null)

@@ -199,11 +199,15 @@ impl Load {
              where c.oid = $1 and c.relkind = 'r'",
             &[(pg_sys::OIDOID, spi::value(self.part))],
         );
-        if !self.begun {
-            let rows = table.first::<i64>(3);
-            record::begin(self.job, None, rows.filter(|rows| *rows >= 0));
-        }
         let mut place = self.place.clone();
+        if !self.begun {
+            let rows = table.first::<i64>(3).filter(|rows| *rows >= 0);
+            let former = (!place.since.is_empty()).then(|| place.to_string());
+            if !record::resume(self.job, None, rows, former.as_deref(), self.done) {
+                // Another begins at its beginning.
+                return Read { next: place, rows: 0, last: true };
+            }
+        }
         let notes = link::notes_of_partition(self.attachment, self.part);
         if table.is_empty() || notes.is_empty() {
             return Read { next: place, rows: 0, last: true };

@@ -74,25 +74,49 @@ fn text(value: Option<&str>) -> (pg_sys::Oid, spi::Value) {
     (pg_sys::TEXTOID, value.and_then(spi::value))
 }
 
-/// The name of the next concrete index of an attachment: its alias, a hyphen, a number.
+/// The name of the next concrete index of an attachment: its alias, a hyphen, a number. No number is used again, by a
+/// later attachment of that name neither: a request for the former one's index may still be under way.
 pub fn next_target(attachment: i32) -> Option<String> {
     let rows = spi::run(
-        "update es_sync.attachment a set builds = a.builds + 1 where a.id = $1
-         returning a.index_name || '-' || a.builds",
+        "insert into es_sync.build_number as n (index_name, last)
+         select a.index_name, 1 from es_sync.attachment a where a.id = $1
+         on conflict (index_name) do update set last = n.last + 1
+         returning n.index_name || '-' || n.last",
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
     rows.first(1)
 }
 
-/// The job begins, or begins again, to fill a new target.
-pub fn begin(job: i64, target: Option<&str>, total: Option<i64>) {
+/// A build begins, or begins again, to fill a new target.
+pub fn begin(job: i64, target: &str, total: Option<i64>) {
     spi::run(
         "update es_sync.job j
          set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",
-        &[id(job), text(target), (pg_sys::INT8OID, total.and_then(spi::value))],
+        &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],
     );
+}
+
+/// Another job begins, or goes on where it was. False if somebody has sent it back to its beginning since that was read,
+/// or cancelled it: then nothing is written.
+pub fn resume(job: i64, target: Option<&str>, total: Option<i64>, position: Option<&str>, done: i64) -> bool {
+    let rows = spi::run(
+        "update es_sync.job j
+         set state = 'running', phase = 'rows', target = $2, total = $3, position = $4, done = $5,
+             error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
+         where j.id = $1
+           and (j.state = 'running' or (j.state = 'queued' and j.position is not distinct from $4))
+         returning true",
+        &[
+            id(job),
+            text(target),
+            (pg_sys::INT8OID, total.and_then(spi::value)),
+            text(position),
+            (pg_sys::INT8OID, spi::value(done)),
+        ],
+    );
+    !rows.is_empty()
 }
 
 /// A note of how far a job is must not wait for somebody who cancels it and does not commit: the next one will do.
@@ -100,12 +124,15 @@ const OPEN_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
                                      where x.id = $1 and x.state in ('queued', 'running')
                                      for no key update skip locked)";
 
+/// The same of one that nobody has sent back to its beginning: that must not be written over.
+const RUNNING_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
+                                        where x.id = $1 and x.state = 'running'
+                                        for no key update skip locked)";
+
 /// The job has come so far.
 pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     spi::run(
-        &format!(
-            "update es_sync.job j set state = 'running', phase = $2, position = $3, done = $4 where {OPEN_AND_FREE}"
-        ),
+        &format!("update es_sync.job j set phase = $2, position = $3, done = $4 where {RUNNING_AND_FREE}"),
         &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
     );
 }
@@ -114,7 +141,9 @@ pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
 pub fn counts(job: i64, counts: &Counts) {
     spi::run(
         "update es_sync.job j set missing = $2, different = $3, orphaned = $4
-         where j.id = (select x.id from es_sync.job x where x.id = $1 for no key update skip locked)",
+         where j.id = (select x.id from es_sync.job x
+                       where x.id = $1 and x.state in ('running', 'done')
+                       for no key update skip locked)",
         &[
             id(job),
             (pg_sys::INT8OID, spi::value(counts.missing)),
@@ -138,6 +167,21 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
          where j.id = $1 and (j.state in ('queued', 'running') or $2 = 'done')",
         &[id(job), text(Some(state)), (pg_sys::INT8OID, spi::value(done)), text(error)],
     );
+}
+
+/// A build that has filled `target` is done, although it may have been cancelled meanwhile: then with false. None if
+/// somebody has sent it back to its beginning.
+pub fn finish_build(job: i64, target: &str, done: i64) -> Option<bool> {
+    let rows = spi::run(
+        "update es_sync.job j
+         set state = 'done', phase = null, done = $3, total = $3, error = null,
+             finished_at = pg_catalog.clock_timestamp()
+         from (select x.state from es_sync.job x where x.id = $1 for no key update) former
+         where j.id = $1 and j.target = $2
+         returning former.state = 'running'",
+        &[id(job), text(Some(target)), (pg_sys::INT8OID, spi::value(done))],
+    );
+    rows.first(1)
 }
 
 /// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
@@ -166,18 +210,23 @@ pub fn finish_running(job: i64, done: i64) -> bool {
     rows.first(1) == Some(true)
 }
 
-/// A new index, with the engine's own id, is behind the alias: whatever was to be mended is mended, for what makes an
-/// index stale also sends its running build back to the beginning.
-pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>) {
+/// A new index, with the engine's own id, is behind the alias. If its build `is_whole`, whatever was to be mended is
+/// mended: what makes an index stale also sends its running build back to the beginning.
+pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool) {
     spi::run(
         &format!(
             "update es_sync.attachment a
          set live_index = $2, live_uuid = $3,
-             stale = case when a.paused or {QUEUE_MISSES_CHANGES} then a.stale
+             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} then a.stale
                           when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
          where a.id = $1"
         ),
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(index)), text(uuid)],
+        &[
+            (pg_sys::INT4OID, spi::value(attachment)),
+            text(Some(index)),
+            text(uuid),
+            (pg_sys::BOOLOID, spi::value(is_whole)),
+        ],
     );
 }
 

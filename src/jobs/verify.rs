@@ -172,7 +172,14 @@ impl UnderWay for Verify {
                 self.suspects.clear();
                 self.phase = if self.orphans_only { Phase::Refresh } else { Phase::Rows };
             }
-            self.begin(context, &live)?;
+            if !self.begin(context, &live)? {
+                // Sent back to its beginning, or cancelled: that is known as soon as the jobs have been read.
+                return Ok(Step::Wait(Some(now + LOCKED_REST)));
+            }
+            // What is on its way was read before whatever led to this comparison, maybe; and what is passed over later
+            // because it is on its way must have been read after.
+            let then = Box::new(std::mem::replace(&mut self.phase, Phase::Over));
+            self.phase = Phase::Await { mark: context.shared.queue_mark(), due: now, then };
             self.index = Some(live);
         }
         match &self.phase {
@@ -310,14 +317,11 @@ impl UnderWay for Verify {
 }
 
 impl Verify {
-    fn begin(&mut self, context: &Context, index: &str) -> Result<(), SqlError> {
-        let job = self.job;
+    fn begin(&self, context: &Context, index: &str) -> Result<bool, SqlError> {
         let estimate = context.reader.shape().estimated_rows;
-        let (position, done) = self.settled.clone();
-        transaction::run_without_waiting(|| {
-            record::begin(job, Some(index), (estimate >= 0.0).then_some(estimate as i64));
-            record::progress(job, "rows", position.as_deref(), done);
-        })
+        let total = (estimate >= 0.0).then_some(estimate as i64);
+        let (position, done) = &self.settled;
+        transaction::run_without_waiting(|| record::resume(self.job, Some(index), total, position.as_deref(), *done))
     }
 
     fn is_sampled(&self, key: &str) -> bool {
@@ -377,7 +381,7 @@ impl Verify {
         Ok(())
     }
 
-    /// A row that cannot be read has no document, or a dead letter: its page is read by ever smaller pages.
+    /// A row that cannot be read is left to the changes' way: its page is read by ever smaller pages.
     fn skip_unreadable(&mut self, context: &mut Context) -> Result<(), SqlError> {
         self.phase = Phase::Rows;
         if self.rows_at_once > 1 {
@@ -387,9 +391,18 @@ impl Verify {
         let after = self.position.clone();
         match transaction::run_without_waiting(|| context.reader.next_key(after.as_deref()))? {
             None => self.phase = self.after_rows(),
-            Some(key) => self.position = Some(key),
+            Some(key) => {
+                self.park(vec![key.clone()], context)?;
+                self.position = Some(key);
+            }
         }
         Ok(())
+    }
+
+    /// Enqueues rows that cannot be read, so that they get their dead letters: what the index has of them is old.
+    fn park(&mut self, keys: Vec<String>, context: &mut Context) -> Result<(), SqlError> {
+        let keys = keys.into_iter().filter(|key| !context.delivery.is_parked(self.attachment, key)).collect();
+        self.mend(keys, Vec::new(), context)
     }
 
     /// Called where no answer is awaited.
@@ -441,6 +454,7 @@ impl Verify {
                 _ => absent.push(suspect),
             }
         }
+        self.park(read.unreadable, context)?;
         let mut documents = read.present;
         documents.retain(|document| rows.contains(&document.key));
         let present: Vec<String> = documents.iter().map(|document| document.key.clone()).collect();
@@ -480,7 +494,9 @@ impl Verify {
             .filter(|found| self.is_sampled(&found.key))
             .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
-        self.suspects.extend(without_rows(context, found)?);
+        let (suspects, unreadable) = without_rows(context, found)?;
+        self.suspects.extend(suspects);
+        self.park(unreadable, context)?;
         let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));
         if self.suspects.len() >= MAX_SUSPECTS {
             self.await_then_again(context, now, next);
@@ -697,9 +713,9 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
     }
 }
 
-/// Those of the documents that have no row, or one that leads elsewhere.
-fn without_rows(context: &mut Context, documents: Vec<Suspect>) -> Result<Vec<Suspect>, SqlError> {
-    let (mut left, mut places) = (Vec::new(), FxHashMap::default());
+/// Those of the documents that have no row, or one that leads elsewhere; and keys whose rows cannot be read.
+fn without_rows(context: &mut Context, documents: Vec<Suspect>) -> Result<(Vec<Suspect>, Vec<String>), SqlError> {
+    let (mut left, mut places, mut unreadable) = (Vec::new(), FxHashMap::default(), Vec::new());
     for document in documents {
         left.push(document.key.clone());
         places.entry(document.key.clone()).or_insert_with(Vec::new).push(document);
@@ -713,10 +729,11 @@ fn without_rows(context: &mut Context, documents: Vec<Suspect>) -> Result<Vec<Su
                 found.retain(|found| found.found.as_ref().is_some_and(|found| *found != document.routing));
             }
         }
-        for key in read.unreadable {
-            places.remove(&key);
+        for key in &read.unreadable {
+            places.remove(key);
         }
+        unreadable.extend(read.unreadable);
         left = read.unread;
     }
-    Ok(places.into_values().flatten().collect())
+    Ok((places.into_values().flatten().collect(), unreadable))
 }

@@ -234,6 +234,15 @@ pub fn is_clear(mark: i64, sources: &[u32]) -> bool {
     rows.get::<bool>(0, 1) == Some(false)
 }
 
+/// The highest id in the queues; 0 where they are empty. Reads them whole.
+pub fn highest_id() -> i64 {
+    let rows = spi::run(
+        "select greatest((select max(q.id) from es_sync.queue q), (select max(q.id) from es_sync.prepared_queue q), 0)",
+        &[],
+    );
+    rows.first(1).unwrap_or_default()
+}
+
 /// When to ask `is_clear` again: it reads the queue, and with a large backlog that may take no more than a tenth of the
 /// time.
 pub fn next_look(started: Instant, every: Duration) -> Instant {

@@ -45,7 +45,15 @@ impl Delivery {
     ) {
         let bytes = body.len();
         self.recycle(body);
-        let Some(flight) = self.flights.remove(&token) else { return };
+        let Some(flight) = self.flights.remove(&token) else {
+            // Forgotten meanwhile: the breaker still waits for what its probe was told.
+            match result {
+                Ok(_) => engine.breaker.success(),
+                Err(failure) if failure.kind.is_transient() => engine.breaker.failure(Instant::now()),
+                Err(_) => {}
+            }
+            return;
+        };
         match result {
             Ok(outcomes) => {
                 engine.breaker.success();

@@ -92,6 +92,9 @@ impl Worker {
             }
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
             self.owner = rows.first(1).unwrap_or_default();
+            if first {
+                self.shared.raise_queue_ids(claim::highest_id());
+            }
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), link::links(), record::open_jobs(), parked)
         })
@@ -121,8 +124,9 @@ impl Worker {
     /// Sees to partitions that came or went since they were written down. What meets a row of an index that somebody is
     /// just pausing, or of a job that he cancels, is seen to later.
     fn notice_partitions(&mut self) -> Result<(), SqlError> {
+        let differences = transaction::run(partitions::differences)?;
         self.partitions_in_doubt = false;
-        for difference in transaction::run(partitions::differences)? {
+        for difference in differences {
             // Where somebody alters it just now: its load finds out.
             let filled = transaction::run_waiting_shortly(|| difference.is_filled()).unwrap_or(true);
             match transaction::run_without_waiting(|| difference.take(filled)) {
@@ -141,9 +145,10 @@ impl Worker {
     /// Gives partitions that came since they were last looked at their TRUNCATE triggers, and lets triggers that were
     /// switched off fire again.
     fn mend_triggers(&mut self) -> Result<(), SqlError> {
-        if !std::mem::take(&mut self.triggers_in_doubt) {
+        if !self.triggers_in_doubt {
             return Ok(());
         }
+        let mut in_doubt = false;
         for partition in transaction::run(partitions::unwatched)? {
             match transaction::run_waiting_shortly(|| partitions::watch(&partition)) {
                 Ok(repair) => {
@@ -154,7 +159,7 @@ impl Worker {
                 Err(error) => {
                     // Somebody writes to it, or it is gone: looked at again when the catalog is.
                     pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
-                    self.triggers_in_doubt = true;
+                    in_doubt = true;
                 }
             }
         }
@@ -169,7 +174,7 @@ impl Worker {
                 Err(error) => {
                     // Likewise.
                     pgrx::debug1!("could not give {name} its trigger back yet: {error}");
-                    self.triggers_in_doubt = true;
+                    in_doubt = true;
                 }
             }
         }
@@ -177,7 +182,7 @@ impl Worker {
             if let Err(error) = transaction::run_waiting_shortly(|| partitions::unwatch(&stray)) {
                 // Likewise.
                 pgrx::debug1!("could not drop a trigger of {} yet: {error}", stray.name);
-                self.triggers_in_doubt = true;
+                in_doubt = true;
             }
         }
         for trigger in transaction::run(switched::off)? {
@@ -192,10 +197,11 @@ impl Worker {
                 Err(error) => {
                     // Likewise.
                     pgrx::debug1!("could not switch a trigger of {} on yet: {error}", trigger.table_name);
-                    self.triggers_in_doubt = true;
+                    in_doubt = true;
                 }
             }
         }
+        self.triggers_in_doubt = in_doubt;
         Ok(())
     }
 
@@ -233,6 +239,13 @@ impl Worker {
     /// Opens the lanes of live indexes that have none: a change without a lane would be let go. So it shall be where a
     /// build has left its live index behind.
     fn open_lanes(&mut self) {
+        let unread = |known: &&Attachment| {
+            known.options.load == Some(false)
+                && known.live.is_none()
+                && self.builds.iter().any(|build| build.attachment == known.id && !build.is_over())
+        };
+        let unread = self.attachments.iter().filter(unread).map(|known| (known.id, known.relation.to_u32())).collect();
+        self.delivery.apply_unread(unread);
         for attachment in &self.attachments {
             let is_left = self.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live);
             if let Some(live) = &attachment.live

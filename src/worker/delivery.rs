@@ -312,8 +312,8 @@ impl Delivery {
                 self.outbox.finished.push(row.place);
                 continue;
             };
-            if self.hold.is_paused(root) {
-                // Paused since it was claimed: it stays in the queue.
+            if self.is_held(root) {
+                // Since it was claimed, or until its index is there: it stays in the queue.
                 self.places.remove(&row.place);
                 continue;
             }

@@ -15,6 +15,8 @@ use crate::attachment::catalog::Attachment;
 pub struct Hold {
     /// All their indexes are paused.
     paused: FxHashSet<u32>,
+    /// Attachments, with their table, that are not loaded: what changes before their index is there would be in none.
+    unread: Vec<(i32, u32)>,
     /// An index takes nothing, and its share of the room is used up.
     blocked: FxHashSet<u32>,
     /// Both, and what follows from them, when this was last asked.
@@ -28,6 +30,22 @@ impl Hold {
 }
 
 impl Delivery {
+    /// Takes in which attachments are built without reading the table.
+    pub fn apply_unread(&mut self, unread: Vec<(i32, u32)>) {
+        self.hold.unread = unread;
+    }
+
+    /// True while a table's changes stay in the queue.
+    pub fn is_held(&self, source: u32) -> bool {
+        self.hold.is_paused(source) || self.awaiting_lanes().any(|awaiting| awaiting == source)
+    }
+
+    /// Tables of which an index that nothing is loaded into has no lane yet.
+    fn awaiting_lanes(&self) -> impl Iterator<Item = u32> {
+        let has_lane = |attachment: i32| self.lanes.iter().any(|lane| lane.attachment == attachment);
+        self.hold.unread.iter().filter(move |(attachment, _)| !has_lane(*attachment)).map(|(_, source)| *source)
+    }
+
     /// True if nothing would be claimed, whatever is committed.
     pub fn holds_all(&self) -> bool {
         self.lanes.iter().all(|lane| self.hold.last.sources.binary_search(&lane.source).is_ok())
@@ -83,6 +101,7 @@ impl Delivery {
             }
         }
         let mut held = Held { sources: self.hold.paused.union(&blocked).copied().collect(), ..Held::default() };
+        held.sources.extend(self.awaiting_lanes());
         self.hold_moves(&mut held.sources);
         self.hold_links(&mut held);
         held.sources.sort_unstable();

@@ -39,6 +39,8 @@ pub struct Lane {
     pub index: String,
     /// Not yet behind its public alias.
     pub building: bool,
+    /// Of a build: all rows are in it, and it may be live any moment.
+    pub is_loaded: bool,
     pub target: es::Target,
     /// The fields that the index is known to have; None where that is not known.
     pub mapping: Option<Rc<str>>,
@@ -124,6 +126,7 @@ impl Lane {
             source,
             index,
             building,
+            is_loaded: false,
             target,
             mapping: None,
             awaits_mapping: false,

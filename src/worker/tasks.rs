@@ -40,7 +40,14 @@ impl Worker {
         let now = Instant::now();
         let mut again = false;
         for (job, index) in std::mem::take(&mut self.queued_drops) {
-            if let Some(engine) = self.engine.as_mut() {
+            if self.attachments.iter().any(|known| known.index == index) {
+                // Attached anew: what is to go is replaced by its build, and what is behind the name may be that already.
+                match transaction::run_without_waiting(|| record::finish(job, "done", 0, None)) {
+                    Err(error) if !error.passes_soon() => return Err(error),
+                    // Else it stays queued, and the next reading of the catalog takes it up again.
+                    _ => {}
+                }
+            } else if let Some(engine) = self.engine.as_mut() {
                 let owner = self.owner.clone();
                 let token = engine.call(move |client| build::drop_public(client, &index, &owner));
                 self.drops.push((token, job));

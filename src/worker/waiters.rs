@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::delivery::Delivery;
 use super::engine::Engine;
+use super::lane::Lane;
 use super::process::{RELATIONS_CHANGED, definitions_changed};
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
@@ -80,7 +81,9 @@ impl Waiters {
             return Ok(Some(now));
         }
         for waiter in waiting {
-            let (source, mark, serial) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed), waiter.serial());
+            // The number first: if the place is another's by now, the answer to this one reaches nobody.
+            let serial = waiter.serial();
+            let (source, mark) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed));
             let is_concerned = |a: &&Attachment| !a.paused && (source == 0 || a.relation.to_u32() == source);
             let mut concerned = known.attachments.iter().filter(is_concerned).peekable();
             // Its first load has not ended, or not all that was committed went through the queue, as far as is known.
@@ -102,7 +105,11 @@ impl Waiters {
                 waiter.answer(serial);
                 continue;
             }
-            let indexes: Vec<String> = concerned.filter_map(|attachment| attachment.live.clone()).collect();
+            let mut indexes: Vec<String> = concerned.clone().filter_map(|known| known.live.clone()).collect();
+            // What is searchable now must be so when another index is swapped in, too.
+            let next = |lane: &&Lane| lane.is_loaded && concerned.clone().any(|known| known.id == lane.attachment);
+            indexes
+                .extend(delivery.lanes.iter().filter(|lane| lane.building).filter(next).map(|lane| lane.index.clone()));
             let token = engine.call(move |client| {
                 for index in &indexes {
                     client.refresh(index)?;

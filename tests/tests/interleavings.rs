@@ -224,3 +224,152 @@ fn a_crash_during_a_load_a_reindex_or_a_comparison_ends_in_equality() {
         expect::table_equal(&mut client, &name, "id", &engine, &name);
     }
 }
+
+#[test]
+fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let second = unique("unread");
+    proxy.set_for(&format!("/{second}-1"), Fault::Hold);
+    client
+        .batch_execute(&format!(
+            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
+        ))
+        .expect("attach");
+    wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
+    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    // Time enough to claim it and let go of it.
+    let waited: bool = client.query_one("select es_sync.wait(timeout => '1 s')", &[]).expect("wait").get(0);
+    assert!(!waited, "the index is not there");
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    expect::documents_equal(
+        &mut client,
+        &format!("select id, row_to_json(t) from {name} t where id = 7"),
+        &engine,
+        &second,
+    );
+}
+
+#[test]
+fn what_was_searchable_before_a_swap_is_so_after_it() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = unique("swapped");
+    client
+        .batch_execute(&format!(
+            r#"create table {name} (id int primary key, title text);
+               insert into {name} select i, 'thing ' || i from generate_series(1, 100) i;
+               select es_sync.attach('{name}', options => '{{"refresh": "-1"}}')"#
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    // The rows are in the new index, and its settings are being given back.
+    proxy.set_for(&format!("/{name}-2/_settings"), Fault::Hold);
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    wait::until("all rows are read", wait::SHORT, || !proxy.seen("-2/_settings").is_empty());
+    proxy.set_for("_bulk", Fault::Hold);
+    client.batch_execute(&format!("insert into {name} values (1000, 'during')")).expect("write");
+    let phase = "select phase = 'drain' from es_sync.jobs where kind = 'reindex'";
+    wait::until("changes are waited for", wait::SHORT, || -> bool {
+        client.query_one(phase, &[]).expect("jobs").get(0)
+    });
+    std::thread::scope(|scope| {
+        let mut waiting = server.connect("app");
+        let answered = scope.spawn(move || -> bool {
+            waiting.query_one("select es_sync.wait(timeout => '20 s')", &[]).expect("wait").get(0)
+        });
+        wait::until("somebody waits", wait::SHORT, || -> bool {
+            let waits = "select count(*) = 1 from pg_stat_activity where query like 'select es_sync.wait%' and state = 'active'";
+            client.query_one(waits, &[]).expect("activity").get(0)
+        });
+        proxy.set(Fault::Pass);
+        assert!(answered.join().expect("who waits"));
+    });
+    let done = "select state = 'done' from es_sync.jobs where kind = 'reindex'";
+    wait::until("it was swapped", wait::SHORT, || -> bool { client.query_one(done, &[]).expect("jobs").get(0) });
+    assert_eq!(engine.search_ids(&name, serde_json::json!({"term": {"id": 1000}})), ["1000"]);
+}
+
+#[test]
+fn a_drop_that_is_tried_again_spares_the_index_that_was_built_under_the_name_since() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    proxy.judge(|head, _| {
+        head.starts_with("delete /between")
+            .then(|| (503, r#"{"error":{"type":"busy","reason":"busy"},"status":503}"#.into()))
+    });
+    proxy.forget_seen();
+    client.batch_execute(&format!("select es_sync.detach('{name}', drop_index => true)")).expect("detach");
+    wait::until("the drop was tried", wait::SHORT, || proxy.seen(&name).iter().any(|seen| seen.method == "DELETE"));
+    client.batch_execute(&format!("select es_sync.attach('{name}')")).expect("attach");
+    let loaded = "select live_index is not null from es_sync.status";
+    wait::until("it is loaded", wait::SHORT, || -> bool { client.query_one(loaded, &[]).expect("status").get(0) });
+    let live = engine.indexes_of(&name);
+    proxy.judge(|_, _| None);
+    let done = "select state = 'done' from es_sync.jobs where kind = 'drop'";
+    wait::until("the drop is over", wait::SHORT, || -> bool { client.query_one(done, &[]).expect("jobs").get(0) });
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(engine.indexes_of(&name), live);
+    assert_ne!(live, [format!("{name}-1")], "a late request for the former index must not meet another one");
+}
+
+#[test]
+fn a_comparison_looks_again_at_what_was_on_its_way_when_it_began() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    proxy.set_for("_bulk", Fault::Hold);
+    proxy.forget_seen();
+    client.batch_execute(&format!("update {name} set title = 'noted' where id = 7")).expect("write");
+    wait::until("it is on its way", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    client
+        .batch_execute(&format!(
+            "set es_sync.capture = off; update {name} set title = 'not noted' where id = 7; set es_sync.capture = on"
+        ))
+        .expect("write");
+    wait::until("a comparison is under way", wait::SHORT, || -> bool {
+        let running = "select count(*) > 0 from es_sync.jobs where kind = 'verify' and state = 'running'";
+        client.query_one(running, &[]).expect("jobs").get(0)
+    });
+    // Time enough to compare all else.
+    let waited: bool = client.query_one("select es_sync.wait(timeout => '1 s')", &[]).expect("wait").get(0);
+    assert!(!waited, "it is on its way");
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_row_that_became_unreadable_unnoticed_gets_its_dead_letter_from_the_comparison() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = unique("unreadable");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, n int);
+             insert into {name} select i, 1 from generate_series(1, 50) i;
+             select es_sync.attach('{name}', filter => '100 / n > 0')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    client
+        .batch_execute(&format!(
+            "set es_sync.capture = off; update {name} set n = 0 where id in (7, 50); set es_sync.capture = on"
+        ))
+        .expect("write");
+    wait::until_equal("both are dead letters", wait::LONG, vec!["50".to_owned(), "7".to_owned()], || {
+        let keys = "select key from es_sync.dead_letters order by key";
+        client.query(keys, &[]).expect("letters").iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    });
+}

@@ -162,6 +162,21 @@ fn the_callers_search_path_does_not_decide_who_owns_a_table() {
 }
 
 #[test]
+fn a_trigger_of_another_kind_that_calls_capture_fails_and_harms_nobody() {
+    let mut setting = Setting::new();
+    setting.run("create table {T} (id int primary key); select es_sync.attach('{T}')");
+    for kind in ["after insert or update or delete on {T} for each statement", "before insert on {T} for each row"] {
+        setting.run(&format!("create trigger another {kind} execute function es_sync.capture()"));
+        assert_eq!(setting.refused("insert into {T} values (1)"), "39P01", "{kind}");
+        setting.run("drop trigger another on {T}");
+    }
+    setting.run("insert into {T} values (2); reset role");
+    let name = setting.name.clone();
+    expect::table_equal(&mut setting.client, &name, "id", &setting.engine, &name);
+    assert!(!setting.server.log().contains("terminated by signal"), "{}", setting.server.log());
+}
+
+#[test]
 fn a_read_only_transaction_stays_so() {
     let mut setting = Setting::new();
     setting.run(
