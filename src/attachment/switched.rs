@@ -39,7 +39,9 @@ pub fn off() -> Vec<Trigger> {
 /// # Errors
 /// Raises lock_not_available while somebody writes to the table for longer than a moment: later writers wait behind.
 pub fn mend(trigger: &Trigger) {
-    spi::run(&format!("alter table {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
+    // Each partition has its own turn. A statement that went on to them would build keys of partitioned tables, and so
+    // call functions of theirs with our rights.
+    spi::run(&format!("alter table only {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
     for attachment in catalog::concerned(trigger.table) {
         record::restart(Some(attachment));
         ask::for_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));

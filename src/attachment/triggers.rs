@@ -1,10 +1,11 @@
 //! The triggers of attached tables and of those that their documents follow.
 
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::{PgRelation, PgSqlErrorCode, pg_sys};
 
 use super::check::{Table, named};
 use super::partitions;
 use crate::postgres::error::Report;
+use crate::postgres::rights::as_owner;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 use crate::settings;
@@ -79,6 +80,75 @@ fn are_on(table: pg_sys::Oid) -> bool {
     unsafe { pg_sys::get_trigger_oid(table, c"es_sync_truncate".as_ptr(), true) != pg_sys::InvalidOid }
 }
 
+/// The partitioned tables of a tree, kept open with their keys.
+///
+/// Whatever goes on from a table to its partitions needs the key. Postgres builds it when it is first needed, which calls
+/// functions in its expressions with the rights of whoever runs then. Here each table's owner does, and as long as the
+/// table is open the key stays as it is, whatever else of the table is read anew.
+fn with_known_keys(table: pg_sys::Oid) -> Vec<PgRelation> {
+    let mut open = vec![table];
+    let mut known = Vec::new();
+    while let Some(oid) = open.pop() {
+        // SAFETY: a syscache lookup in a live transaction.
+        if unsafe { pg_sys::get_rel_relkind(oid) } as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            continue;
+        }
+        // SAFETY: opened with a lock that lasts as long as the reference. No partition comes or goes while it is held,
+        // so those that are found are those that the trigger is cloned to.
+        let relation = unsafe { PgRelation::with_lock(oid, pg_sys::ShareRowExclusiveLock as i32) };
+        // SAFETY: an open relation has its row of pg_class.
+        let owner = unsafe { (*relation.rd_rel).relowner };
+        as_owner(owner, || {
+            // SAFETY: a partitioned table. What is returned lasts as long as it is open; its key is built before. One
+            // that is being detached counts: it may still be seen.
+            unsafe {
+                let parts = &*pg_sys::RelationGetPartitionDesc(relation.as_ptr(), false);
+                open.extend((0..parts.nparts as usize).map(|place| *parts.oids.add(place)));
+            }
+        });
+        known.push(relation);
+    }
+    known
+}
+
+/// Creates a table's row trigger. That of a partitioned table is cloned to its partitions, present and future.
+///
+/// By number, not by a statement: a name may have become another table's, whose keys nobody has built.
+fn create_for_rows(table: pg_sys::Oid) {
+    let function = spi::run("select pg_catalog.to_regprocedure('es_sync.capture()')::oid", &[]).first::<pg_sys::Oid>(1);
+    let known = with_known_keys(table);
+    let mut statement = pg_sys::CreateTrigStmt {
+        type_: pg_sys::NodeTag::T_CreateTrigStmt,
+        trigname: c"es_sync_capture".as_ptr().cast_mut(),
+        row: true,
+        timing: pg_sys::TRIGGER_TYPE_AFTER as i16,
+        events: (pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE) as i16,
+        ..Default::default()
+    };
+    let none = pg_sys::InvalidOid;
+    // SAFETY: in a transaction; the statement is complete, is only read, and outlives the call.
+    unsafe {
+        pg_sys::CreateTriggerFiringOn(
+            &raw mut statement,
+            std::ptr::null(),
+            table,
+            none,
+            none,
+            none,
+            function.unwrap_or(none),
+            none,
+            std::ptr::null_mut(),
+            false,
+            false,
+            // Logical replication applies its changes as a replica.
+            pg_sys::TRIGGER_FIRES_ALWAYS as std::ffi::c_char,
+        );
+        pg_sys::CommandCounterIncrement();
+    }
+    // No longer: Postgres alters no table that is open.
+    drop(known);
+}
+
 /// Gives a table its triggers, and its partitions theirs; it is locked for that.
 pub fn create(table: &Table) {
     for (place, (oid, name)) in tree(table).into_iter().enumerate() {
@@ -86,20 +156,12 @@ pub fn create(table: &Table) {
             continue;
         }
         if place == 0 {
-            // Row triggers of a partitioned table are cloned to its partitions, present and future.
-            spi::run(
-                &format!(
-                    "create trigger es_sync_capture after insert or update or delete on {name}
-                     for each row execute function es_sync.capture()"
-                ),
-                &[],
-            );
-        }
-        // ALWAYS: logical replication applies its changes as a replica.
-        spi::run(&format!("alter table {name} enable always trigger es_sync_capture"), &[]);
-        if place == 0 {
+            create_for_rows(oid);
             // So that DROP EXTENSION needs no CASCADE.
             spi::run(&format!("alter trigger es_sync_capture on {name} depends on extension pg_es_sync"), &[]);
+        } else {
+            // It may have come while the table's own was switched off.
+            spi::run(&format!("alter table only {name} enable always trigger es_sync_capture"), &[]);
         }
         create_for_truncate(&name);
     }
@@ -115,7 +177,8 @@ pub fn create_for_truncate(name: &str) {
             "create trigger es_sync_truncate after truncate on {name}
              for each statement execute function es_sync.capture()"
         ),
-        format!("alter table {name} enable always trigger es_sync_truncate"),
+        // A statement that went on to partitions would need their keys.
+        format!("alter table only {name} enable always trigger es_sync_truncate"),
         format!("alter trigger es_sync_truncate on {name} depends on extension pg_es_sync"),
     ] {
         spi::run(&statement, &[]);

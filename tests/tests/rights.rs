@@ -24,6 +24,17 @@ const DOMAIN: &str = "
     end $$;
     create domain {T}_checked as int check ({T}_seen(value))";
 
+/// A function that does the same when it is planned with constants: it is called where a query is simplified, before any
+/// row is read.
+const FOLDED: &str = "
+    create function {T}_one(value int) returns int immutable language plpgsql as $$
+    begin
+        if (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
+            raise warning 'code of a user ran as superuser';
+        end if;
+        return 1;
+    end $$";
+
 impl Setting {
     fn new() -> Setting {
         let engine = Engine::elasticsearch();
@@ -51,6 +62,18 @@ impl Setting {
     fn refused(&mut self, statements: &str) -> String {
         let error = self.client.batch_execute(&statements.replace("{T}", &self.name)).expect_err("it is refused");
         error.code().expect("the server refuses it").code().to_owned()
+    }
+
+    /// Waits until this many triggers fire always, and none does not.
+    #[track_caller]
+    fn all_triggers_are_on(&mut self, number: i64) {
+        let client = &mut self.client;
+        wait::until("all triggers fire", wait::LONG, || {
+            let query = "select count(*) filter (where t.tgenabled = 'A'), count(*)
+                         from pg_catalog.pg_trigger t where t.tgname like 'es_sync_%'";
+            let row = client.query_one(query, &[]).expect("triggers");
+            row.get::<_, i64>(0) == number && row.get::<_, i64>(1) == number
+        });
     }
 
     #[track_caller]
@@ -123,6 +146,82 @@ fn the_check_of_a_keys_domain_runs_as_the_tables_owner_only() {
     let documents = format!("select id, row_to_json(t) from {} t where id < 3", setting.name);
     expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
     setting.no_code_ran_as_superuser();
+}
+
+#[test]
+fn functions_in_partition_keys_run_as_the_tables_owner_only() {
+    let mut setting = Setting::new();
+    setting.run(FOLDED);
+    setting.run(
+        "create table {T} (id int primary key, title text);
+         insert into {T} select i, 'thing ' || i from generate_series(1, 20) i;
+         create table {T}_part (root int, id int) partition by range ((id + {T}_one(0)));
+         create table {T}_part_1 partition of {T}_part for values from (0) to (100);
+         create table {T}_tree (root int, id int) partition by range (id);
+         create table {T}_tree_1 partition of {T}_tree for values from (0) to (100)
+             partition by range ((id + {T}_one(0)));
+         create table {T}_tree_1_1 partition of {T}_tree_1 for values from (0) to (100);
+         insert into {T}_part select i % 7, i from generate_series(1, 30) i;
+         insert into {T}_tree select i % 5, i from generate_series(1, 30) i;
+         create view {T}_document as
+             select t.id, t.title, (select count(*) from {T}_part p where p.root = t.id) as parts,
+                    (select count(*) from {T}_tree p where p.root = t.id) as leaves
+             from {T} t",
+    );
+    // Not in the transaction that has made the tables: it knows their keys to its end.
+    setting.run("select es_sync.attach('{T}', document => '{T}_document')");
+    setting.no_code_ran_as_superuser();
+    setting.run("reset role");
+    expect::settled(&mut setting.client);
+    setting.no_code_ran_as_superuser();
+
+    // Whoever is given one of them later keeps its rights to himself, too.
+    setting.run(
+        "set role clerk;
+         create table {T}_part_2 partition of {T}_part for values from (100) to (200)
+             partition by range ((id + {T}_one(1)));
+         create table {T}_part_2_1 partition of {T}_part_2 for values from (100) to (200);
+         insert into {T}_part values (3, 150)",
+    );
+    setting.all_triggers_are_on(16);
+    for statements in [
+        "alter table {T}_part disable trigger all; alter table {T}_tree disable trigger all",
+        "drop trigger es_sync_capture on {T}_part; drop trigger es_sync_capture on {T}_tree",
+        "alter table {T}_part_2 disable trigger all; alter table {T}_tree_1 enable trigger all",
+    ] {
+        setting.run(statements);
+        setting.run("insert into {T}_part values (3, 151); insert into {T}_tree values (4, 51)");
+        setting.all_triggers_are_on(16);
+        setting.no_code_ran_as_superuser();
+    }
+    setting.run("select es_sync.reindex('{T}'); reset role");
+    expect::settled(&mut setting.client);
+    // A superuser's own query would run the functions as well.
+    setting.run("set role clerk");
+    let documents = format!("select id, row_to_json(d) from {}_document d", setting.name);
+    expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
+    setting.run("select es_sync.detach('{T}'); reset role");
+    expect::settled(&mut setting.client);
+    setting.no_code_ran_as_superuser();
+}
+
+#[test]
+fn a_superuser_who_attaches_a_table_lends_no_right_to_its_view() {
+    let mut setting = Setting::new();
+    setting.run(FOLDED);
+    setting.run(
+        "create table {T} (id int primary key, title text);
+         insert into {T} select i, 'thing ' || i from generate_series(1, 20) i;
+         create view {T}_document as select t.id, t.title from {T} t where t.id > {T}_one(0);
+         reset role;
+         select es_sync.mapping('{T}', document => '{T}_document', product => 'opensearch', filter => 'id < 9');
+         select es_sync.attach('{T}', document => '{T}_document', filter => 'id < 9')",
+    );
+    expect::settled(&mut setting.client);
+    setting.no_code_ran_as_superuser();
+    setting.run("set role clerk");
+    let documents = format!("select id, row_to_json(d) from {}_document d where id < 9", setting.name);
+    expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
 }
 
 #[test]
