@@ -1,5 +1,7 @@
 //! Reading documents back, to compare them with what they should be.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -179,20 +181,93 @@ const SCROLL_PATH: &str = "_scroll_id,_shards.failed,hits.hits._id,hits.hits._ro
 /// True if two JSON texts mean the same: the same bytes as a rule, for the engine gives back what it was sent. A field that
 /// is absent is one that is null: documents from before a column was added do not have it.
 fn same(expected: &[u8], found: &[u8]) -> bool {
+    fn text(document: &[u8]) -> Option<&RawValue> {
+        serde_json::from_slice(document).ok()
+    }
     expected == found
-        || matches!(
-            (serde_json::from_slice::<Value>(expected), serde_json::from_slice::<Value>(found)),
-            (Ok(expected), Ok(found)) if without_nulls(&expected) == without_nulls(&found)
-        )
+        || matches!((text(expected), text(found)), (Some(expected), Some(found)) if same_value(expected, found, 0))
 }
 
-fn without_nulls(document: &Value) -> Value {
-    match document {
-        Value::Object(fields) => {
-            let fields = fields.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(fields.map(|(name, value)| (name.clone(), value.clone())).collect())
+/// Nobody sends documents that are nested as deeply.
+const MAX_DEPTH: usize = 128;
+
+/// Compares texts, not `Value`s: in these numbers are doubles, which two numerics may share.
+fn same_value(expected: &RawValue, found: &RawValue, depth: usize) -> bool {
+    let texts = (expected.get(), found.get());
+    if texts.0 == texts.1 {
+        return true;
+    }
+    if depth == MAX_DEPTH {
+        return false;
+    }
+    match (texts.0.as_bytes()[0], texts.1.as_bytes()[0]) {
+        (b'{', b'{') => match (fields(texts.0), fields(texts.1)) {
+            (Some(expected), Some(found)) => {
+                expected.len() == found.len()
+                    && expected.iter().zip(&found).all(|((name, value), (its_name, its_value))| {
+                        name == its_name && same_value(value, its_value, depth + 1)
+                    })
+            }
+            _ => false,
+        },
+        (b'[', b'[') => match (elements(texts.0), elements(texts.1)) {
+            (Some(expected), Some(found)) => {
+                expected.len() == found.len()
+                    && expected.iter().zip(&found).all(|(one, other)| same_value(one, other, depth + 1))
+            }
+            _ => false,
+        },
+        (b'"', b'"') => match (serde_json::from_str::<String>(texts.0), serde_json::from_str::<String>(texts.1)) {
+            (Ok(expected), Ok(found)) => expected == found,
+            _ => false,
+        },
+        (b'-' | b'0'..=b'9', b'-' | b'0'..=b'9') => {
+            matches!((Number::of(texts.0), Number::of(texts.1)), (Some(expected), Some(found)) if expected == found)
         }
-        other => other.clone(),
+        // One of null, true and false, which are written in one way only, or of different kinds.
+        _ => false,
+    }
+}
+
+/// An object's fields in the order of their names, without those that are null.
+fn fields(text: &str) -> Option<BTreeMap<String, &RawValue>> {
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    fields.retain(|_, value| value.get() != "null");
+    Some(fields)
+}
+
+fn elements(text: &str) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(text).ok()
+}
+
+/// A JSON number, exactly: 1.50, 1.5 and 15e-1 are the same.
+#[derive(PartialEq)]
+struct Number {
+    negative: bool,
+    /// Without zeros at either end; empty for zero.
+    digits: String,
+    /// The power of ten that the last digit counts.
+    exponent: i64,
+}
+
+impl Number {
+    /// None where the exponent is beyond all measure.
+    fn of(text: &str) -> Option<Self> {
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
+            None => (text, 0),
+        };
+        let mantissa = mantissa.trim_start_matches('-');
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let all = format!("{whole}{fraction}");
+        let digits = all.trim_end_matches('0');
+        let dropped = all.len() - digits.len();
+        let digits = digits.trim_start_matches('0').to_owned();
+        if digits.is_empty() {
+            return Some(Self { negative: false, digits, exponent: 0 });
+        }
+        let exponent = exponent.checked_sub(fraction.len() as i64)?.checked_add(dropped as i64)?;
+        Some(Self { negative: text.starts_with('-'), digits, exponent })
     }
 }
 
@@ -225,6 +300,42 @@ mod tests {
         let client = Client::new(config(&stub.url)).unwrap();
         let compared = client.compare("i-1", &documents(), CONTENTS).unwrap();
         assert_eq!(compared, [Compared::Equal, Compared::Different, Compared::Missing]);
+    }
+
+    #[test]
+    fn only_the_same_number_is_equal_and_only_nulls_may_be_absent() {
+        for (one, other) in [
+            (r#"{"a": 1, "b": "x"}"#, r#"{"b":"x","a":1}"#),
+            (r#"{"a": {"b": [1, {"c": null}]}, "n": null}"#, r#"{"a":{"b":[1,{}]}}"#),
+            (r#"{"a": "é\/\n"}"#, "{\"a\":\"\\u00e9/\\n\"}"),
+            (r#"{"a": [1.50, -2e2, 0.0, -0, 10, 1E+2, 0.010]}"#, r#"{"a":[1.5,-200,0,0e5,1e1,100.0,1e-2]}"#),
+            (r#"[12345678901234567.01, 1e400]"#, r#"[12345678901234567.010,10e399]"#),
+        ] {
+            assert!(same(one.as_bytes(), other.as_bytes()), "{one} {other}");
+        }
+        for (one, other) in [
+            (r#"{"a": 12345678901234567.01}"#, r#"{"a": 12345678901234567.02}"#),
+            (r#"{"a": [{"b": 0.1}]}"#, r#"{"a": [{"b": 0.1000000000000000055511151231257827}]}"#),
+            (r#"{"a": 18446744073709551617}"#, r#"{"a": 18446744073709551616}"#),
+            ("[1e400]", "[1e401]"),
+            ("[1]", "[-1]"),
+            ("[10]", "[1]"),
+            ("[1]", r#"["1"]"#),
+            ("[null]", "[]"),
+            ("[null]", "[false]"),
+            (r#"{"a": "null"}"#, "{}"),
+            (r#"{"a": 1}"#, r#"{"b": 1}"#),
+            ("[1, 2]", "[2, 1]"),
+            ("{}", "[]"),
+            ("[1]", "[1"),
+        ] {
+            assert!(!same(one.as_bytes(), other.as_bytes()), "{one} {other}");
+            assert!(!same(other.as_bytes(), one.as_bytes()), "{other} {one}");
+        }
+        // Too deep to be looked at, not too deep to be the same.
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert!(same(deep("1").as_bytes(), deep("1").as_bytes()));
+        assert!(!same(deep("1").as_bytes(), deep("2").as_bytes()));
     }
 
     #[test]
