@@ -390,16 +390,21 @@ pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Res
     Ok(())
 }
 
-/// As `renew`, where the ways have changed; true if they have. What cannot be found is raised.
+/// Why an index is stale whose ways name other columns than they were made of.
+pub const MISLED: &str = "names of columns that its documents are made of have passed to other columns";
+
+/// As `renew`, where the ways have changed; true if they have. What cannot be found is raised. `rebuilt`: the index is
+/// built anew after this.
 ///
 /// # Errors
 /// As `find` and `store`.
-pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<bool, Report> {
+pub fn renew_where_changed(
+    table: &Table,
+    attachment: &Attachment,
+    caller: pg_sys::Oid,
+    rebuilt: bool,
+) -> Result<bool, Report> {
     let followed = find(table, &shown_by(attachment))?;
-    let rows = spi::run(
-        "select w.related::oid, w.columns, w.used, w.nulls, w.query from es_sync.way w where w.attachment = $1 order by w.id",
-        &[(pg_sys::INT4OID, spi::value(attachment.id))],
-    );
     let links = || -> Vec<i32> {
         spi::run(
             "select coalesce(pg_catalog.array_agg(w.source), '{}') from es_sync.way w
@@ -409,7 +414,39 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
         .get(0, 1)
         .unwrap_or_default()
     };
-    let stored: Vec<Way> = (0..rows.len())
+    let stored = stored(attachment.id);
+    if stored == followed.ways {
+        store_unfollowed(attachment.id, &followed);
+        return Ok(false);
+    }
+    let before = links();
+    renew(table, attachment, caller)?;
+    let after = links();
+    // What the queue holds under a link that is gone leads nowhere.
+    let lost = before.iter().any(|link| !after.contains(link));
+    if lost || (!rebuilt && have_passed(&stored, &followed.ways)) {
+        ask::for_repair(attachment.id, "changes of its tables were followed otherwise until now");
+    }
+    capture::announce_catalog_change();
+    Ok(true)
+}
+
+/// True if changes may be missed until the ways are found anew, because names in them mean other columns now.
+///
+/// # Errors
+/// As `find`.
+pub fn is_misled(table: &Table, attachment: &Attachment) -> Result<bool, Report> {
+    let followed = find(table, &shown_by(attachment))?;
+    Ok(have_passed(&stored(attachment.id), &followed.ways))
+}
+
+/// An attachment's ways as they were written down.
+fn stored(attachment: i32) -> Vec<Way> {
+    let rows = spi::run(
+        "select w.related::oid, w.columns, w.used, w.nulls, w.query from es_sync.way w where w.attachment = $1 order by w.id",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
+    );
+    (0..rows.len())
         .filter_map(|row| {
             Some(Way {
                 related: rows.get(row, 1)?,
@@ -419,20 +456,36 @@ pub fn renew_where_changed(table: &Table, attachment: &Attachment, caller: pg_sy
                 query: rows.get(row, 5),
             })
         })
-        .collect();
-    if stored == followed.ways {
-        store_unfollowed(attachment.id, &followed);
-        return Ok(false);
-    }
-    let before = links();
-    renew(table, attachment, caller)?;
-    let after = links();
-    if before.iter().any(|link| !after.contains(link)) {
-        // What the queue holds under a link that is gone leads nowhere.
-        ask::for_repair(attachment.id, "changes of its related tables were followed otherwise until now");
-    }
-    capture::announce_catalog_change();
-    Ok(true)
+        .collect()
+}
+
+/// True if a name that a way has no more is a column's nevertheless: capture took that for the one that was meant. A name
+/// that no column has makes it note all that is done to the table.
+fn have_passed(stored: &[Way], found: &[Way]) -> bool {
+    stored.iter().enumerate().any(|(place, old)| {
+        // The same view and declarations lead to the same ways in the same order.
+        let new = found.get(place).filter(|new| new.related == old.related);
+        let columns = old.columns.iter().enumerate();
+        let left = columns.filter(|(place, name)| new.is_none_or(|new| new.columns.get(*place) != Some(name)));
+        let unused = old
+            .used
+            .iter()
+            .flatten()
+            .filter(|name| new.is_none_or(|new| new.used.as_ref().is_some_and(|used| !used.contains(name))));
+        let left: Vec<String> = left.map(|(_, name)| name).chain(unused).cloned().collect();
+        !left.is_empty() && has_any_column(old.related, left)
+    })
+}
+
+/// The table may be gone.
+fn has_any_column(table: pg_sys::Oid, names: Vec<String>) -> bool {
+    let rows = spi::run(
+        "select from pg_catalog.pg_attribute a
+         where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any ($2)
+         limit 1",
+        &[(pg_sys::OIDOID, spi::value(table)), (pg_sys::TEXTARRAYOID, spi::value(names))],
+    );
+    !rows.is_empty()
 }
 
 fn shown_by(attachment: &Attachment) -> Shown<'_> {

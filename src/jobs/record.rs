@@ -276,6 +276,15 @@ pub fn mark_stale(attachment: i32, why: &str) {
     );
 }
 
+/// True if an index is stale for this reason.
+pub fn is_stale_because(attachment: i32, why: &str) -> bool {
+    let rows = spi::run(
+        "select from es_sync.attachment a where a.id = $1 and a.stale = $2",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(why))],
+    );
+    !rows.is_empty()
+}
+
 /// Tables go on without their indexes following.
 pub fn mark_all_stale(why: &str) {
     spi::run("update es_sync.attachment a set stale = $1", &[text(Some(why))]);

@@ -10,7 +10,7 @@ use super::process::{TRACKED, Thing, take_changed};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::definition::{self, Difference};
 use crate::attachment::{attach, check, follow, pin};
-use crate::jobs::record;
+use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 
@@ -148,12 +148,13 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     // What kept the ways from being found before may be over.
     let ways = (ways || obstructed) && obstacle.is_none();
     if ways {
-        match renew_ways(attachment) {
+        match renew_ways(attachment, !cause.is_empty()) {
             Ok(()) => {}
             Err(error) if error.passes_soon() => {
                 // Only the ways are missing: what is known to be wrong by then is shown.
+                let cause = if cause.is_empty() && is_misled(attachment)? { follow::MISLED } else { &cause };
                 if !cause.is_empty() {
-                    transaction::run_without_waiting(|| record::mark_stale(id, &cause))?;
+                    transaction::run_without_waiting(|| record::mark_stale(id, cause))?;
                 }
                 return Ok(Looked::Later);
             }
@@ -168,10 +169,15 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             pin::hold(attachment.relation, view);
         }
         let news = definition::set_obstacle(id, obstacle.as_deref());
+        // The names are back, before the ways could be found anew: nobody has mended what was missed.
+        let missed = obstacle.is_none() && record::is_stale_because(id, follow::MISLED);
         if !cause.is_empty() {
             definition::rebuild(id, &cause);
+        } else if missed {
+            record::restart(Some(id));
+            ask::for_repair(id, "changes of its tables were followed otherwise for a while");
         }
-        news || !cause.is_empty()
+        news || missed || !cause.is_empty()
     })?;
     if !cause.is_empty() {
         pgrx::log!("index \"{}\" is built anew: {cause}", attachment.index);
@@ -182,16 +188,28 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     Ok(Looked::Known(written || ways))
 }
 
-fn renew_ways(attachment: &Attachment) -> Result<(), SqlError> {
+/// `rebuilt`: the index is built anew after this.
+fn renew_ways(attachment: &Attachment, rebuilt: bool) -> Result<(), SqlError> {
     transaction::run_waiting_shortly(|| {
         let owner = catalog::owner(attachment.relation);
         if owner == pgrx::pg_sys::InvalidOid {
             return;
         }
-        if let Err(report) = follow::renew_where_changed(&check::table_of(attachment), attachment, owner) {
+        if let Err(report) = follow::renew_where_changed(&check::table_of(attachment), attachment, owner, rebuilt) {
             report.raise();
         }
     })
+}
+
+/// True if changes are missed until the ways are found anew; false as well where that cannot be told now.
+fn is_misled(attachment: &Attachment) -> Result<bool, SqlError> {
+    let told = transaction::run_without_waiting(|| {
+        follow::is_misled(&check::table_of(attachment), attachment).unwrap_or_else(|report| report.raise())
+    });
+    match told {
+        Err(error) if error.passes_soon() => Ok(false),
+        told => told,
+    }
 }
 
 /// The view was dropped with CASCADE: there is nothing to make documents of any more.

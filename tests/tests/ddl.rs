@@ -1351,3 +1351,107 @@ fn ways_outlive_other_names_of_the_types_that_they_are_written_with() {
     }
     assert_eq!(shop.count("select count(*) from es_sync.jobs where kind = 'verify'"), 0, "no way was lost");
 }
+
+/// A table of three columns, the view of two of them, and a table whose rows the documents gather by a key of theirs.
+const NAMES: &str = "
+    create table root (id int primary key, a text, b text);
+    create table item (id int primary key, root_id int, other_id int, name text);
+    create view document as
+        select r.id, r.a, (select string_agg(i.name, ', ' order by i.id) from item i where i.root_id = r.id) as items
+        from root r;
+    insert into root select i, 'a ' || i, 'b ' || i from generate_series(1, 30) i;
+    insert into item select i, i % 10 + 1, i % 5 + 20, 'item ' || i from generate_series(1, 40) i;";
+
+const MISLED: &str = "stale: names of columns that its documents are made of have passed to other columns";
+
+/// A view follows its columns, a way their names: until the worker has found it anew, the name means another column.
+#[test]
+fn a_name_that_passes_to_another_column_of_a_view_s_table_loses_no_change() {
+    for passing in ["add column a text", "rename b to a"] {
+        let mut shop = Shop::new(NAMES).attach_view();
+        shop.not_rebuilt_by(&format!(
+            "begin; alter table root rename a to a_old; alter table root {passing};
+             update root set a_old = 'new' where id = 1; commit"
+        ));
+        shop.not_rebuilt_by("update root set a_old = 'newer' where id = 2");
+        shop.says("ok: ");
+    }
+}
+
+#[test]
+fn a_name_that_passes_to_another_column_of_a_related_table_loses_no_change() {
+    // The values of the column that has the name now are keys of other documents, or of none.
+    let mut shop = Shop::new(NAMES).attach_view();
+    shop.not_rebuilt_by(
+        "begin; alter table item rename root_id to parent_id; alter table item rename other_id to root_id;
+         update item set name = 'changed' where id = 1; update item set parent_id = 30 where id = 2;
+         delete from item where id = 3; insert into item values (100, 29, 20, 'added'); commit",
+    );
+}
+
+#[test]
+fn a_name_that_passes_to_another_column_that_a_link_uses_loses_no_change() {
+    // The link's own columns stay.
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.not_rebuilt_by(
+        "begin; alter table host rename name to label; alter table host rename note to name;
+         update host set label = 'changed' where id = 1; commit",
+    );
+}
+
+#[test]
+fn links_that_swap_the_names_of_their_columns_lose_no_change() {
+    // What the queue holds under each is the other's.
+    let mut shop = Shop::new(
+        "create table root (id int primary key, x int, y int);
+         create table tie (id int primary key, a int, b int, note text);
+         create view document as
+             select r.id, (select string_agg(t.note, ', ' order by t.id) from tie t where t.a = r.x) as by_a,
+                    (select string_agg(t.note, ', ' order by t.id) from tie t where t.b = r.y) as by_b
+             from root r;
+         insert into root select i, i, i + 1000 from generate_series(1, 30) i;
+         insert into tie select i, i, i + 1010, 'note ' || i from generate_series(1, 20) i",
+    )
+    .attach_view();
+    shop.not_rebuilt_by(
+        "begin; update tie set note = 'changed' where id = 1; alter table tie rename a to c;
+         alter table tie rename b to a; alter table tie rename c to b; commit",
+    );
+}
+
+#[test]
+fn a_name_that_passes_to_another_column_under_a_running_writer_misses_none_of_its_changes() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    shop.run("begin; alter table host rename name to label; alter table host rename note to name");
+    let mut writer = shop.server.connect("shop");
+    // It stands in line before the worker does.
+    let writer = std::thread::spawn(move || {
+        writer.batch_execute("begin; lock table host in row exclusive mode").expect("lock");
+        writer.batch_execute("update host set label = 'written by the former rules' where id = 1").expect("update");
+        writer
+    });
+    let standing = "select count(*) from pg_locks where mode = 'RowExclusiveLock' and not granted";
+    wait::until("the writer stands in line", wait::SHORT, || shop.count(standing) > 0);
+    shop.run("commit");
+    let mut writer = writer.join().expect("the writer has its lock");
+    shop.says(MISLED);
+    writer.batch_execute("update host set label = 'and once more' where id = 2; commit").unwrap();
+    shop.is_fine();
+    shop.each(&["update host set label = 'new' where id = 2"]);
+}
+
+#[test]
+fn a_name_that_is_back_before_the_worker_could_act_loses_no_change() {
+    let mut shop = Shop::new(HOSTS).attach_view();
+    let mut writer = shop.server.connect("shop");
+    // The worker needs this table, too.
+    writer.batch_execute("begin; update root set title = 'x' where id = 30").unwrap();
+    shop.run(
+        "begin; alter table host rename name to label; alter table host rename note to name;
+         update host set label = 'written by the former rules' where id = 1; commit",
+    );
+    shop.says(MISLED);
+    shop.run("begin; alter table host rename name to note; alter table host rename label to name; commit");
+    writer.batch_execute("commit").unwrap();
+    shop.is_fine();
+}
