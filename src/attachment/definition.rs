@@ -31,12 +31,14 @@ struct Fact {
     filled: bool,
 }
 
-/// What makes all documents different, and whether the ways to them are.
+/// What makes all documents different, and whether the ways to them and their order are.
 #[derive(Debug, Default, PartialEq)]
 pub struct Difference {
     /// Why the index is to be built anew; empty where it is not.
     pub causes: Vec<String>,
     pub ways: bool,
+    /// The table's rows are in another order now, by their key.
+    pub order: bool,
 }
 
 /// Postgres' numbers and notations hold within a major version; after an upgrade everything is compared anyway.
@@ -74,6 +76,8 @@ impl Facts {
                 ("label" | "type", _) if !same => cause(format!("type {} was altered", old.name)),
                 ("child", None) => cause(format!("table {} inherits from it no more", old.name)),
                 ("table" | "schema", _) if !same => difference.ways = true,
+                // Only of a key's column it is known.
+                ("own", Some(is)) if !same && !old.value.is_empty() && !is.value.is_empty() => difference.order = true,
                 _ => {}
             }
         }
@@ -97,7 +101,7 @@ impl Facts {
 }
 
 /// The facts of an attachment. $1: its table; $2: its view; $3: functions that its filter calls; $4: tables that its
-/// ways and its filter read; $5: row types of those that its filter reads as whole rows.
+/// ways and its filter read; $5: row types of those that its filter reads as whole rows; $6: its key columns.
 const FACTS: &str = r"
     with recursive views (oid) as (
         select $2 where $2 is not null
@@ -200,7 +204,10 @@ const FACTS: &str = r"
     from pg_catalog.pg_attribute a
     where a.attrelid = coalesce($2, $1) and a.attnum > 0 and not a.attisdropped
     union all
-    select k.kind || ' ' || a.attnum, a.attname::text, '', false, null
+    -- Rows are paged through in the order of their key, which a collation makes.
+    select k.kind || ' ' || a.attnum, a.attname::text,
+           case when k.kind = 'own' and a.attname::text = any ($6) then a.attcollation::pg_catalog.text else '' end,
+           false, null
     from (values ('own', $1), ('shown', coalesce($2, $1))) k (kind, relation)
     join pg_catalog.pg_attribute a on a.attrelid = k.relation and a.attnum > 0 and not a.attisdropped
     union all
@@ -256,7 +263,8 @@ const FACTS: &str = r"
                '|', n.nspname, c.relname,
                (select pg_catalog.string_agg(
                     -- By its name, as the ways are written.
-                    pg_catalog.concat_ws('|', a.attnum, a.attname, pg_catalog.format_type(a.atttypid, null)),
+                    pg_catalog.concat_ws(
+                        '|', a.attnum, a.attname, pg_catalog.format_type(a.atttypid, null), a.attcollation),
                     ',' order by a.attnum)
                 from pg_catalog.pg_attribute a
                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped))),
@@ -308,8 +316,16 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         spi::value(called.functions.clone()),
         spi::value(tables),
         spi::value(called.rows.clone()),
+        spi::value(attachment.key_columns.clone()),
     ];
-    let types = [pg_sys::OIDOID, pg_sys::OIDOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID];
+    let types = [
+        pg_sys::OIDOID,
+        pg_sys::OIDOID,
+        pg_sys::OIDARRAYOID,
+        pg_sys::OIDARRAYOID,
+        pg_sys::OIDARRAYOID,
+        pg_sys::TEXTARRAYOID,
+    ];
     let rows =
         PLAN.with(|plan| plan.get_or_init(|| ManuallyDrop::new(Plan::prepare(FACTS, &types))).execute(&values, 0));
     let mut facts = BTreeMap::new();
@@ -621,6 +637,17 @@ mod tests {
         assert!(ways(&[old[0], ("table 6", "public.u", "2", false)]));
         assert!(ways(&[("view 5", "public.v", "2", false), old[1]]));
         assert!(ways(&[old[0], old[1], ("table 7", "public.w", "1", false)]));
+    }
+
+    #[test]
+    fn another_collation_of_a_key_is_another_order() {
+        let old = [("own 1", "id", "100", false), ("own 2", "title", "", false)];
+        let order = |new: &[(&str, &str, &str, bool)]| facts(&old).compare(&facts(new)).order;
+        assert!(!order(&old));
+        assert!(!order(&[("own 1", "key", "100", false), old[1]]));
+        assert!(order(&[("own 1", "id", "950", false), old[1]]));
+        // As a former version has written it down.
+        assert!(!order(&[("own 1", "id", "", false), ("own 2", "title", "100", false)]));
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         let new = definition::gather(attachment, &called);
         (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id))
     })?;
-    let Difference { causes, ways } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
+    let Difference { causes, ways, order } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
     let cause = causes.join("; ");
     let mut obstacle = obstacle;
     // What kept the ways from being found before may be over.
@@ -176,8 +176,12 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         } else if missed {
             record::restart(Some(id));
             ask::for_repair(id, "changes of its tables were followed otherwise for a while");
+        } else if order {
+            // Who pages through the rows has passed over some. He may also have ended by now.
+            record::restart(Some(id));
+            ask::for_repair(id, "the collation of its key was altered");
         }
-        news || missed || !cause.is_empty()
+        news || missed || order || !cause.is_empty()
     })?;
     if !cause.is_empty() {
         pgrx::log!("index \"{}\" is built anew: {cause}", attachment.index);
