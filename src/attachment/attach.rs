@@ -8,6 +8,7 @@ use super::catalog;
 use super::check::{self, Table};
 use super::follow::{self, Followed, Shown};
 use super::options::Options;
+use super::triggers::patiently;
 use super::{definition, link, pause, pin, triggers};
 use crate::capture;
 use crate::jobs::ask;
@@ -40,12 +41,12 @@ impl Request {
 /// Whatever makes it impossible, with a hint; nothing was changed then.
 pub fn attach(request: Request) -> Result<i64, Report> {
     require_engine()?;
-    let (table, index) = check::request(&request)?;
+    let (table, index) = patiently(&qualified(request.relation), || check::request(&request))?;
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
 
     as_extension(|| {
-        let followed = follow::find(&table, &request.shown())?;
+        let followed = patiently(&table.name, || follow::find(&table, &request.shown()))?;
         triggers::lock(&table, "share row exclusive");
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
@@ -105,9 +106,9 @@ pub fn attach(request: Request) -> Result<i64, Report> {
 /// # Errors
 /// Those of `attach`, but for what concerns the engine, locks, and an index name that is taken.
 pub fn preview<T>(request: Request, work: impl FnOnce(&catalog::Attachment) -> T) -> Result<T, Report> {
-    let (table, index) = check::request(&request)?;
+    let (table, index) = patiently(&qualified(request.relation), || check::request(&request))?;
     as_extension(|| {
-        follow::find(&table, &request.shown())?;
+        patiently(&table.name, || follow::find(&table, &request.shown()))?;
         Ok(work(&catalog::Attachment {
             id: 0,
             relation: table.oid,
@@ -175,7 +176,7 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
 /// # Errors
 /// The caller does not own the table, the declaration does not fit, or one that is needed is taken back.
 pub fn relate(relation: pg_sys::Oid, related: pg_sys::Oid, via: Option<&str>) -> Result<(), Report> {
-    let table = check::attachable(relation)?;
+    let table = patiently(&qualified(relation), || check::attachable(relation))?;
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
     as_extension(|| {

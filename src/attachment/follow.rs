@@ -378,7 +378,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
 /// # Errors
 /// As `find` and `store`.
 pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Result<(), Report> {
-    let followed = find(table, &shown_by(attachment))?;
+    let followed = triggers::patiently(&table.name, || find(table, &shown_by(attachment)))?;
     // Who skipped an UPDATE by the former rules has ended then.
     triggers::lock(table, "share row exclusive");
     store(attachment.id, table.oid, &followed, caller)?;

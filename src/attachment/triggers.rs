@@ -23,6 +23,29 @@ pub fn lock(table: &Table, mode: &str) {
         &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
     )
     .get::<String>(0, 1);
+    let name = &table.name;
+    let who = match holders {
+        Some(pids) => format!("Its transactions in process {pids} hold a lock: let them end, then try again."),
+        None => "Try again, or raise es_sync.lock_timeout.".to_owned(),
+    };
+    within_lock_timeout(name, &who, || spi::run(&format!("lock table {name} in {mode} mode"), &[]));
+}
+
+/// Runs `work`, which looks at a table and at what its documents show, and waits no longer than that for whoever has locked
+/// one of them.
+///
+/// # Errors
+/// Raises lock_not_available.
+pub fn patiently<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    let hint = "It is locked, or a table that its documents show: let the transaction that holds the lock end, or raise es_sync.lock_timeout.";
+    within_lock_timeout(name, hint, work)
+}
+
+/// Runs `work`, in which no wait for a lock may last longer than `es_sync.lock_timeout`; a worker's not even that.
+///
+/// # Errors
+/// Raises lock_not_available, with a table's name and what is to be done.
+fn within_lock_timeout<T>(name: &str, hint: &str, work: impl FnOnce() -> T) -> T {
     // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
     // queue up behind whoever waits for such a lock.
     let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
@@ -35,27 +58,21 @@ pub fn lock(table: &Table, mode: &str) {
         let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
         transaction::set(c"lock_timeout", &timeout, Scope::Nested);
     }
-    let name = &table.name;
-    pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
-        spi::run(&format!("lock table {name} in {mode} mode"), &[]);
-    }))
-    .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
-        let who = match &holders {
-            Some(pids) => format!("Its transactions in process {pids} hold a lock: let them end, then try again."),
-            None => "Try again, or raise es_sync.lock_timeout.".to_owned(),
-        };
-        Report::new(
-            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-            format!("could not lock table {name} within es_sync.lock_timeout"),
-        )
-        .detail("The table must be quiet for a moment while its triggers change.")
-        .hint(who)
-        .raise()
-    })
-    .execute();
+    let result = pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(work))
+        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                format!("could not lock table {name} within es_sync.lock_timeout"),
+            )
+            .detail("The table must be quiet for a moment while its triggers change.")
+            .hint(hint)
+            .raise()
+        })
+        .execute();
     if let Some(former) = former {
         transaction::set(c"lock_timeout", &former, Scope::Nested);
     }
+    result
 }
 
 /// The table and all its partitions, schema-qualified; the table first.

@@ -105,6 +105,34 @@ fn attach_names_who_holds_the_table_and_gives_up_in_time() {
 }
 
 #[test]
+fn what_looks_at_a_locked_table_gives_up_in_time() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let mut other = server.connect("app");
+    client
+        .batch_execute(
+            "create table item (id int primary key, n int);
+             create table locked (id int primary key);
+             create view shown as select i.id, (select count(*) from locked l where l.id = i.n) from item i;
+             set es_sync.lock_timeout = '200ms'",
+        )
+        .expect("set up");
+    other.batch_execute("begin; lock table locked").expect("hold");
+    for call in [
+        "attach('locked')",
+        "mapping('locked')",
+        "attach('item', document => 'shown')",
+        "relate('locked', 'item', 'x')",
+    ] {
+        let error = client.batch_execute(&format!("select es_sync.{call}")).expect_err("refused");
+        let error = error.as_db_error().expect("an error of the server");
+        assert_eq!(error.code().code(), "55P03", "{call}: {error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("es_sync.lock_timeout")), "{call}: {error:?}");
+    }
+}
+
+#[test]
 fn a_busy_server_stops_within_seconds() {
     let engine = Engine::elasticsearch();
     let proxy = pg_es_sync_tests::Proxy::to(engine.url());
