@@ -180,7 +180,7 @@ pub fn relate(relation: pg_sys::Oid, related: pg_sys::Oid, via: Option<&str>) ->
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
     as_extension(|| {
-        check::followable(related, caller)?;
+        patiently(&table.name, || check::followable(related, caller))?;
         follow::relate(&table, related, via, caller)
     })
 }

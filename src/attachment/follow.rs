@@ -358,7 +358,8 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
     let attachments = catalog::of_relation(table.oid, None);
     if attachments.is_empty() {
         // Only checked: the way is taken by the next attach.
-        find(table, &Shown { view: None, exclude: &[], options: &Options::default(), filter: None })?;
+        let shown = Shown { view: None, exclude: &[], options: &Options::default(), filter: None };
+        triggers::patiently(&table.name, || find(table, &shown))?;
     }
     for attachment in attachments {
         let attachment = definition::with_names(attachment);

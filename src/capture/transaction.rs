@@ -7,7 +7,8 @@ use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
-use super::pending::Pending;
+use super::pending::{Changes, Pending};
+use crate::postgres::transaction;
 use crate::queue::insert;
 use crate::queue::table::Queue;
 use crate::shared;
@@ -155,11 +156,16 @@ fn is_closed() -> bool {
     database.is_some_and(|database| database.queue_state() == shared::QueueState::Closed)
 }
 
+/// Writes to the queue. A writer must not fail because that is just being truncated or written anew.
+fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool {
+    transaction::without_lock_timeout(|| insert::write(queue, tables, repair))
+}
+
 /// Writes what the current savepoint level itself noted; the rows are rolled back with it.
 fn spill(level: u32) {
     let (tables, queue) =
         STATE.with_borrow_mut(|state| (state.pending.spill(level), state.flushed.unwrap_or(Queue::Changes)));
-    if !is_closed() && insert::write(queue, tables, &[]) {
+    if !is_closed() && write(queue, tables, &[]) {
         STATE.with_borrow_mut(|state| state.wrote = true);
     }
 }
@@ -173,7 +179,7 @@ fn flush(queue: Queue) {
     // Spilled rows lie in the unlogged queue, which a crash empties, while a prepared transaction outlives it: such a
     // transaction asks for its tables as a whole.
     let whole = if queue == Queue::Prepared { &spilled[..] } else { &[] };
-    if (!tables.is_empty() || !whole.is_empty()) && !is_closed() && insert::write(queue, tables, whole) {
+    if (!tables.is_empty() || !whole.is_empty()) && !is_closed() && write(queue, tables, whole) {
         STATE.with_borrow_mut(|state| state.wrote = true);
     }
 }

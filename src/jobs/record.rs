@@ -276,11 +276,19 @@ pub fn mark_stale(attachment: i32, why: &str) {
     );
 }
 
-/// True if an index is stale for this reason.
-pub fn is_stale_because(attachment: i32, why: &str) -> bool {
+/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet.
+const NOT_TAKEN_IN: &str = "not taken in yet: ";
+
+/// An index is known to differ from its table, or may, until its definitions can be taken in.
+pub fn mark_not_taken_in(attachment: i32, why: &str) {
+    mark_stale(attachment, &format!("{NOT_TAKEN_IN}{why}"));
+}
+
+/// True if that is all that is known to be wrong with an index.
+pub fn is_not_taken_in(attachment: i32) -> bool {
     let rows = spi::run(
-        "select from es_sync.attachment a where a.id = $1 and a.stale = $2",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(why))],
+        "select from es_sync.attachment a where a.id = $1 and pg_catalog.starts_with(a.stale, $2)",
+        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(NOT_TAKEN_IN))],
     );
     !rows.is_empty()
 }

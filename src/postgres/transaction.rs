@@ -97,6 +97,21 @@ pub fn flush_all_wal() {
     unsafe { pg_sys::XLogFlush(pg_sys::GetXLogInsertRecPtr()) };
 }
 
+/// Runs `work`, in which locks are waited for as long as it takes, whatever the user's lock_timeout says.
+pub fn without_lock_timeout<T>(work: impl FnOnce() -> T) -> T {
+    struct Former(std::ffi::c_int);
+    impl Drop for Former {
+        fn drop(&mut self) {
+            // SAFETY: the value that belongs to the setting; after an ERROR, too, which unwinds through here.
+            unsafe { pg_sys::LockTimeout = self.0 }
+        }
+    }
+    // SAFETY: a variable of this process, that is read when a wait begins. Setting the setting itself would cost more than
+    // all the rest of a small transaction's capture.
+    let _former = Former(unsafe { std::ptr::replace(&raw mut pg_sys::LockTimeout, 0) });
+    work()
+}
+
 /// How long a changed setting lasts.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Scope {

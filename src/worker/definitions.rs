@@ -154,7 +154,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
                 // Only the ways are missing: what is known to be wrong by then is shown.
                 let cause = if cause.is_empty() && is_misled(attachment)? { follow::MISLED } else { &cause };
                 if !cause.is_empty() {
-                    transaction::run_without_waiting(|| record::mark_stale(id, cause))?;
+                    transaction::run_without_waiting(|| record::mark_not_taken_in(id, cause))?;
                 }
                 return Ok(Looked::Later);
             }
@@ -169,13 +169,13 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             pin::hold(attachment.relation, view);
         }
         let news = definition::set_obstacle(id, obstacle.as_deref());
-        // The names are back, before the ways could be found anew: nobody has mended what was missed.
-        let missed = obstacle.is_none() && record::is_stale_because(id, follow::MISLED);
+        // All is as it was before it could be taken in: nobody has mended what was missed meanwhile.
+        let missed = obstacle.is_none() && record::is_not_taken_in(id);
         if !cause.is_empty() {
             definition::rebuild(id, &cause);
         } else if missed {
             record::restart(Some(id));
-            ask::for_repair(id, "changes of its tables were followed otherwise for a while");
+            ask::for_repair(id, "its definitions were others for a while");
         } else if order {
             // Who pages through the rows has passed over some. He may also have ended by now.
             record::restart(Some(id));

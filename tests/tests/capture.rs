@@ -32,6 +32,35 @@ fn equal(client: &mut Client, engine: &Engine, name: &str) {
 }
 
 #[test]
+fn a_writer_s_lock_timeout_does_not_fail_his_commit_while_the_queue_is_locked() {
+    let engine = Engine::elasticsearch();
+    let (server, mut client, name) = table(&engine);
+    let lock = "begin; lock table es_sync.queue in access exclusive mode";
+    let mut writer = server.connect("app");
+    let write = format!("set lock_timeout = '50ms'; insert into {name} values (11, 'patient')");
+    std::thread::scope(|scope| {
+        let mut other = server.connect("app");
+        other.batch_execute(lock).expect("lock");
+        let written = scope.spawn(|| writer.batch_execute(&write));
+        let waits = "select count(*) = 1 from pg_stat_activity
+                     where wait_event_type = 'Lock' and query ~ 'patient' and pid <> pg_backend_pid()
+                         and clock_timestamp() - query_start > '300 ms'";
+        wait::until("he has waited for longer", wait::SHORT, || -> bool {
+            written.is_finished() || client.query_one(waits, &[]).expect("activity").get::<_, bool>(0)
+        });
+        other.batch_execute("commit").expect("unlock");
+        written.join().expect("the writer").expect("no error");
+    });
+    // Elsewhere it holds.
+    let mut other = server.connect("app");
+    other.batch_execute(lock).expect("lock");
+    let error = writer.batch_execute(lock).expect_err("he does not wait");
+    assert_eq!(error.code().map(|code| code.code()), Some("55P03"));
+    other.batch_execute("commit").expect("unlock");
+    equal(&mut client, &engine, &name);
+}
+
+#[test]
 fn rolled_back_work_never_arrives() {
     let engine = Engine::elasticsearch();
     let (_server, mut client, name) = table(&engine);
