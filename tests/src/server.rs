@@ -195,6 +195,9 @@ impl Server {
             workers.iter().find(|worker| worker.2 == database).map(|worker| worker.0).ok_or(workers)
         });
         process::signal(pid, "KILL");
+        // Before it notices, the server lets clients in whose connections it then cuts.
+        let noticed = format!("(PID {pid}) was terminated by signal 9");
+        wait::until("the server has noticed", wait::SHORT, || self.log().contains(&noticed));
         pid
     }
 
