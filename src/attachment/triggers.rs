@@ -41,23 +41,21 @@ pub fn patiently<T>(name: &str, work: impl FnOnce() -> T) -> T {
     within_lock_timeout(name, hint, work)
 }
 
-/// Runs `work`, in which no wait for a lock may last longer than `es_sync.lock_timeout`; a worker's not even that.
+/// Runs `work`, in which no wait for a lock may last longer than `es_sync.lock_timeout`. A worker has its own, shorter limit
+/// by now (`transaction::run_waiting_shortly`): writers queue up behind whoever waits for such a lock.
 ///
 /// # Errors
 /// Raises lock_not_available, with a table's name and what is to be done.
 fn within_lock_timeout<T>(name: &str, hint: &str, work: impl FnOnce() -> T) -> T {
-    // SAFETY: reads a variable of this process, null in users' backends. A worker does not wait, it comes back: writers
-    // queue up behind whoever waits for such a lock.
+    // SAFETY: reads a variable of this process, null in users' backends.
     let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
     // A user's own time-out holds again afterwards.
-    let former = (!is_worker).then(|| transaction::setting(c"lock_timeout"));
-    if is_worker {
-        // To the end of the transaction: what it locks it must not keep while it waits for something else.
-        transaction::set(c"lock_timeout", c"100ms", Scope::Local);
-    } else {
+    let former = (!is_worker).then(|| {
+        let former = transaction::setting(c"lock_timeout");
         let timeout = std::ffi::CString::new(settings::lock_timeout()).unwrap_or_default();
         transaction::set(c"lock_timeout", &timeout, Scope::Nested);
-    }
+        former
+    });
     let result = pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(work))
         .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
             Report::new(

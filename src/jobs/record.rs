@@ -119,20 +119,21 @@ pub fn resume(job: i64, target: Option<&str>, total: Option<i64>, position: Opti
     !rows.is_empty()
 }
 
-/// A note of how far a job is must not wait for somebody who cancels it and does not commit: the next one will do.
-const OPEN_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
-                                     where x.id = $1 and x.state in ('queued', 'running')
-                                     for no key update skip locked)";
+/// An UPDATE of job $1 while it is in one of these states. A note of how far it is must not wait for somebody who cancels it
+/// and does not commit: the next one will do.
+fn note(set: &str, states: &str) -> String {
+    format!(
+        "update es_sync.job j set {set}
+         where j.id = (select x.id from es_sync.job x
+                       where x.id = $1 and x.state in ({states})
+                       for no key update skip locked)"
+    )
+}
 
-/// The same of one that nobody has sent back to its beginning: that must not be written over.
-const RUNNING_AND_FREE: &str = "j.id = (select x.id from es_sync.job x
-                                        where x.id = $1 and x.state = 'running'
-                                        for no key update skip locked)";
-
-/// The job has come so far.
+/// The job has come so far. One that somebody has sent back to its beginning stays there.
 pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     spi::run(
-        &format!("update es_sync.job j set phase = $2, position = $3, done = $4 where {RUNNING_AND_FREE}"),
+        &note("phase = $2, position = $3, done = $4", "'running'"),
         &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
     );
 }
@@ -140,10 +141,7 @@ pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
 /// What a comparison has found so far.
 pub fn counts(job: i64, counts: &Counts) {
     spi::run(
-        "update es_sync.job j set missing = $2, different = $3, orphaned = $4
-         where j.id = (select x.id from es_sync.job x
-                       where x.id = $1 and x.state in ('running', 'done')
-                       for no key update skip locked)",
+        &note("missing = $2, different = $3, orphaned = $4", "'running', 'done'"),
         &[
             id(job),
             (pg_sys::INT8OID, spi::value(counts.missing)),
@@ -155,7 +153,7 @@ pub fn counts(job: i64, counts: &Counts) {
 
 /// Why the job does not go on for the moment; None when it does.
 pub fn trouble(job: i64, error: Option<&str>) {
-    spi::run(&format!("update es_sync.job j set error = $2 where {OPEN_AND_FREE}"), &[id(job), text(error)]);
+    spi::run(&note("error = $2", "'queued', 'running'"), &[id(job), text(error)]);
 }
 
 /// The job has ended. One that was cancelled meanwhile stays so, unless it was done all the same.

@@ -45,23 +45,30 @@ impl Delivery {
     ) {
         let bytes = body.len();
         self.recycle(body);
-        let Some(flight) = self.flights.remove(&token) else {
-            // Forgotten meanwhile: the breaker still waits for what its probe was told.
-            match result {
-                Ok(_) => engine.breaker.success(),
-                Err(failure) if failure.kind.is_transient() => engine.breaker.failure(Instant::now()),
-                Err(_) => {}
-            }
-            return;
-        };
+        // In any case, for this may have been the breaker's probe: of a request that was forgotten meanwhile, too.
+        self.heard(result.as_ref().err(), engine);
+        let Some(flight) = self.flights.remove(&token) else { return };
         match result {
             Ok(outcomes) => {
-                engine.breaker.success();
-                self.trouble = None;
                 engine.sizing.on_success(bytes, took);
                 self.answered(flight, outcomes, engine);
             }
             Err(failure) => self.request_failed(flight, &failure, bytes, engine),
+        }
+    }
+
+    /// Takes in what an answer says of the engine as a whole. Who finds fault with a request is there.
+    fn heard(&mut self, failure: Option<&Failure>, engine: &mut Engine) {
+        match failure.map(|failure| failure.kind) {
+            None | Some(FailureKind::TooLarge | FailureKind::BadRequest | FailureKind::NotFound) => {
+                engine.breaker.success();
+                self.trouble = None;
+            }
+            Some(FailureKind::TooManyRequests) => engine.breaker.failure(Instant::now()),
+            Some(_) => {
+                engine.breaker.failure(Instant::now());
+                self.trouble = failure.map(Failure::to_string);
+            }
         }
     }
 
@@ -190,18 +197,6 @@ impl Delivery {
     }
 
     fn request_failed(&mut self, flight: Flight, failure: &Failure, bytes: usize, engine: &mut Engine) {
-        // The breaker is told in any case, for this may have been its probe. Who finds fault with a request is there.
-        match failure.kind {
-            FailureKind::TooLarge | FailureKind::BadRequest | FailureKind::NotFound => {
-                engine.breaker.success();
-                self.trouble = None;
-            }
-            FailureKind::TooManyRequests => engine.breaker.failure(Instant::now()),
-            _ => {
-                engine.breaker.failure(Instant::now());
-                self.trouble = Some(failure.to_string());
-            }
-        }
         let Some(lane) = self.lane(flight.lane) else { return };
         let attachment = lane.attachment;
         let count = flight.operations.len();

@@ -218,7 +218,7 @@ fn is_misled(attachment: &Attachment) -> Result<bool, SqlError> {
 
 /// The view was dropped with CASCADE: there is nothing to make documents of any more.
 fn let_go(attachment: &Attachment) -> Result<Looked, SqlError> {
-    let gone = transaction::run(|| {
+    let gone = transaction::run_waiting_shortly(|| {
         attach::let_go(&check::table_of(attachment), std::slice::from_ref(attachment), false);
     });
     match gone {

@@ -220,13 +220,13 @@ impl Worker {
                     Err(failure) if failure.kind == FailureKind::NotFound => {
                         json!({"attachment": attachment, "index": index, "missing": true})
                     }
-                    Err(failure) if failure.kind == FailureKind::Conflict => {
-                        json!({"attachment": attachment, "index": index, "refused": failure.reason})
-                    }
-                    // An index that lets nobody change it (index.blocks.read_only), or whose disk is full, must not stop
-                    // the others.
-                    Err(failure) if matches!(failure.status, Some(403 | 429)) => {
-                        json!({"attachment": attachment, "index": index, "refused": failure.reason, "blocked": true})
+                    // An index that is another's, that lets nobody change it (index.blocks.read_only), or whose disk is
+                    // full, must not stop the others.
+                    Err(failure)
+                        if failure.kind == FailureKind::Conflict || matches!(failure.status, Some(403 | 429)) =>
+                    {
+                        let blocked = failure.kind != FailureKind::Conflict;
+                        json!({"attachment": attachment, "index": index, "refused": failure.reason, "blocked": blocked})
                     }
                     Err(failure) => return Err(failure),
                 });
