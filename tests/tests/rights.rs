@@ -287,3 +287,31 @@ fn a_read_only_transaction_stays_so() {
          insert into {T} values (1, 'written')";
     assert_eq!(setting.refused(statements), "25006");
 }
+
+#[test]
+fn ways_are_found_anew_although_the_owner_could_not_have_attached() {
+    let mut setting = Setting::new();
+    setting.run(
+        "create table {T} (id int primary key, other int);
+         insert into {T} select i, i from generate_series(1, 10) i;
+         reset role;
+         create table {T}_other (id int primary key, name text);
+         insert into {T}_other select i, 'name ' || i from generate_series(1, 10) i;
+         grant select on {T}_other to clerk;
+         create view {T}_document as select t.id, o.name from {T} t left join {T}_other o on o.id = t.other;
+         alter view {T}_document owner to clerk;
+         select es_sync.attach('{T}', document => '{T}_document')",
+    );
+    expect::settled(&mut setting.client);
+    setting
+        .run("alter table {T}_other rename column name to label; update {T}_other set label = 'renamed' where id = 3");
+    expect::settled(&mut setting.client);
+    let query = "select id, row_to_json(d) from {T}_document d".replace("{T}", &setting.name);
+    expect::documents_equal(&mut setting.client, &query, &setting.engine, &setting.name);
+    let stale: bool = setting
+        .client
+        .query_one("select bool_or(stale is not null) from es_sync.attachment", &[])
+        .expect("attachment")
+        .get(0);
+    assert!(!stale);
+}
