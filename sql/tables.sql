@@ -173,9 +173,12 @@ create table es_sync.dead_letter (
     -- Of a routed index: where the document may lie besides; a null among them for no routing.
     routings text[] not null default '{}',
     first_failed_at timestamptz not null default pg_catalog.clock_timestamp(),
-    last_failed_at timestamptz not null default pg_catalog.clock_timestamp(),
-    unique (attachment, key)
+    last_failed_at timestamptz not null default pg_catalog.clock_timestamp()
 );
+
+-- One letter for each document. A key may be longer than an index takes: those are the ones that the engine refuses.
+create unique index dead_letter_key on es_sync.dead_letter
+    (attachment, pg_catalog.left(key, 512), pg_catalog.hashtextextended(key, 0));
 
 create unlogged table es_sync.queue (
     id bigint not null,

@@ -28,7 +28,7 @@ pub fn park(letter: &DeadLetter) {
     spi::run(
         "insert into es_sync.dead_letter as d (attachment, key, document_id, status, kind, reason, attempts, routings)
          select a.id, $2, $3, $4, $5, $6, $7, $8 from es_sync.attachment a where a.id = $1
-         on conflict (attachment, key) do update
+         on conflict (attachment, pg_catalog.left(key, 512), pg_catalog.hashtextextended(key, 0)) do update
          set status = excluded.status, kind = excluded.kind, reason = excluded.reason,
              attempts = d.attempts + excluded.attempts, last_failed_at = excluded.last_failed_at,
              routings = array(select distinct r from pg_catalog.unnest(d.routings || excluded.routings) r)",
@@ -52,6 +52,8 @@ pub fn clear(attachment: i32, key: &str) -> bool {
         "delete from es_sync.dead_letter d
          using es_sync.attachment a
          where a.id = d.attachment and d.attachment = $1 and d.key = $2
+           and pg_catalog.left(d.key, 512) = pg_catalog.left($2, 512)
+           and pg_catalog.hashtextextended(d.key, 0) = pg_catalog.hashtextextended($2, 0)
          returning a.routing_source, d.routings",
         &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(key))],
     );

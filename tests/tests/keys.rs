@@ -524,6 +524,35 @@ fn a_primary_key_comes_before_a_replica_identity_index() {
     .each("id", &["update {T} set code = code || '.'", "update {T} set id = id + 100"]);
 }
 
+/// The key's text has twice its bytes, and its index none to spare.
+#[test]
+fn a_key_whose_text_is_longer_than_an_index_takes_is_a_dead_letter_like_any_other() {
+    let mut table = Table::new(
+        "create table {T} (k bytea primary key, note text);
+         insert into {T} values ('\\x01', 'short')",
+    );
+    let name = table.name.clone();
+    for note in ["long", "once more"] {
+        table.run(&format!(
+            "insert into {{T}}
+             select decode(string_agg(encode(sha256(i::text::bytea), 'hex'), '' order by i), 'hex'), '{note}'
+             from generate_series(1, 80) i on conflict (k) do update set note = excluded.note;
+             update {{T}} set note = '{note}' where k = '\\x01'"
+        ));
+        expect::settled(&mut table.client);
+        let letter = table.client.query_one("select length(key), kind, attempts from es_sync.dead_letters", &[]);
+        let letter = letter.expect("one letter");
+        let attempts = if note == "long" { 1 } else { 2 };
+        assert_eq!((letter.get(0), letter.get(1), letter.get(2)), (5_122, "id_too_long".to_owned(), attempts));
+    }
+    table.run("delete from {T} where note <> 'short' and length(k) > 1");
+    expect::settled(&mut table.client);
+    assert_eq!(table.engine.count(&name), 1);
+    let letters: i64 =
+        table.client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+    assert_eq!(letters, 0, "nothing is refused any more");
+}
+
 #[test]
 fn a_key_that_is_too_long_is_a_dead_letter_that_names_the_row() {
     let mut table = Table::new(
