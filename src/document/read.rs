@@ -122,7 +122,7 @@ impl Reader {
         let check = || rights::as_owner(self.shape.owner, || spi::run(&self.shape.statements.key_check, &parts).len());
         match transaction::run(check) {
             Ok(_) => Ok(true),
-            Err(error) if error.is_in_the_data() => Ok(false),
+            Err(error) if error.refuses_a_value() => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -158,6 +158,10 @@ impl Build {
 }
 
 impl UnderWay for Build {
+    fn job(&self) -> i64 {
+        self.job
+    }
+
     fn attachment(&self) -> i32 {
         self.attachment
     }

@@ -113,6 +113,10 @@ impl Load {
 }
 
 impl UnderWay for Load {
+    fn job(&self) -> i64 {
+        self.job
+    }
+
     fn attachment(&self) -> i32 {
         self.attachment
     }

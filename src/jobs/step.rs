@@ -24,6 +24,8 @@ const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
 /// A job under way.
 pub trait UnderWay {
+    fn job(&self) -> i64;
+
     fn attachment(&self) -> i32;
 
     /// True once there is nothing left to do.

@@ -52,6 +52,8 @@ pub struct Verify {
     /// What differed at first sight.
     suspects: Vec<Suspect>,
     rows_at_once: i64,
+    /// Fewer after each request that failed: the documents that the index has may be larger than those that it should have.
+    compared_at_once: usize,
     written_down: Instant,
     failures: u32,
 }
@@ -121,6 +123,7 @@ impl Verify {
             counts: Counts { orphaned: 0, ..job.counts },
             suspects: Vec::new(),
             rows_at_once: PAGE_ROWS,
+            compared_at_once: PAGE_ROWS as usize,
             written_down: Instant::now(),
             failures: 0,
         }
@@ -137,6 +140,10 @@ impl Verify {
 }
 
 impl UnderWay for Verify {
+    fn job(&self) -> i64 {
+        self.job
+    }
+
     fn attachment(&self) -> i32 {
         self.attachment
     }
@@ -267,6 +274,9 @@ impl UnderWay for Verify {
             }
         };
         self.failures = 0;
+        if matches!(phase, Phase::Comparing { .. } | Phase::ComparingAgain { .. }) {
+            self.compared_at_once = (self.compared_at_once * 2).min(PAGE_ROWS as usize);
+        }
         match phase {
             Phase::Comparing { keys, last, .. } => {
                 for (key, code) in keys.into_iter().zip(value.as_str().unwrap_or_default().bytes()) {
@@ -341,7 +351,7 @@ impl Verify {
             return Ok(());
         }
         self.settle_position();
-        let limit = self.rows_at_once;
+        let limit = self.rows_at_once.min(self.compared_at_once as i64);
         let mut page: Vec<Document> = Vec::new();
         let (mut rows, mut bytes, mut last) = (0, 0, None::<String>);
         let after = self.position.clone();
@@ -362,7 +372,12 @@ impl Verify {
                 self.phase = Phase::Pause { until: now + LOCKED_REST, then: Box::new(Phase::Rows) };
                 return Ok(());
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                let why = format!("could not read a page: {}", error.message);
+                let until = context.pause(self.job, &mut self.failures, &why, now)?;
+                self.phase = Phase::Pause { until, then: Box::new(Phase::Rows) };
+                return Ok(());
+            }
         };
         self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
         let ended = uninterrupted && rows < limit;
@@ -428,11 +443,12 @@ impl Verify {
             return Ok(());
         }
         let index = self.index.clone().unwrap_or_default();
-        let (under_way, suspects): (Vec<_>, Vec<_>) = std::mem::take(&mut self.suspects)
+        let (under_way, mut suspects): (Vec<_>, Vec<_>) = std::mem::take(&mut self.suspects)
             .into_iter()
             .partition(|suspect| Self::is_under_way(context, &index, &suspect.key));
         // What is on its way puts right where the row says, and need not know of any other place.
         self.mend(Vec::new(), under_way.into_iter().filter(|suspect| suspect.found.is_some()).collect(), context)?;
+        self.suspects = suspects.split_off(suspects.len().min(self.compared_at_once));
         let mut keys: Vec<String> = suspects.iter().map(|suspect| suspect.key.clone()).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -536,7 +552,7 @@ impl Verify {
         let message = failure.to_string();
         let then = match (phase, failure.kind) {
             // The scroll has expired: the ids from the beginning.
-            (Phase::Listing(_), FailureKind::NotFound) => Phase::Refresh,
+            (Phase::Listing(_), FailureKind::NotFound) => self.list_anew(),
             (phase, FailureKind::NotFound) => {
                 let index = self.index.clone();
                 let lane = context.delivery.lanes.iter().find(|lane| Some(&lane.index) == index.as_ref());
@@ -560,6 +576,9 @@ impl Verify {
 
     /// The phase whose request failed, to be taken again.
     fn retried(&mut self, phase: Phase) -> Phase {
+        if matches!(phase, Phase::Comparing { .. } | Phase::ComparingAgain { .. }) {
+            self.compared_at_once = self.compared_at_once.div_ceil(2);
+        }
         match phase {
             Phase::Comparing { keys, last, .. } => {
                 // Seen again at the second look.
@@ -570,8 +589,17 @@ impl Verify {
                 self.suspects.extend(present.into_iter().map(|key| Suspect { key, found: None }).chain(absent));
                 Phase::Again(then)
             }
-            _ => Phase::Refresh,
+            _ => self.list_anew(),
         }
+    }
+
+    /// The ids are gone through from the beginning again. What was orphaned and not mended is found once more.
+    fn list_anew(&mut self) -> Phase {
+        if !self.repair {
+            self.counts.orphaned = 0;
+        }
+        self.suspects.clear();
+        Phase::Refresh
     }
 
     fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {

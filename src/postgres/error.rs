@@ -83,14 +83,21 @@ impl SqlError {
         (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
     }
 
-    /// True if a row's own values are to blame: a division by zero, a cast, a function that raises, a second row where
-    /// there may be one. Anything else (a lock, a table that is being altered, a full disk) passes.
+    /// True if a row's own values are to blame, as far as can be told: a division by zero, a cast, a function that raises
+    /// whatever it likes, a library's internal error, a second row where there may be one. Not what passes (a lock, a full
+    /// disk, a stop of the server, a connection of a foreign table's), nor what the statement is to blame for. But a name
+    /// of an object that is not there (42704) may come from a row, as text that is cast to regconfig or regrole.
     pub fn is_in_the_data(&self) -> bool {
+        let state = self.sqlstate();
+        let passes = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "HV"];
+        state == "42704" || !(passes.contains(&&state[..2]) || self.is_in_the_statement())
+    }
+
+    /// True if a text is no value of a type: its input function refuses it, or a domain's check.
+    pub fn refuses_a_value(&self) -> bool {
         matches!(&self.sqlstate()[..2], "21" | "22" | "23" | "38" | "39" | "P0" | "54")
     }
-}
 
-impl SqlError {
     /// True if the statement itself is to blame: it names what is not there, or must not be read.
     pub fn is_in_the_statement(&self) -> bool {
         self.sqlstate().starts_with("42")

@@ -288,7 +288,12 @@ impl Worker {
                 }
                 Err(error) if error.is_in_the_data() || (error.is_in_the_statement() && fan.failures >= PATIENCE) => {
                     // What it would have led to is not known: all documents are compared instead.
-                    pgrx::warning!("could not follow a change of a related row: {error}");
+                    let why = match error.is_in_the_data() {
+                        // Its message may quote a value.
+                        true => format!("SQLSTATE {}", error.sqlstate()),
+                        false => error.message,
+                    };
+                    pgrx::warning!("could not follow a change of a related row: {why}");
                     self.delivery.repair_instead(fan.change.ticket, fan.root);
                 }
                 Err(error) => {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::catalog::reader_of;
-use super::database::Worker;
+use super::database::{REST, Worker};
 use crate::jobs::build::{self, Build};
 use crate::jobs::partition::Load;
 use crate::jobs::record;
@@ -72,7 +72,10 @@ impl Worker {
                 Some(Ok(Step::Wait(until))) => due.extend(until),
                 Some(Ok(Step::Over)) => self.catalog_due = now,
                 Some(Err(error)) if error.passes_soon() => due.push(now + LOCKED_REST),
-                Some(Err(error)) => result = Err(error),
+                Some(Err(error)) => {
+                    due.push(now + REST);
+                    result = result.and(note_trouble(job.job(), &error));
+                }
                 None => {}
             }
         }
@@ -118,12 +121,17 @@ impl Worker {
                 Ok(_) => {}
                 // Its table is being altered: its row says from where it goes on, when the catalog is read again.
                 Err(error) if error.passes_soon() => {}
-                Err(error) => result_of_all = Err(error),
+                Err(error) => result_of_all = result_of_all.and(note_trouble(job.job(), &error)),
             }
         }
         (self.builds, self.verifies) = (builds, verifies);
         result_of_all
     }
+}
+
+/// What a job could not read or write is its own trouble: other indexes go on.
+fn note_trouble(job: i64, error: &SqlError) -> Result<(), SqlError> {
+    transaction::run_without_waiting(|| record::trouble(job, Some(&error.message)))
 }
 
 fn all<'a>(

@@ -490,3 +490,53 @@ fn a_repair_waits_for_a_transaction_that_found_the_queue_closed() {
     writer.batch_execute("commit").expect("commit");
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
+
+#[test]
+fn a_comparison_that_is_too_much_for_the_engine_is_made_in_smaller_parts() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(&proxy);
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 3000);
+    proxy.judge(|head, body| {
+        let is_too_much = head.contains("_mget") && body.len() > 4_000;
+        is_too_much.then(|| (429, r#"{"error":{"type":"circuit_breaking_exception","reason":"too much"}}"#.to_owned()))
+    });
+    let index = engine.indexes_of(&name).remove(0);
+    engine.delete(&format!("/{index}/_doc/2999"));
+    assert_eq!(verified(&mut client, &name, true), (1, 0, 0));
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+/// A table that its owner must not read any more.
+#[test]
+fn a_comparison_that_cannot_read_its_table_says_why_and_stops_no_other() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let (closed, open) = (table(&mut client, 100), table(&mut client, 100));
+    client
+        .batch_execute(&format!(
+            "create role keeper; grant create on schema public to keeper; alter table {closed} owner to keeper;
+             select es_sync.wait('{closed}');
+             revoke select on {closed} from keeper;
+             select es_sync.verify('{closed}')"
+        ))
+        .expect("close it");
+    wait::until("the job says why", wait::SHORT, || -> bool {
+        let said =
+            "select coalesce(bool_or(error like '%permission denied%'), false) from es_sync.jobs where kind = 'verify'";
+        client.query_one(said, &[]).expect("jobs").get(0)
+    });
+    client.batch_execute(&format!("update {open} set title = 'goes on'")).expect("write");
+    let flows: bool = client.query_one(&format!("select es_sync.wait('{open}', '10 s')"), &[]).expect("wait").get(0);
+    assert!(flows);
+    client.batch_execute(&format!("grant select on {closed} to keeper")).expect("open it");
+    expect::settled(&mut client);
+    let state: String = client
+        .query_one("select state from es_sync.jobs where kind = 'verify' order by id desc limit 1", &[])
+        .expect("job")
+        .get(0);
+    assert_eq!(state, "done");
+    assert!(!server.log().contains("could not go on for the moment"), "{}", server.log());
+}

@@ -707,6 +707,41 @@ fn a_second_row_for_a_key_that_comes_later_parks_that_key_alone_whatever_is_comp
     assert_eq!(letters(&mut shop), "");
 }
 
+/// As many kinds of errors as there are authors of functions. A code of somebody's own is shown as an internal error.
+#[test]
+fn an_error_of_any_kind_in_a_view_parks_that_key_alone_and_keeps_no_load_or_comparison_from_ending() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, amount numeric, lang text default 'simple', code text);
+         create function checked(code text) returns text language plpgsql as $$
+         begin
+             if code is not null then raise exception 'no such thing' using errcode = code; end if;
+             return code;
+         end $$;
+         create view document as
+             select id, amount::int as amount, to_tsvector(lang::regconfig, 'word')::text as words, checked(code) from root;
+         insert into root select i, i from generate_series(1, 500) i;
+         update root set amount = 'NaN' where id = 7; update root set lang = 'none' where id = 300;
+         update root set code = '45000' where id = 301; update root set code = 'XX000' where id = 500",
+    );
+    let expected = "300 42704, 301 XX000, 500 XX000, 7 0A000";
+    let letters = "select string_agg(key || ' ' || kind, ', ' order by key) from es_sync.dead_letters";
+    let others = "select id, row_to_json(d) from document d where id not in (7, 300, 301, 500)";
+    shop.run(&format!("select es_sync.attach('root', index => '{}', document => 'document')", shop.index.clone()));
+    for call in [
+        "update root set amount = -amount",
+        "select es_sync.verify('root', repair => true)",
+        "select es_sync.reindex('root')",
+    ] {
+        shop.run(call);
+        expect::settled(&mut shop.client);
+        assert_eq!(shop.text(letters), expected, "{call}");
+        expect::documents_equal(&mut shop.client, others, &shop.engine, &shop.index);
+    }
+    shop.run("update root set amount = 7, lang = 'simple', code = null where id in (7, 300, 301, 500)");
+    shop.settle();
+    assert_eq!(shop.text(letters), "");
+}
+
 #[test]
 fn an_error_in_a_view_parks_that_key_alone_on_both_products() {
     for engine in [Engine::elasticsearch(), Engine::opensearch()] {
