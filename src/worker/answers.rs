@@ -45,6 +45,7 @@ impl Delivery {
     ) {
         let bytes = body.len();
         self.recycle(body);
+        let was_probe = matches!(engine.breaker.state(), es::State::HalfOpen { .. });
         // In any case, for this may have been the breaker's probe: of a request that was forgotten meanwhile, too.
         self.heard(result.as_ref().err(), engine);
         let Some(flight) = self.flights.remove(&token) else { return };
@@ -53,7 +54,7 @@ impl Delivery {
                 engine.sizing.on_success(bytes, took);
                 self.answered(flight, outcomes, engine);
             }
-            Err(failure) => self.request_failed(flight, &failure, bytes, engine),
+            Err(failure) => self.request_failed(flight, &failure, bytes, was_probe, engine),
         }
     }
 
@@ -76,7 +77,10 @@ impl Delivery {
         let lane_id = flight.lane;
         let Some(lane) = self.lane(lane_id) else { return };
         let attachment = lane.attachment;
-        lane.max_operations = (lane.max_operations * 2).min(MAX_OPERATIONS);
+        // A few that went well, a probe's one above all, say nothing about many.
+        if flight.operations.len() * 2 > lane.max_operations {
+            lane.max_operations = (lane.max_operations * 2).min(MAX_OPERATIONS);
+        }
         let counters = counters(attachment);
         let now_micros = now_micros();
         let (mut indexed, mut deleted, mut retried) = (0, 0, 0_u64);
@@ -196,7 +200,14 @@ impl Delivery {
         set_cause(attachment, &reason);
     }
 
-    fn request_failed(&mut self, flight: Flight, failure: &Failure, bytes: usize, engine: &mut Engine) {
+    fn request_failed(
+        &mut self,
+        flight: Flight,
+        failure: &Failure,
+        bytes: usize,
+        was_probe: bool,
+        engine: &mut Engine,
+    ) {
         let Some(lane) = self.lane(flight.lane) else { return };
         let attachment = lane.attachment;
         let count = flight.operations.len();
@@ -220,6 +231,8 @@ impl Delivery {
                 self.missing.push(id);
             }
             FailureKind::TooManyRequests => engine.sizing.on_too_many(),
+            // An engine that is too slow for so many answers fewer; one that is not there loses nothing by it.
+            FailureKind::Timeout => lane.max_operations = lane.max_operations.min(count.div_ceil(2)),
             _ => {}
         }
         if failure.kind.outcome_unknown() {
@@ -236,15 +249,25 @@ impl Delivery {
             _ => failure.to_string(),
         };
         set_cause(attachment, &told);
-        if let Some(lane) = self.lane(flight.lane) {
-            lane.put_back(flight.operations.into_iter().map(|operation| operation.key));
+        let keys = flight.operations.into_iter().map(|operation| operation.key);
+        if was_probe && failure.kind.is_transient() {
+            // Maybe it is this index alone that gets no answer: while it rests the engine itself is asked, and the others
+            // go on if it answers.
+            self.rest(flight.lane, keys, engine);
+        } else if let Some(lane) = self.lane(flight.lane) {
+            lane.put_back(keys);
+        }
+    }
+
+    /// A document is no longer refused: its dead letter goes.
+    pub(super) fn clear(&mut self, attachment: i32, key: &Key) {
+        if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
+            self.outbox.cleared.push((attachment, key.clone()));
         }
     }
 
     fn succeed(&mut self, lane: u32, attachment: i32, key: &Key, now_micros: i64, counters: Option<&Index>) {
-        if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
-            self.outbox.cleared.push((attachment, key.clone()));
-        }
+        self.clear(attachment, key);
         let oldest = self.finish(lane, key);
         if let (Some(counters), Some(enqueued_at)) = (counters, oldest) {
             counters.latency.record((now_micros - enqueued_at).max(0) as u64, 1);

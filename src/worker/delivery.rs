@@ -31,6 +31,7 @@ use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
 use crate::queue::claim::{Asked, Place, Row};
 use crate::queue::dead_letter::DeadLetter;
+use crate::settings;
 
 /// How long a table rests that somebody has locked, or is altering.
 const TABLE_REST: Duration = Duration::from_millis(500);
@@ -590,7 +591,8 @@ impl Delivery {
 
     pub(super) fn recycle(&mut self, mut body: Body) {
         body.clear();
-        if self.bodies.len() < 8 {
+        // One that held a single huge document is not kept for the usual ones.
+        if self.bodies.len() < 8 && body.capacity() <= 2 * settings::bulk_bytes() {
             self.bodies.push(body);
         }
     }
@@ -623,6 +625,9 @@ impl Delivery {
         let (kept, bodiless): (Vec<_>, Vec<_>) = operations.into_iter().partition(|operation| operation.items > 0);
         for operation in bodiless {
             if operation.delete {
+                if let Some(attachment) = self.lane(lane).map(|lane| lane.attachment) {
+                    self.clear(attachment, &operation.key);
+                }
                 self.finish(lane, &operation.key);
             } else {
                 let reason = format!(

@@ -32,8 +32,12 @@ pub struct Engine {
 }
 
 enum Info {
-    Unknown { due: Instant },
+    Unknown {
+        due: Instant,
+    },
     Asked(u64),
+    /// It was known, and may have gone away.
+    AskedAgain(u64),
     Known(Dialect),
 }
 
@@ -57,7 +61,7 @@ impl Engine {
         Ok(Self {
             senders,
             breaker: Breaker::new(1, backoff),
-            sizing: Sizing::new(max_body, config.connections, SLOW),
+            sizing: Sizing::new(max_body.min(es::DEFAULT_MAX_CONTENT), config.connections, SLOW),
             backoff,
             random: fastrand::Rng::new(),
             config,
@@ -109,20 +113,29 @@ impl Engine {
     pub fn identify(&mut self, now: Instant) -> Option<Instant> {
         match self.info {
             Info::Unknown { due } if due <= now => {
-                let token = self.call(|client| {
-                    let info: EngineInfo = client.info()?;
-                    Ok(json!({
-                        "opensearch": info.product == es::Product::OpenSearch,
-                        "version": info.version,
-                        "max_content_length": info.max_content_length,
-                    }))
-                });
-                self.info = Info::Asked(token);
+                self.info = Info::Asked(self.ask());
                 None
             }
             Info::Unknown { due } => Some(due),
             _ => None,
         }
+    }
+
+    fn ask(&mut self) -> u64 {
+        self.call(|client| {
+            let info: EngineInfo = client.info()?;
+            Ok(json!({
+                "opensearch": info.product == es::Product::OpenSearch,
+                "version": info.version,
+                "max_content_length": info.max_content_length,
+            }))
+        })
+    }
+
+    /// True unless the engine is known to be away: a lease must be renewed while it is asked once more, for that may take
+    /// as long as a request may.
+    pub fn may_be_there(&self) -> bool {
+        matches!(self.info, Info::Known(_) | Info::AskedAgain(_))
     }
 
     /// Takes the answer to `identify`; false if the token is not its. The sentence says what went wrong.
@@ -132,15 +145,17 @@ impl Engine {
         result: &Result<Value, Failure>,
         now: Instant,
     ) -> Option<Result<String, String>> {
-        if !matches!(self.info, Info::Asked(asked) if asked == token) {
+        if !matches!(self.info, Info::Asked(asked) | Info::AskedAgain(asked) if asked == token) {
             return None;
         }
         Some(match result {
             Ok(info) => {
                 let opensearch = info["opensearch"] == true;
                 self.info = Info::Known(if opensearch { Dialect::OpenSearch } else { Dialect::Elasticsearch });
-                if let Some(limit) = info["max_content_length"].as_u64() {
-                    self.max_content = limit as usize;
+                let limit = info["max_content_length"].as_u64().map(|limit| limit as usize);
+                // What was found by trying stays: it is asked after each failure.
+                if let Some(limit) = limit.filter(|limit| *limit != self.max_content) {
+                    self.max_content = limit;
                     let most = self.max_body.min(self.max_content);
                     self.sizing = Sizing::new(most, self.config.connections, SLOW);
                 }
@@ -159,10 +174,12 @@ impl Engine {
 
     /// Asks again who the engine is, to learn whether it answers while there is nothing else to send.
     pub fn probe(&mut self, now: Instant) {
-        if matches!(self.info, Info::Known(_)) {
-            self.info = Info::Unknown { due: now };
+        match self.info {
+            Info::Known(_) => self.info = Info::AskedAgain(self.ask()),
+            _ => {
+                self.identify(now);
+            }
         }
-        self.identify(now);
     }
 
     /// Whether a request may be sent now: the breaker's word.

@@ -81,7 +81,7 @@ impl Worker {
     /// Takes, renews or watches the lease, as is due.
     pub fn keep_lease(&mut self, due: &mut Vec<Instant>) -> Result<(), SqlError> {
         let now = Instant::now();
-        let Some(engine) = self.engine.as_mut().filter(|engine| engine.dialect().is_some()) else { return Ok(()) };
+        let Some(engine) = self.engine.as_mut().filter(|engine| engine.may_be_there()) else { return Ok(()) };
         if self.owner.is_empty() {
             // Nothing has been attached yet.
             return Ok(());

@@ -13,6 +13,7 @@ use super::lane::Lane;
 use super::process::{RELATIONS_CHANGED, definitions_changed};
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
+use crate::postgres::process::is_alive;
 use crate::postgres::transaction;
 use crate::queue::claim;
 use crate::shared::{Database, Shared, Waiter};
@@ -61,6 +62,8 @@ impl Waiters {
         let database = unsafe { pg_sys::MyDatabaseId };
         let mut waiting = shared
             .waiting(database)
+            // One that was terminated has not given its place back.
+            .filter(|waiter| is_alive(waiter.pid.load(Relaxed)))
             .filter(|waiter| {
                 !self.refreshing.iter().any(|r| r.serial == waiter.serial() && std::ptr::eq(r.waiter, *waiter))
             })

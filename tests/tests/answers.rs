@@ -81,6 +81,25 @@ fn a_request_that_is_too_large_is_sent_in_smaller_ones() {
 }
 
 #[test]
+fn a_request_that_takes_too_long_is_sent_in_smaller_ones() {
+    let Set { engine, proxy, mut client, name, server: _server } = set_up(400);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    proxy.judge(move |head, body| {
+        if !head.contains("_bulk") {
+            return None;
+        }
+        counted.fetch_add(1, Ordering::Relaxed);
+        (body.lines().count() > 2 * 30).then(|| (504, r#"{"error":"too slow for so many"}"#.to_owned()))
+    });
+    client.batch_execute(&format!("update {name} set n = -n")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(letters(&mut client), []);
+    let requests = requests.load(Ordering::Relaxed);
+    assert!(requests < 100, "not one document after the other: {requests}");
+}
+
+#[test]
 fn a_document_larger_than_the_engine_takes_is_parked_alone() {
     let Set { engine, proxy, mut client, name, server: _server } = set_up(10);
     proxy.judge(|head, body| (head.contains("_bulk") && body.len() > 200_000).then(|| (413, String::new())));
@@ -170,15 +189,15 @@ fn a_document_that_the_engine_has_no_room_for_is_never_parked() {
 }
 
 #[test]
-fn while_the_engine_is_away_single_documents_probe_it() {
+fn while_the_engine_is_away_it_is_sent_no_more_than_single_documents() {
     let Set { engine, proxy, mut client, name, server: _server } = set_up(1000);
-    proxy.set_for("_bulk", Fault::Reset);
+    proxy.set_for("", Fault::Reset);
     client.batch_execute(&format!("update {name} set n = -n")).expect("write");
     wait::until("the breaker is open", wait::SHORT, || -> bool {
         client.query_one("select es_sync.health()->>'breaker' <> 'closed'", &[]).expect("health").get(0)
     });
     proxy.forget_seen();
-    wait::until("it was probed", wait::SHORT, || proxy.seen("_bulk").len() >= 3);
+    wait::until("it was probed", wait::SHORT, || proxy.seen("").len() >= 5);
     for probe in proxy.seen("_bulk") {
         assert_eq!(probe.body.lines().count(), 2, "one document: {}", probe.body);
     }

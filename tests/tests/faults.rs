@@ -67,7 +67,9 @@ fn resets_lost_answers_and_refusals_for_now_end_in_equality() {
         expect::table_equal(&mut client, &name, "id", &engine, &name);
     }
     for (round, (status, body)) in
-        [(429, "{}"), (503, "{}"), (413, ""), (401, "{}"), (200, "no JSON")].into_iter().enumerate()
+        [(429, "{}"), (503, "{}"), (413, ""), (401, "{}"), (400, "<html>The SSL certificate error"), (200, "no JSON")]
+            .into_iter()
+            .enumerate()
     {
         proxy.answer("_bulk", 2, status, body);
         write(&mut client, 3 + round);
@@ -594,4 +596,29 @@ fn a_document_with_the_highest_version_there_is_becomes_a_dead_letter() {
     assert_eq!(letters, 1);
     let later = engine.documents(&name).values().filter(|document| document["title"] == "later").count();
     assert_eq!(later, 9, "the others go on");
+}
+
+#[test]
+fn an_index_whose_requests_get_no_answer_stops_no_other() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    let silent = one_more(&mut client);
+    for (fault, round) in [(Fault::Reset, 1), (Fault::LoseAnswer, 2)] {
+        proxy.forget_seen();
+        proxy.set_for(&format!("/{silent}"), fault);
+        client.batch_execute(&format!("update {silent} set title = 'round {round}'")).expect("write");
+        wait::until("a request met the fault", wait::SHORT, || !proxy.seen(&format!("/{silent}")).is_empty());
+        // Again and again: each that goes unanswered in between holds the others back for a moment only.
+        for turn in 1..=5 {
+            client.batch_execute(&format!("update {name} set n = {round} * 10 + {turn}")).expect("write");
+            let flows: bool =
+                client.query_one(&format!("select es_sync.wait('{name}', '10 s')"), &[]).expect("wait").get(0);
+            assert!(flows, "round {round}, turn {turn}");
+        }
+        proxy.set(Fault::Pass);
+        for name in [&silent, &name] {
+            expect::table_equal(&mut client, name, "id", &engine, name);
+        }
+    }
 }

@@ -68,6 +68,11 @@ impl Body {
         self.operations == 0
     }
 
+    /// Bytes that the buffer keeps room for.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub fn operations(&self) -> usize {
         self.operations
     }

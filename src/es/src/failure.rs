@@ -92,6 +92,8 @@ impl Failure {
             400 if reason.as_deref().is_some_and(|reason| reason.ends_with("already exists as alias")) => {
                 FailureKind::Exists
             }
+            // A gateway's word again (a certificate that has expired, a rule): no document's fault.
+            400..=499 if reason.is_none() => FailureKind::BadAnswer,
             400..=499 => FailureKind::BadRequest,
             _ => FailureKind::BadAnswer,
         };
