@@ -75,7 +75,7 @@ impl Facts {
                 ("function", _) if !same => cause(format!("function {} was replaced", old.name)),
                 ("label" | "type", _) if !same => cause(format!("type {} was altered", old.name)),
                 ("child", None) => cause(format!("table {} inherits from it no more", old.name)),
-                ("table" | "schema", _) if !same => difference.ways = true,
+                ("table" | "branch" | "schema", _) if !same => difference.ways = true,
                 // Only of a key's column it is known.
                 ("own", Some(is)) if !same && !old.value.is_empty() && !is.value.is_empty() => difference.order = true,
                 _ => {}
@@ -85,7 +85,7 @@ impl Facts {
             if id.starts_with("column ") && (is.filled || written_anew) && !is.value.is_empty() {
                 cause(format!("column \"{}\" was added with values", is.name));
             }
-            difference.ways |= id.starts_with("table ") || id.starts_with("view ");
+            difference.ways |= ["table ", "branch ", "view "].iter().any(|kind| id.starts_with(kind));
         }
         difference.ways |= difference.causes.iter().any(|cause| cause.starts_with("view "));
         difference
@@ -180,6 +180,14 @@ const FACTS: &str = r"
         from parts p
         join pg_catalog.pg_inherits i on i.inhparent = p.oid
         join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition
+    ), branches (oid) as (
+        -- Partitions that are foreign tables, or may come to have such. The table itself has none, for it has a key.
+        select t.oid from tables t where t.oid <> $1
+        union
+        select c.oid
+        from branches b
+        join pg_catalog.pg_inherits i on i.inhparent = b.oid
+        join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind in ('p', 'f')
     ), children (oid) as (
         select i.inhrelid
         from tables t
@@ -251,6 +259,12 @@ const FACTS: &str = r"
     from children k
     join pg_catalog.pg_class c on c.oid = k.oid
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    union all
+    select 'branch ' || c.oid, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname), false, null
+    from branches b
+    join pg_catalog.pg_class c on c.oid = b.oid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where b.oid not in (select oid from tables)
     union all
     -- A new table's file has its own number.
     select 'files', '',

@@ -64,8 +64,8 @@ pub struct Difference {
     trigger: Option<pg_sys::Oid>,
     /// It was one before.
     was: bool,
-    /// It holds rows itself.
-    is_leaf: bool,
+    /// pg_class.relkind; None where it is gone.
+    kind: Option<String>,
 }
 
 /// True if the partitions of a table are written down. SPI must be connected.
@@ -104,7 +104,7 @@ pub fn differences() -> Vec<Difference> {
     let rows = spi::run(
         &format!(
             "{} select coalesce(n.parent, p.parent), coalesce(n.child, p.child), n.trigger, p.trigger is not null,
-                    c.relkind is not distinct from 'r'
+                    c.relkind::text
              from part n
              full join es_sync.partition p on p.parent = n.parent and p.child = n.child
              left join pg_catalog.pg_class c on c.oid = n.child
@@ -123,19 +123,19 @@ pub fn differences() -> Vec<Difference> {
                 child: rows.get(row, 2)?,
                 trigger: rows.get(row, 3),
                 was: rows.get(row, 4)?,
-                is_leaf: rows.get(row, 5)?,
+                kind: rows.get(row, 5),
             })
         })
         .collect()
 }
 
 impl Difference {
-    /// True if it has come with rows, as far as can be seen.
+    /// True if it has come with rows in blocks of its own, as far as can be seen.
     ///
     /// # Errors
     /// Raises lock_not_available where somebody alters the partition.
     pub fn is_filled(&self) -> bool {
-        if self.trigger.is_none() || !self.is_leaf {
+        if self.trigger.is_none() || self.kind.as_deref() != Some("r") {
             return false;
         }
         let rows = spi::run("select pg_catalog.pg_relation_size($1) > 0", &[(pg_sys::OIDOID, spi::value(self.child))]);
@@ -156,9 +156,14 @@ impl Difference {
                 &[parent, child, (pg_sys::OIDOID, spi::value(trigger))],
             );
         }
-        if filled {
-            for attachment in catalog::concerned(self.parent) {
+        // Whether a foreign table has rows is not known here, and it is not read piece by piece.
+        let is_foreign = self.trigger.is_some() && self.kind.as_deref() == Some("f");
+        for attachment in catalog::concerned(self.parent) {
+            if filled {
                 create_load(attachment, self.child);
+            } else if is_foreign {
+                record::restart(Some(attachment));
+                ask::for_repair(attachment, "a foreign table came as a partition");
             }
         }
     }

@@ -101,7 +101,7 @@ impl Worker {
     fn track(&mut self, attachment: &Attachment) -> Result<bool, SqlError> {
         let mut things: FxHashSet<Thing> = transaction::run_without_waiting(|| {
             let thing = |(kind, oid): (&str, u32)| match kind {
-                "view" | "table" | "child" | "type" => Some(Thing::Relation(oid)),
+                "view" | "table" | "branch" | "child" | "type" => Some(Thing::Relation(oid)),
                 "function" => Some(Thing::function(oid)),
                 "schema" => Some(Thing::schema(oid)),
                 _ => None,

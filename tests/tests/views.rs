@@ -653,6 +653,41 @@ fn partitions_of_a_related_table_are_followed() {
     ]);
 }
 
+/// Below a partition, too. What a program prints stands for a table elsewhere.
+#[test]
+fn a_foreign_partition_of_a_related_table_is_listed_and_what_it_brings_and_takes_along_is_shown() {
+    let mut shop = Shop::new(
+        "create extension file_fdw; create server elsewhere foreign data wrapper file_fdw;
+        create foreign table far (id int, root_id int, name text) server elsewhere
+            options (program 'echo 100,3,far', format 'csv');
+        create table root (id int primary key);
+        create table item (id int, root_id int, name text) partition by range (id);
+        create table item_1 partition of item for values from (0) to (100);
+        create table item_2 partition of item for values from (100) to (200) partition by range (id);
+        create view document as
+            select r.id, (select string_agg(i.name, ',' order by i.id) from item i where i.root_id = r.id) as items from root r;
+        insert into root select generate_series(1, 10);
+        insert into item select i, i, 'item ' || i from generate_series(1, 10) i;",
+    );
+    let listed = |shop: &mut Shop, expected: &str| {
+        wait::until(&format!("not_followed begins with {expected:?}"), wait::SHORT, || {
+            let said = shop.text("select array_to_string(not_followed, ';') from es_sync.status");
+            let is = if expected.is_empty() { said.is_empty() } else { said.starts_with(expected) };
+            if is { Ok(()) } else { Err(said) }
+        });
+    };
+    shop.attach();
+    listed(&mut shop, "");
+    shop.each(&["alter table item_2 attach partition far for values from (100) to (200)"]);
+    listed(&mut shop, "public.far: it is a foreign table");
+    shop.each(&["update item set name = 'changed' where id = 5"]);
+    shop.run("select es_sync.detach('root')");
+    shop.attach();
+    listed(&mut shop, "public.far: it is a foreign table");
+    shop.each(&["alter table item_2 detach partition far"]);
+    listed(&mut shop, "");
+}
+
 #[test]
 fn two_rows_for_one_key_are_a_dead_letter() {
     let mut shop = Shop::new(

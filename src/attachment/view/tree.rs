@@ -73,6 +73,9 @@ const WHOLE_ROW: i16 = 0;
 /// OIDs below are Postgres' own.
 const FIRST_NORMAL_OID: u32 = 16_384;
 
+/// Why a foreign table is not followed, nor a partition that is one.
+const FOREIGN: &str = "it is a foreign table, whose changes elsewhere fire no triggers here";
+
 /// Why a result is not followed that is another one later.
 const WITH_TIME: &str = "its result changes with time";
 
@@ -394,9 +397,7 @@ impl Reader {
         let why = match entry.relkind as u8 {
             _ if oid.to_u32() < FIRST_NORMAL_OID => Some("it is a system catalog"),
             pg_sys::RELKIND_MATVIEW => Some("it is a materialized view, whose refresh fires no triggers"),
-            pg_sys::RELKIND_FOREIGN_TABLE => {
-                Some("it is a foreign table, whose changes elsewhere fire no triggers here")
-            }
+            pg_sys::RELKIND_FOREIGN_TABLE => Some(FOREIGN),
             pg_sys::RELKIND_RELATION if entry.inh && has_children(oid) => {
                 Some("other tables inherit from it, whose changes do not fire its triggers")
             }
@@ -405,6 +406,10 @@ impl Reader {
         };
         if let Some(why) = why {
             self.unfollowed.push((name, why.to_owned()));
+        }
+        // The table itself is followed: its other partitions have their triggers.
+        if entry.relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE && entry.inh {
+            self.unfollowed.extend(foreign_partitions(oid).into_iter().map(|name| (name, FOREIGN.to_owned())));
         }
         self.graph.tables.push(Table {
             oid: oid.to_u32(),
@@ -971,4 +976,22 @@ fn has_children(table: pg_sys::Oid) -> bool {
         &[(pg_sys::OIDOID, spi::value(table))],
     );
     !rows.is_empty()
+}
+
+/// Names of a table's partitions that are foreign tables. SPI must be connected.
+fn foreign_partitions(table: pg_sys::Oid) -> Vec<String> {
+    // Not by pg_partition_tree, which waits for whoever alters one of them.
+    let rows = spi::run(
+        "with recursive tree (oid) as (
+             select $1
+             union all
+             select i.inhrelid
+             from tree t join pg_catalog.pg_inherits i on i.inhparent = t.oid and not i.inhdetachpending)
+         select pg_catalog.format('%I.%I', n.nspname, c.relname)
+         from tree t
+         join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'f'
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace",
+        &[(pg_sys::OIDOID, spi::value(table))],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
