@@ -158,6 +158,27 @@ pub fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Compari
     Some(Comparison::Equal { operator: operator.to_u32(), family, collation: collation.to_u32() })
 }
 
+/// The number of the function by which an operator family tells whether what it takes for equal is identical; Postgres'
+/// BTEQUALIMAGE_PROC.
+const EQUAL_IMAGE: i16 = 4;
+
+/// How rows compare that a clause takes for equal: it leaves the value of one of them, and another's may be equal to that
+/// by this operator only (citext).
+pub fn gathering(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
+    let how = equality(operator, collation)?;
+    let Comparison::Equal { family, .. } = how else { return Some(how) };
+    let mut types = [pg_sys::InvalidOid; 2];
+    let [left, right] = &mut types;
+    // SAFETY: syscache lookups in a live transaction; a family's function of that number takes a type, and says a boolean.
+    let identical = unsafe {
+        pg_sys::op_input_types(operator, left, right);
+        let function = pg_sys::get_opfamily_proc(pg_sys::Oid::from(family), types[0], types[1], EQUAL_IMAGE);
+        function != pg_sys::InvalidOid
+            && pg_sys::OidFunctionCall1Coll(function, collation, pg_sys::Datum::from(types[0])).value() != 0
+    };
+    Some(if identical { Comparison::Same } else { how })
+}
+
 /// The type of an array's elements.
 fn element_of(array: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: syscache lookups in a live transaction.

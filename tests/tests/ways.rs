@@ -669,6 +669,57 @@ fn shapes_that_determine_no_way_are_refused() {
     }
 }
 
+const GATHERED: &str = "create extension citext;
+    create table root (id int primary key, k text, c citext);
+    create table item (no int primary key, k citext, name text);
+    insert into root values (1, 'Key', 'Key'), (2, 'other', 'other');
+    insert into item values (1, 'Key', 'a'), (2, 'KEY', 'b'), (3, 'other', 'c')";
+
+/// What gathers rows: a row of it has `k` from one of those that are equal as citext.
+const GATHERINGS: [&str; 5] = [
+    "select k, string_agg(name, ',' order by no) as names from item group by k",
+    "select distinct on (k) k, name as names from item order by k, no",
+    "select k, string_agg(name, ',') over (partition by k order by no desc) as names from item",
+    "select distinct k, k::text || '' as names from item",
+    "select k, k::text as names from item except select 'none'::citext, null",
+];
+
+#[test]
+fn rows_that_a_coarser_equality_gathers_determine_no_way_by_a_finer_one() {
+    let server = Server::with(&Engine::elasticsearch());
+    let mut client = server.create_database("ways");
+    client.batch_execute(GATHERED).expect("tables");
+    for rows in GATHERINGS {
+        client
+            .batch_execute(&format!(
+                "create view document as select r.id, string_agg(g.names, ';' order by g.names) as names
+                 from root r left join ({rows}) g on g.k = r.k group by r.id"
+            ))
+            .expect(rows);
+        let refused = client.batch_execute("select es_sync.attach('root', document => 'document')").expect_err(rows);
+        let refused = refused.as_db_error().expect("Postgres says it");
+        let expected = "cannot follow table public.item, which view public.document reads";
+        assert_eq!((refused.code().code(), refused.message()), ("42P17", expected), "{rows}");
+        client.batch_execute("drop view document").expect("drop");
+    }
+}
+
+#[test]
+fn rows_that_are_gathered_by_the_equality_that_they_are_compared_by_are_followed() {
+    let tables = GATHERED.replace("create extension citext;", "");
+    let cases = GATHERINGS.map(|rows| Case {
+        name: rows.to_owned(),
+        setup: format!(
+            "{tables}; create view document as select r.id, string_agg(g.names, ';' order by g.names) as names
+             from root r left join ({rows}) g on g.k = r.c group by r.id"
+        ),
+        steps: ["update item set k = 'kEY', name = 'changed' where no = 1", "delete from item where k = 'key'"]
+            .map(str::to_owned)
+            .into(),
+    });
+    are_followed(&Engine::elasticsearch(), "create extension citext", "", &cases);
+}
+
 const SEASONS: &str = "create table root (id int primary key, at int);
     create table season (id int primary key, low int, name text);
     create view document as

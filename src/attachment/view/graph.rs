@@ -41,7 +41,7 @@ pub enum Comparison {
 
 impl Comparison {
     /// What follows from `a self b` and `b next c` for a and c.
-    fn then(self, next: Self) -> Option<Self> {
+    pub fn then(self, next: Self) -> Option<Self> {
         match (self, next) {
             (Comparison::Same, next) => Some(next),
             (first, Comparison::Same) => Some(first),

@@ -12,7 +12,7 @@ use pgrx::{FromDatum, PgList, PgRelation, PgSqlErrorCode, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
 use crate::attachment::catalog;
-use crate::attachment::operator::equality;
+use crate::attachment::operator::{equality, gathering};
 use crate::postgres::error::Report;
 use crate::postgres::rights;
 use crate::postgres::spi;
@@ -282,22 +282,26 @@ impl Reader {
                         if let Some(Source::Query(branch)) = levels.source(0, *branch) {
                             let from = Node::Output { query: branch, column };
                             uses.push(from);
-                            if query.limitCount.is_null() && query.limitOffset.is_null() {
+                            if query.limitCount.is_null()
+                                && query.limitOffset.is_null()
+                                && let Some(how) = combined(query.setOperations, column)
+                            {
                                 let to = Node::Output { query: number, column };
-                                self.graph.edges.push(Edge { from, to, how: Comparison::Same });
+                                self.graph.edges.push(Edge { from, to, how });
                             }
                         }
                     }
                     // Whether two rows are the same depends on all their columns.
                     self.queries[number].always.extend(uses.iter().copied());
                 } else if let Some((node, level, _)) = self.column_of(target.expr.cast(), levels)
+                    && let Some(how) = gathered(query, target)
                     && !target.resjunk
                 {
                     let output = Node::Output { query: number, column };
-                    self.graph.edges.push(Edge { from: output, to: node, how: Comparison::Same });
+                    self.graph.edges.push(Edge { from: output, to: node, how });
                     // A row from around the query may have a part in a document without a row of the query's.
                     if level == 0 && (leads_out(query) || is_fixed(query, target.ressortgroupref)) {
-                        self.graph.edges.push(Edge { from: node, to: output, how: Comparison::Same });
+                        self.graph.edges.push(Edge { from: node, to: output, how });
                     }
                 }
                 if target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
@@ -871,6 +875,44 @@ unsafe fn is_fixed(query: &pg_sys::Query, reference: u32) -> bool {
                 || PgList::<pg_sys::WindowClause>::from_pg(query.windowClause)
                     .iter_ptr()
                     .all(|window| names((*window).partitionClause)))
+    }
+}
+
+/// How a row of the result compares in this column with the rows that have made it what it is: those that it was gathered
+/// from, and those that a window sees with it. None where that is no single equality.
+///
+/// # Safety
+/// The target is one of the query's, which is valid.
+unsafe fn gathered(query: &pg_sys::Query, target: &pg_sys::TargetEntry) -> Option<Comparison> {
+    // SAFETY: the caller's; these lists have such clauses.
+    unsafe {
+        let windows = PgList::<pg_sys::WindowClause>::from_pg(query.windowClause);
+        let partitions = windows.iter_ptr().map(|window| (*window).partitionClause);
+        let lists = [query.groupClause, query.distinctClause].into_iter().chain(partitions);
+        let collation = pg_sys::exprCollation(target.expr.cast());
+        lists
+            .flat_map(|list| PgList::<pg_sys::SortGroupClause>::from_pg(list).iter_ptr().collect::<Vec<_>>())
+            .filter(|clause| target.ressortgroupref > 0 && (**clause).tleSortGroupRef == target.ressortgroupref)
+            .try_fold(Comparison::Same, |how, clause| how.then(gathering((*clause).eqop, collation)?))
+    }
+}
+
+/// The same for a column of set operations; UNION ALL leaves each row as it is.
+///
+/// # Safety
+/// `node` is part of a query's set operations.
+unsafe fn combined(node: *mut pg_sys::Node, column: usize) -> Option<Comparison> {
+    // SAFETY: a node's tag says which struct it is; a clause and a collation belong to each column.
+    unsafe {
+        if node.is_null() || !is_a(node, pg_sys::NodeTag::T_SetOperationStmt) {
+            return Some(Comparison::Same);
+        }
+        let both = &*node.cast::<pg_sys::SetOperationStmt>();
+        let own = match PgList::<pg_sys::SortGroupClause>::from_pg(both.groupClauses).get_ptr(column) {
+            None => Comparison::Same,
+            Some(clause) => gathering((*clause).eqop, *catalog::oids(both.colCollations).get(column)?)?,
+        };
+        combined(both.larg, column)?.then(combined(both.rarg, column)?)?.then(own)
     }
 }
 
