@@ -101,10 +101,13 @@ impl Facts {
 }
 
 /// The facts of an attachment. $1: its table; $2: its view; $3: functions that its filter calls; $4: tables that its
-/// ways and its filter read; $5: row types of those that its filter reads as whole rows; $6: its key columns.
+/// ways and its filter read; $5: row types of those that its filter reads as whole rows; $6: its key columns; $7: views
+/// that its filter reads.
 const FACTS: &str = r"
     with recursive views (oid) as (
         select $2 where $2 is not null
+        union
+        select pg_catalog.unnest($7)
         union
         select c.oid
         from views v
@@ -297,6 +300,7 @@ thread_local! {
 pub struct Called {
     functions: Vec<pg_sys::Oid>,
     tables: Vec<pg_sys::Oid>,
+    views: Vec<pg_sys::Oid>,
     /// Row types of the tables that it reads as whole rows.
     rows: Vec<pg_sys::Oid>,
 }
@@ -310,7 +314,7 @@ pub fn called(attachment: &Attachment) -> Called {
     let whole = tree.used(0..tree.width()).into_iter().zip(&tables).filter(|(used, _)| *used == Used::Everything);
     // SAFETY: a syscache lookup in a live transaction.
     let rows = whole.map(|(_, table)| unsafe { pg_sys::get_rel_type_id(*table) }).collect();
-    Called { tables, rows, functions: tree.functions }
+    Called { tables, rows, functions: tree.functions, views: tree.views }
 }
 
 /// Notes the facts as they are when a table is attached, so that whatever is altered from then on is noticed.
@@ -331,6 +335,7 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         spi::value(tables),
         spi::value(called.rows.clone()),
         spi::value(attachment.key_columns.clone()),
+        spi::value(called.views.clone()),
     ];
     let types = [
         pg_sys::OIDOID,
@@ -339,6 +344,7 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
         pg_sys::OIDARRAYOID,
         pg_sys::OIDARRAYOID,
         pg_sys::TEXTARRAYOID,
+        pg_sys::OIDARRAYOID,
     ];
     let rows =
         PLAN.with(|plan| plan.get_or_init(|| ManuallyDrop::new(Plan::prepare(FACTS, &types))).execute(&values, 0));

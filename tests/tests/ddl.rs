@@ -598,6 +598,25 @@ fn a_replaced_inner_view_is_noticed() {
 }
 
 #[test]
+fn a_replaced_view_that_the_filter_reads_is_noticed() {
+    let mut shop = Shop::new(&format!(
+        "{ROOT} create view inner_dear as select id, price from root where price > 10;
+         create view dear as select id from inner_dear"
+    ));
+    shop.rows = "select id, row_to_json(t) from root t where id in (select id from dear)".to_owned();
+    let mut shop = shop.attach(", filter => 'id in (select d.id from public.dear d)'");
+    shop.rebuilt_by(
+        "create or replace view dear as select id from inner_dear where price < 40",
+        "view public.dear was replaced",
+    );
+    shop.rebuilt_by(
+        "create or replace view inner_dear as select id, price from root where price > 30",
+        "view public.inner_dear was replaced",
+    );
+    shop.each(&["update root set price = 35 where id = 1"]);
+}
+
+#[test]
 fn a_replaced_view_whose_tables_cannot_be_followed_is_told_in_status_until_it_is_mended() {
     let mut shop = Shop::new(&format!(
         "{HOSTS} create table city (id int primary key, name text); insert into city values (1, 'Bonn')"

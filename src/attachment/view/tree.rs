@@ -26,6 +26,8 @@ pub struct Tree {
     pub unfollowed: Vec<(String, String)>,
     /// Functions that are not Postgres' own, those of operators included.
     pub functions: Vec<pg_sys::Oid>,
+    /// Views within it.
+    pub views: Vec<pg_sys::Oid>,
     queries: Vec<Built>,
     top: usize,
     _relations: Vec<PgRelation>,
@@ -86,6 +88,7 @@ struct Reader {
     queries: Vec<Built>,
     unfollowed: Vec<(String, String)>,
     functions: Vec<pg_sys::Oid>,
+    views: Vec<pg_sys::Oid>,
     relations: Vec<PgRelation>,
     /// What the expression that is being read uses.
     found: Vec<Node>,
@@ -189,6 +192,7 @@ impl Reader {
             queries: Vec::new(),
             unfollowed: Vec::new(),
             functions: Vec::new(),
+            views: Vec::new(),
             relations: Vec::new(),
             found: Vec::new(),
             depth: 0,
@@ -196,10 +200,10 @@ impl Reader {
     }
 
     fn into_tree(self, top: usize, columns: Vec<(String, pg_sys::Oid)>) -> Tree {
-        let Self { graph, queries, mut unfollowed, functions, relations, .. } = self;
+        let Self { graph, queries, mut unfollowed, functions, views, relations, .. } = self;
         unfollowed.sort();
         unfollowed.dedup();
-        Tree { graph, columns, unfollowed, functions, queries, top, _relations: relations }
+        Tree { graph, columns, unfollowed, functions, views, queries, top, _relations: relations }
     }
 
     /// Reads a query within its surroundings; its number.
@@ -394,6 +398,7 @@ impl Reader {
             // SAFETY: a view's one rule, which lives as long as the relation is open. It refers to nothing around it.
             let query = unsafe { self.query(pg_sys::get_view_query(relation.as_ptr()), &Levels::default()) };
             self.relations.push(relation);
+            self.views.push(oid);
             self.use_of(query);
             return Source::Query(query);
         }
