@@ -126,10 +126,19 @@ struct Facts {
     has_children: bool,
     /// The columns of its primary key or replica identity; empty where it has neither.
     key: Vec<String>,
-    /// An attached table of the same partition tree.
+    /// An attached or followed table of the same partition tree.
     relative: Option<String>,
     encoding: String,
 }
+
+/// Another table of c's partition tree that is attached or followed: its triggers and those of c would be in each other's
+/// way, for Postgres clones them.
+const RELATIVE: &str = "
+    (select pg_catalog.min(x.relation::text)
+     from (select a.relation from es_sync.attachment a union select w.related from es_sync.way w) x
+     where x.relation <> c.oid
+       and (x.relation in (select relid from pg_catalog.pg_partition_ancestors(c.oid))
+            or x.relation in (select relid from pg_catalog.pg_partition_tree(c.oid))))";
 
 /// A table that can be attached, with its key.
 ///
@@ -140,7 +149,7 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
     let name = &table.name;
     // The caller's own rights were checked by `owned`; he need not be able to read our catalog.
     let facts = as_extension(|| {
-        let rows = spi::run(
+        let facts = format!(
             "select c.relkind::text, c.relpersistence = 't', c.relforcerowsecurity,
                     c.relnamespace = any (array['pg_catalog', 'information_schema', 'es_sync']::pg_catalog.regnamespace[]),
                     exists (select from pg_catalog.pg_inherits i
@@ -152,14 +161,10 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
                           lateral pg_catalog.unnest(i.indkey) with ordinality k (number, place)
                           join pg_catalog.pg_attribute a on a.attnum = k.number
                      where a.attrelid = c.oid and k.place <= i.indnkeyatts),
-                    (select pg_catalog.min(x.relation::text) from es_sync.attachment x
-                     where x.relation <> c.oid
-                       and (x.relation in (select relid from pg_catalog.pg_partition_ancestors(c.oid))
-                            or x.relation in (select relid from pg_catalog.pg_partition_tree(c.oid)))),
-                    pg_catalog.getdatabaseencoding()::text
-             from pg_catalog.pg_class c where c.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(relation))],
+                    {RELATIVE}, pg_catalog.getdatabaseencoding()::text
+             from pg_catalog.pg_class c where c.oid = $1"
         );
+        let rows = spi::run(&facts, &[(pg_sys::OIDOID, spi::value(relation))]);
         let is = |column| rows.get::<bool>(0, column) == Some(true);
         let text = |column| rows.get::<String>(0, column);
         Facts {
@@ -207,7 +212,8 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("cannot attach table {name} beside table {relative} of the same partition tree"),
         )
-        .hint("Attach either the partitioned table or single partitions."));
+        .detail(format!("Table {relative} is attached, or documents of another table show its rows."))
+        .hint("Attach, and let views read, either the partitioned table or single partitions."));
     }
     if facts.forces_security {
         return Err(Report::new(
@@ -242,14 +248,11 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
 /// It is none, `caller` may not create triggers on it, or a table of the same partition tree is followed already.
 pub fn followable(relation: pg_sys::Oid, caller: pg_sys::Oid) -> Result<Table, Report> {
     let rows = spi::run(
-        "select pg_catalog.has_table_privilege($2, c.oid, 'TRIGGER'),
-                c.relkind in ('r', 'p') and c.relpersistence <> 't' and c.oid >= 16384,
-                (select pg_catalog.min(x.relation::text)
-                 from (select relation from es_sync.attachment union select related from es_sync.way) x
-                 where x.relation <> c.oid
-                   and (x.relation in (select relid from pg_catalog.pg_partition_ancestors(c.oid))
-                        or x.relation in (select relid from pg_catalog.pg_partition_tree(c.oid))))
-         from pg_catalog.pg_class c where c.oid = $1",
+        &format!(
+            "select pg_catalog.has_table_privilege($2, c.oid, 'TRIGGER'),
+                    c.relkind in ('r', 'p') and c.relpersistence <> 't' and c.oid >= 16384, {RELATIVE}
+             from pg_catalog.pg_class c where c.oid = $1"
+        ),
         &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::OIDOID, spi::value(caller))],
     );
     if rows.is_empty() {

@@ -354,6 +354,35 @@ fn a_table_attached_by_itself_cannot_become_a_partition_of_an_attached_table() {
     parted.equal();
 }
 
+#[test]
+fn neither_a_partition_nor_its_parent_is_attached_beside_a_view_that_reads_the_other() {
+    let mut parted = Parted::without_attachment(
+        "create table {T} (id int, region text, title text, primary key (region, id)) partition by list (region);
+         create table {T}_a partition of {T} for values in ('a');
+         create table {T}_root (id int primary key);
+         create view {T}_leaf as select r.id, a.title from {T}_root r left join {T}_a a on a.id = r.id;
+         create view {T}_whole as select r.id, t.title from {T}_root r left join {T} t on t.id = r.id",
+    );
+    let name = parted.name.clone();
+    for (view, read, attached) in [("leaf", "_a", ""), ("whole", "", "_a")] {
+        parted.run(&format!("select es_sync.attach('{{T}}_root', document => '{{T}}_{view}')"));
+        let error = parted
+            .client
+            .batch_execute(&format!("select es_sync.attach('{name}{attached}')"))
+            .expect_err("a table of the same tree is followed");
+        let error = error.as_db_error().expect("the server refuses it");
+        let expected = format!(
+            "cannot attach table public.{name}{attached} beside table public.{name}{read} of the same partition tree"
+        );
+        assert_eq!((error.code().code(), error.message()), ("0A000", expected.as_str()));
+        assert!(error.hint().is_some_and(|hint| hint.contains("either the partitioned table or single partitions")));
+        parted.run("select es_sync.detach('{T}_root')");
+    }
+    // The table itself may be both.
+    parted.run("select es_sync.attach('{T}_root', document => '{T}_whole'), es_sync.attach('{T}')");
+    parted.equal();
+}
+
 /// While the queue is kept and nobody claims: without preload there is no worker.
 #[test]
 fn partitions_that_come_and_go_while_there_is_no_worker_are_noticed_later() {
