@@ -8,7 +8,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::catalog::{self, Attachment, Column};
 use super::check::{self, Table};
 use super::options::Options;
-use super::view::tree::{Tree, Used};
+use super::view::tree::{Tree, Used, WITH_SESSION, WITH_TIME};
 use super::way::{Root, Way};
 use super::{definition, link, triggers, way};
 use crate::capture;
@@ -72,7 +72,8 @@ pub fn find(table: &Table, shown: &Shown) -> Result<Followed, Report> {
 /// they are.
 ///
 /// # Errors
-/// A filter that time alone would have to apply: rows would not leave the index by themselves.
+/// A filter that time alone would have to apply: rows would not leave the index by themselves. One that depends on who
+/// reads, which nobody who searches does.
 fn read_filter(
     root: &Root,
     view: Option<pg_sys::Oid>,
@@ -88,13 +89,16 @@ fn read_filter(
         if followed.unfollowed.contains(&known) {
             continue;
         }
-        if why.contains("with time") {
-            return Err(Report::new(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                "cannot filter by what changes with time",
-            )
-            .detail(format!("The filter uses {name}, and a row that stays as it is would not leave its index."))
-            .hint("Filter by columns only, and compare with the time when you search."));
+        let refused = |message| Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message);
+        if why == WITH_TIME {
+            return Err(refused("cannot filter by what changes with time")
+                .detail(format!("The filter uses {name}, and a row that stays as it is would not leave its index."))
+                .hint("Filter by columns only, and compare with the time when you search."));
+        }
+        if why == WITH_SESSION {
+            return Err(refused("cannot filter by what changes with the session")
+                .detail(format!("The filter uses {name}, and is evaluated as the table's owner, whoever searches."))
+                .hint("Filter by columns only, and compare with the user when you search."));
         }
         followed.unfollowed.push(known);
     }

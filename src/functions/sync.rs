@@ -42,6 +42,15 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     if attached.is_none() && notes.is_empty() {
         as_extension(|| attach::attached(relation, None)).map(drop).or_raise();
     }
+    if key_columns.is_empty() {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            format!("table {} has no primary key", spi::qualified(relation)),
+        )
+        .detail("Its rows are named by their key.")
+        .hint("Add a primary key, or call es_sync.sync() with keys of the documents that show its rows.")
+        .raise()
+    }
     let types = key_types(relation, &key_columns);
     let texts = element_texts(&keys);
     for text in &texts {

@@ -1079,7 +1079,7 @@ fn forced_row_level_security_is_told_in_status_and_hides_no_row() {
 }
 
 #[test]
-fn a_filter_by_the_time_is_refused_and_what_a_filter_reads_elsewhere_is_listed() {
+fn a_filter_by_the_time_or_the_session_is_refused_and_what_a_filter_reads_elsewhere_is_listed() {
     let mut shop = Shop::new(&format!("{ROOT} create table allowed (id int primary key)"));
     for filter in [
         "title < now()::text",
@@ -1100,6 +1100,9 @@ fn a_filter_by_the_time_is_refused_and_what_a_filter_reads_elsewhere_is_listed()
         let message = shop.refused(&format!("select es_sync.attach('root', index => 'x', filter => $f${filter}$f$)"));
         assert!(message.starts_with("22023 cannot filter by what changes with time"), "{filter}: {message}");
     }
+    let message = shop.refused("select es_sync.attach('root', index => 'x', filter => 'title = current_user')");
+    let expected = "22023 cannot filter by what changes with the session The filter uses current_user or the like, ";
+    assert!(message.starts_with(expected), "{message}");
     // Names of the present that are none, and functions of other times.
     let fixed = "title <> 'today' and date '2024-01-01' + price > 'epoch' and age('2024-01-02', '2024-01-01') > '0'
                  and date_trunc('day', timestamptz '2024-01-01') < timestamptz '2024-02-01' + price * interval '1 day'";

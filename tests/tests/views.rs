@@ -412,7 +412,7 @@ fn what_cannot_be_followed_is_listed() {
         "public.abroad: it is a foreign table",
         "public.note: other tables inherit from it",
         "pg_catalog.now(): its result changes with time",
-        "current_timestamp or the like: its result changes with time or user",
+        "current_user or the like: its result changes with the session",
         "pg_catalog.random(): its result changes without",
         "public.secret_of(integer): tables that a function reads are not known",
     ];
@@ -573,6 +573,10 @@ fn sync_full_mends_a_row_and_every_document_that_shows_it() {
     shop.settle();
     let (message, ..) = shop.refused("create table alone (id int primary key); select es_sync.sync_full('alone', 1)");
     assert!(message.contains("is not attached"), "{message}");
+    shop.run("alter table item drop constraint item_pkey");
+    let (message, _, hint) = shop.refused("select es_sync.sync_full('item', 1)");
+    assert_eq!(message, "table public.item has no primary key");
+    assert!(hint.contains("es_sync.sync()"), "{hint}");
 }
 
 #[test]

@@ -79,7 +79,10 @@ const FIRST_NORMAL_OID: u32 = 16_384;
 const FOREIGN: &str = "it is a foreign table, whose changes elsewhere fire no triggers here";
 
 /// Why a result is not followed that is another one later.
-const WITH_TIME: &str = "its result changes with time";
+pub const WITH_TIME: &str = "its result changes with time";
+
+/// Why a result is not followed that is another one to another user, or in another session.
+pub const WITH_SESSION: &str = "its result changes with the session";
 
 struct Reader {
     /// The statement that is read; None for a view's stored query.
@@ -792,8 +795,13 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
                 visit.reader.visit_conversion(&*node.cast::<pg_sys::CoerceViaIO>());
             }
             pg_sys::NodeTag::T_SQLValueFunction => {
-                let what = "its result changes with time or user".to_owned();
-                visit.reader.unfollowed.push(("current_timestamp or the like".to_owned(), what));
+                use pg_sys::SQLValueFunctionOp::{SVFOP_CURRENT_DATE, SVFOP_LOCALTIMESTAMP_N};
+                let is_time = SVFOP_CURRENT_DATE..=SVFOP_LOCALTIMESTAMP_N;
+                let (name, why) = match (*node.cast::<pg_sys::SQLValueFunction>()).op {
+                    op if is_time.contains(&op) => ("current_timestamp or the like", WITH_TIME),
+                    _ => ("current_user or the like", WITH_SESSION),
+                };
+                visit.reader.unfollowed.push((name.to_owned(), why.to_owned()));
             }
             _ => {}
         }
