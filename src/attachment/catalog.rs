@@ -383,6 +383,33 @@ pub unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
     }
 }
 
+/// True if a unique index on NOT NULL columns keeps a table's rows apart by these columns, as the columns themselves
+/// compare: to the order in which rows are paged through, no two are equal then. SPI must be connected.
+pub fn identify(relation: pg_sys::Oid, columns: Vec<String>) -> bool {
+    let rows = spi::run(
+        "select pg_catalog.array_agg(a.atttypid), pg_catalog.array_agg(o.opcfamily)
+         from pg_catalog.pg_index i
+         cross join lateral pg_catalog.unnest(i.indkey) with ordinality k (number, place)
+         join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
+         join pg_catalog.pg_opclass o on o.oid = i.indclass[k.place - 1]
+         where i.indrelid = $1 and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+           and k.place <= i.indnkeyatts
+         group by i.indexrelid
+         having pg_catalog.bool_and(
+             a.attnotnull and a.attname = any ($2) and a.attcollation = i.indcollation[k.place - 1])",
+        &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::TEXTARRAYOID, spi::value(columns))],
+    );
+    let oids = |row, column| rows.get::<Vec<pg_sys::Oid>>(row, column).unwrap_or_default();
+    (0..rows.len())
+        .any(|row| oids(row, 1).into_iter().zip(oids(row, 2)).all(|(kind, family)| family == family_of(kind)))
+}
+
+/// The operator family by which values of a type are ordered.
+fn family_of(kind: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a cache lookup in a live transaction; an entry is never freed.
+    unsafe { (*pg_sys::lookup_type_cache(kind, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32)).btree_opf }
+}
+
 /// The columns of a table's primary key; none if it has none. SPI must be connected.
 pub fn primary_key(relation: pg_sys::Oid) -> Vec<String> {
     let rows = spi::run(

@@ -238,6 +238,18 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
         .detail("Documents are identified by their row's key.")
         .hint("Add a primary key, or a unique index on NOT NULL columns named as REPLICA IDENTITY."));
     }
+    let columns = facts.key.clone();
+    if !as_extension(|| catalog::identify(relation, columns)) {
+        return Err(Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            format!("cannot attach table {name} by an index that compares otherwise than its columns"),
+        )
+        .detail(format!(
+            "Rows are read in the order of ({}), to which some may be equal that the index keeps apart.",
+            facts.key.join(", ")
+        ))
+        .hint("Create the index named as REPLICA IDENTITY with the collations and the default operator classes of its columns, or add a primary key."));
+    }
     table.key_columns = facts.key;
     Ok(table)
 }

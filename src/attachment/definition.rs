@@ -475,15 +475,6 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
                  where v.oid is not null
                    and not exists (select from pg_catalog.pg_attribute a
                                    where a.attrelid = v.oid and a.attname = k and not a.attisdropped)),
-                exists (
-                    select from pg_catalog.pg_index i
-                    where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null
-                      and i.indexprs is null
-                      and (select pg_catalog.count(*) = i.indnkeyatts
-                                  and pg_catalog.bool_and(a.attnotnull and a.attname = any ($3))
-                           from pg_catalog.unnest(i.indkey) with ordinality p (number, place)
-                           join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = p.number
-                           where p.place <= i.indnkeyatts)),
                 $4 is null or exists (select from pg_catalog.pg_attribute a
                                       where a.attrelid = c.oid and a.attname = $4 and not a.attisdropped)
          from pg_catalog.pg_class c
@@ -505,14 +496,14 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
     if let Some(key) = rows.get::<String>(0, 5) {
         return Some(format!("table {table} has lost its key column \"{key}\": detach it and attach it anew"));
     }
-    if rows.get::<bool>(0, 7) != Some(true) {
+    if !catalog::identify(attachment.relation, attachment.key_columns.clone()) {
         return Some(format!(
             "nothing keeps ({}) of table {table} unique and not null any more, by which its documents are identified: \
              add a primary key, or detach the table and attach it anew",
             attachment.key_columns.join(", ")
         ));
     }
-    if let (Some(routing), Some(false)) = (&attachment.options.routing, rows.get::<bool>(0, 8)) {
+    if let (Some(routing), Some(false)) = (&attachment.options.routing, rows.get::<bool>(0, 7)) {
         return Some(format!(
             "table {table} has lost column \"{routing}\", by which its documents are routed: add a column of that name, \
              or detach the table and attach it anew"

@@ -1,7 +1,7 @@
 //! Keys of every kind: the document's id is the key's text, whatever the session's settings, and each row has one
 //! document. Changed, swapped and reused keys are in statements.rs, long and odd texts in values.rs.
 
-use pg_es_sync_tests::{Engine, Server, expect, named, process, unique};
+use pg_es_sync_tests::{Engine, Server, expect, named, process, unique, wait};
 use postgres::Client;
 
 /// The settings that keys are written with.
@@ -589,6 +589,64 @@ fn a_table_without_a_usable_key_is_refused_with_a_hint() {
         assert_eq!(error.code().code(), "42P16", "{table}");
         assert!(error.hint().is_some_and(|hint| hint.contains("REPLICA IDENTITY")), "{table}: {error:?}");
     }
+}
+
+const LOOSE: &str = "create collation loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create extension citext";
+
+/// Rows that it keeps apart may be equal in the order in which they are read.
+#[test]
+fn an_index_that_compares_otherwise_than_its_columns_is_no_key() {
+    let server = Server::with(&Engine::elasticsearch());
+    let mut client = server.create_database("app");
+    client.batch_execute(LOOSE).expect("set up");
+    for (column, index) in [
+        ("text collate loose", "k collate \"C\""),
+        ("citext", "k text_ops"),
+        ("citext", "n, k text_ops"),
+        ("text", "k text_pattern_ops"),
+    ] {
+        client
+            .batch_execute(&format!(
+                "create table odd (n int not null, k {column} not null); create unique index odd_key on odd ({index});
+                 alter table odd replica identity using index odd_key"
+            ))
+            .expect(index);
+        let error = client.batch_execute("select es_sync.attach('odd')").expect_err(index);
+        let error = error.as_db_error().expect("Postgres says it");
+        assert_eq!(error.code().code(), "42P16", "{index}");
+        assert!(error.message().contains("compares otherwise than"), "{index}: {error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("collation")), "{index}: {error:?}");
+        client.batch_execute("drop table odd").expect("drop");
+    }
+    // By the columns' own, be it under another name.
+    for (number, (column, index)) in
+        [("text collate loose", "k"), ("citext", "k, n desc"), ("varchar", "k varchar_ops")].into_iter().enumerate()
+    {
+        let name = unique("even");
+        client
+            .batch_execute(&format!(
+                "create table {name} (n int not null, k {column} not null); create unique index key{number} on {name} ({index});
+                 alter table {name} replica identity using index key{number}; select es_sync.attach('{name}')"
+            ))
+            .expect(index);
+    }
+}
+
+#[test]
+fn an_index_that_compares_otherwise_than_its_columns_stands_in_for_no_primary_key() {
+    let mut table = Table::new(&format!(
+        "{LOOSE}; create table {{T}} (k citext primary key, note text); insert into {{T}} values ('a', 'one')"
+    ));
+    let name = table.name.clone();
+    expect::settled(&mut table.client);
+    table.run("create unique index odd on {T} (k text_ops); alter table {T} drop constraint {T}_pkey");
+    let query = "select coalesce(obstacle, '') from es_sync.status";
+    wait::until("the obstacle is told", wait::LONG, || {
+        let said: String = table.client.query_one(query, &[]).expect("status").get(0);
+        if said.starts_with("nothing keeps (k)") { Ok(()) } else { Err(said) }
+    });
+    table.run("create unique index even on {T} (k); insert into {T} values ('b', 'two')");
+    expect::table_equal(&mut table.client, &name, "k", &table.engine, &name);
 }
 
 #[test]
