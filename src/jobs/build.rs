@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use es::{Client, Failure, FailureKind};
+use es::{Client, Failure, FailureKind, IndexInfo};
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
@@ -327,7 +327,8 @@ impl Build {
         let owner = context.owner.to_owned();
         let adopt = context.attachment.options.adopt == Some(true);
         self.phase = Phase::Creating(context.engine.call(move |client| {
-            check_owner(client, &public, &owner, adopt)?;
+            // A name that is somebody else's is refused before anything is loaded.
+            make_room(client, &public, &index, &owner, adopt)?;
             match client.create_index(&index, &body) {
                 // Modules and plugins bring these types, and no list of them is the same everywhere: it is tried.
                 Err(failure) if lacks(&failure, &optional) => {
@@ -619,30 +620,58 @@ pub(crate) fn lacks(failure: &Failure, types: &[String]) -> bool {
         && (types.iter().any(|name| message.contains(&format!("[{name}]"))) || message.contains("[index.knn]"))
 }
 
-fn is_ours(meta: &Value, owner: &str) -> bool {
-    meta["pg_es_sync"]["installation"] == owner
+/// Whether an index was built by us for this very name: such a one is replaced by the next build, and dropped with the
+/// attachment. What else is behind the name has come there by hand (an alias of another table's index, a snapshot that was
+/// restored beside ours) and is not to be deleted.
+fn is_former(index: &IndexInfo, public: &str, owner: &str) -> bool {
+    let number = index.name.strip_prefix(public).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
+    bears(index, public, owner) && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Refuses a public name that belongs to somebody else.
-fn check_owner(client: &Client, public: &str, owner: &str, adopt: bool) -> Result<(), Failure> {
-    if adopt {
-        return Ok(());
+/// Whether an index bears our mark and this name in it.
+fn bears(index: &IndexInfo, public: &str, owner: &str) -> bool {
+    is_ours(index, owner) && index.meta["pg_es_sync"]["index"] == public
+}
+
+fn is_ours(index: &IndexInfo, owner: &str) -> bool {
+    index.meta["pg_es_sync"]["installation"] == owner
+}
+
+/// The alias actions that take everything but `index` away from behind the public name.
+///
+/// # Errors
+/// `Config` where the name belongs to somebody else.
+fn make_room(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) -> Result<Vec<Value>, Failure> {
+    let refuse = |why: String| Err(Failure::new(FailureKind::Config, why));
+    let made = |info: &IndexInfo| match info.meta["pg_es_sync"]["index"].as_str() {
+        Some(other) if is_ours(info, owner) => format!("was made for \"{other}\""),
+        _ => "another installation made".to_owned(),
+    };
+    let behind = client.alias(public)?;
+    let mut actions = Vec::new();
+    for old in behind.iter().filter(|old| *old != index) {
+        let Some(info) = client.index(old)? else { continue };
+        actions.push(if is_former(&info, public, owner) {
+            json!({"remove_index": {"index": old}})
+        } else if adopt || bears(&info, public, owner) {
+            json!({"remove": {"index": old, "alias": public}})
+        } else {
+            let why = format!("\"{public}\" is an alias of index \"{old}\", which {}", made(&info));
+            return refuse(format!("{why}; option \"adopt\" takes it over"));
+        });
     }
-    match client.index(public)? {
-        None => Ok(()),
-        Some(index) if index.name == public => Err(Failure::new(
-            FailureKind::Config,
-            format!("\"{public}\" exists in the engine as an index of its own; option \"adopt\" replaces it"),
-        )),
-        Some(index) if !is_ours(&index.meta, owner) => Err(Failure::new(
-            FailureKind::Config,
-            format!(
-                "\"{public}\" is an alias of index \"{}\", which another installation made; option \"adopt\" takes it over",
-                index.name
-            ),
-        )),
-        Some(_) => Ok(()),
+    let own = if behind.is_empty() { client.index(public)?.filter(|info| info.name == public) } else { None };
+    if let Some(info) = own {
+        if is_ours(&info, owner) && !bears(&info, public, owner) {
+            return refuse(format!("\"{public}\" is an index that {}", made(&info)));
+        }
+        if !adopt {
+            let why = format!("\"{public}\" exists in the engine as an index of its own");
+            return refuse(format!("{why}; option \"adopt\" replaces it"));
+        }
+        actions.push(json!({"remove_index": {"index": public}}));
     }
+    Ok(actions)
 }
 
 /// Whether the target of an interrupted build still stands, and can be written to: true, false, or "live" if it is
@@ -667,27 +696,11 @@ fn look(client: &Client, index: &str, generation: i64, owner: &str) -> Result<Va
 /// Puts the index behind the alias and drops what was there, in one call. What is there is asked, not remembered, so
 /// it may be done again after a lost answer.
 fn swap(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) -> Result<Value, Failure> {
-    let behind = client.alias(public)?;
-    if behind == [index] {
+    if client.alias(public)? == [index] {
         return Ok(Value::Null);
     }
-    let mut actions = vec![json!({"add": {"index": index, "alias": public}})];
-    for old in behind.iter().filter(|old| *old != index) {
-        let ours = client.index(old)?.is_some_and(|info| is_ours(&info.meta, owner));
-        actions.push(match (ours, adopt) {
-            (true, _) => json!({"remove_index": {"index": old}}),
-            (false, true) => json!({"remove": {"index": old, "alias": public}}),
-            (false, false) => {
-                return Err(Failure::new(
-                    FailureKind::Config,
-                    format!("\"{public}\" is an alias of index \"{old}\", which another installation made"),
-                ));
-            }
-        });
-    }
-    if behind.is_empty() && adopt && client.index(public)?.is_some_and(|info| info.name == public) {
-        actions.push(json!({"remove_index": {"index": public}}));
-    }
+    let mut actions = make_room(client, public, index, owner, adopt)?;
+    actions.push(json!({"add": {"index": index, "alias": public}}));
     // What is searchable in the old index must not be missing in the new one for a while.
     client.refresh(index)?;
     client.update_aliases(&Value::Array(actions))?;
@@ -702,7 +715,7 @@ fn swap(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) ->
 fn drop_unless_live(client: &Client, index: &str, public: &str, owner: &str) -> Result<Value, Failure> {
     if let Some(info) = client.index(index)?
         && info.name == index
-        && is_ours(&info.meta, owner)
+        && is_former(&info, public, owner)
         && !info.aliases.iter().any(|alias| alias == public)
     {
         client.delete_index(index)?;
@@ -710,10 +723,10 @@ fn drop_unless_live(client: &Client, index: &str, public: &str, owner: &str) -> 
     Ok(Value::Null)
 }
 
-/// Drops every index of ours behind a public alias, for `detach(drop_index => true)`.
+/// Drops what was built for a public alias and is behind it, for `detach(drop_index => true)`.
 pub fn drop_public(client: &Client, public: &str, owner: &str) -> Result<Value, Failure> {
     for index in client.alias(public)? {
-        if client.index(&index)?.is_some_and(|info| is_ours(&info.meta, owner)) {
+        if client.index(&index)?.is_some_and(|info| is_former(&info, public, owner)) {
             client.delete_index(&index)?;
         }
     }

@@ -540,3 +540,32 @@ fn a_comparison_that_cannot_read_its_table_says_why_and_stops_no_other() {
     assert_eq!(state, "done");
     assert!(!server.log().contains("could not go on for the moment"), "{}", server.log());
 }
+
+/// As a snapshot is restored beside the live index: under another name, with its mark and its aliases.
+fn restored_beside(engine: &Engine, name: &str) -> String {
+    let index = engine.indexes_of(name).remove(0);
+    let (beside, about) = (format!("restored-{index}"), engine.get(&format!("/{index}")));
+    let about = &about[&index];
+    let body = json!({"aliases": about["aliases"], "mappings": {"_meta": about["mappings"]["_meta"]}});
+    engine.put(&format!("/{beside}"), body);
+    beside
+}
+
+#[test]
+fn an_index_restored_beside_the_live_one_is_kept_when_another_one_is_swapped_in_or_all_are_dropped() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    let former = engine.indexes_of(&name).remove(0);
+    let beside = restored_beside(&engine, &name);
+    assert_eq!(engine.indexes_of(&name).len(), 2);
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(engine.indexes_of(&name).len(), 1, "the new one alone is searched");
+    assert!(engine.exists(&beside) && !engine.exists(&former));
+
+    engine.put(&format!("/{beside}/_alias/{name}"), json!({}));
+    client.batch_execute(&format!("select es_sync.detach('{name}', drop_index => true)")).expect("detach");
+    wait::until("the live one is dropped", wait::SHORT, || engine.indexes_of(&name) == [&*beside]);
+}

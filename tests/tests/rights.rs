@@ -3,6 +3,7 @@
 
 use pg_es_sync_tests::{Engine, Server, expect, named, unique, wait};
 use postgres::Client;
+use serde_json::json;
 
 /// A database, and a role "clerk" that may use everything of es_sync and owns tables.
 struct Setting {
@@ -314,4 +315,56 @@ fn ways_are_found_anew_although_the_owner_could_not_have_attached() {
         .expect("attachment")
         .get(0);
     assert!(!stale);
+}
+
+#[test]
+fn an_alias_of_another_tables_index_gives_no_right_to_it() {
+    let mut setting = Setting::new();
+    setting.run("reset role; select es_sync.attach('{T}_victim')");
+    expect::settled(&mut setting.client);
+    let (name, victim) = (setting.name.clone(), format!("{}_victim", setting.name));
+    let live = setting.engine.indexes_of(&victim).remove(0);
+    let aliases = setting.engine.get(&format!("/{live}/_alias"));
+    let aliases = aliases[&live]["aliases"].as_object().expect("aliases");
+    let write = aliases.keys().find(|alias| alias.contains(".write-")).expect("a write alias").clone();
+    let mut admin = setting.server.connect("app");
+    let mut ended = |states: &[&str]| {
+        let query = "select j.state, coalesce(j.error, '') from es_sync.jobs j order by j.id desc limit 1";
+        wait::until("the last job has ended", wait::SHORT, || {
+            let row = admin.query_one(query, &[]).expect("jobs");
+            let (state, error): (String, String) = (row.get(0), row.get(1));
+            if states.contains(&state.as_str()) { Ok(error) } else { Err((state, error)) }
+        })
+    };
+
+    setting.run("set role clerk; create table {T} (id int primary key); insert into {T} values (7)");
+    for index in [&write, "pg_es_sync-lease"] {
+        assert_eq!(setting.refused(&format!("select es_sync.attach('{{T}}', index => '{index}')")), "42602");
+    }
+
+    // An alias that somebody has set by hand.
+    setting.engine.put(&format!("/{live}/_alias/{name}-read"), json!({}));
+    setting.run("select es_sync.attach('{T}', index => '{T}-read')");
+    let error = ended(&["failed"]);
+    assert!(error.contains(&format!("made for \"{victim}\"")), "{error}");
+    setting.run("select es_sync.detach('{T}', drop_index => true)");
+    ended(&["done"]);
+    assert!(setting.engine.exists(&live));
+
+    // It may be taken over, the index may not.
+    setting.run("select es_sync.attach('{T}', index => '{T}-read', options => '{\"adopt\": true}')");
+    ended(&["done"]);
+    assert_eq!(setting.engine.search_ids(&format!("{name}-read"), json!({"match_all": {}})), ["7"]);
+    setting.run("select es_sync.detach('{T}', drop_index => true)");
+    ended(&["done"]);
+    assert!(!setting.engine.exists(&format!("{name}-read")));
+    setting.run(&format!("select es_sync.attach('{{T}}', index => '{live}', options => '{{\"adopt\": true}}')"));
+    let error = ended(&["failed"]);
+    assert!(error.contains(&format!("made for \"{victim}\"")), "{error}");
+    setting.run("select es_sync.detach('{T}', drop_index => true)");
+    ended(&["done"]);
+
+    setting.run("reset role; insert into {T}_victim values (2, 'another')");
+    expect::table_equal(&mut setting.client, &victim, "id", &setting.engine, &victim);
+    assert_eq!(setting.engine.indexes_of(&victim), [live]);
 }

@@ -169,6 +169,12 @@ pub fn write_alias(index: &str, generation: i64) -> String {
     format!("{index}.write-{generation}")
 }
 
+/// True if a name has the form of such an alias, whatever the index.
+pub(crate) fn is_write_alias(name: &str) -> bool {
+    let generation = name.rsplit_once(".write-").map(|(_, generation)| generation);
+    generation.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn generation_of(index: &str, alias: &str) -> Option<i64> {
     alias.strip_prefix(index)?.strip_prefix(".write-")?.parse().ok()
 }

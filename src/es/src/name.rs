@@ -1,6 +1,7 @@
 //! What an index may be called, and how names go into paths.
 
 use crate::failure::{Failure, FailureKind};
+use crate::lease::{LEASE_INDEX, is_write_alias};
 
 /// Leaves room for what pg_es_sync appends ("-12", a write alias' suffix) within the engine's 255.
 const MAX_BYTES: usize = 200;
@@ -26,6 +27,10 @@ pub fn check_index_name(name: &str) -> Result<(), String> {
     }
     if name.to_lowercase() != name {
         return broken("must be lower-case");
+    }
+    // Ours, and so perhaps another attachment's.
+    if name == LEASE_INDEX || is_write_alias(name) {
+        return broken("is kept for pg_es_sync itself");
     }
     Ok(())
 }
@@ -67,7 +72,9 @@ mod tests {
 
     #[test]
     fn ordinary_names_pass() {
-        for name in ["orders", "public.orders", "a-1_b+c", ".hidden", "größe", "注文", &"x".repeat(200)] {
+        let long = "x".repeat(200);
+        for name in ["orders", "public.orders", "a-1_b+c", ".hidden", "größe", "注文", &long, "a.write-", "a.write-1b"]
+        {
             assert_eq!(check_index_name(name), Ok(()), "{name}");
         }
     }
@@ -97,6 +104,8 @@ mod tests {
             ("a:b", "':'"),
             ("a;b", "';'"),
             ("a\nb", "\\n"),
+            ("pg_es_sync-lease", "itself"),
+            ("a-3.write-1519231", "itself"),
         ] {
             let error = check_index_name(name).unwrap_err();
             assert!(error.contains(rule), "{name:?}: {error}");
