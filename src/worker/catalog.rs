@@ -47,10 +47,10 @@ impl Worker {
             self.partitions_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
-        let in_doubt = self.doubt_definitions(Instant::now());
+        let in_doubt = !self.being_restored && self.doubt_definitions(Instant::now());
         // SAFETY: reads a variable of this process.
         let waited_for = self.shared.waiting(unsafe { pg_sys::MyDatabaseId }).next().is_some();
-        if self.partitions_in_doubt && (waited_for || Instant::now() >= self.catalog_due) {
+        if self.partitions_in_doubt && !self.being_restored && (waited_for || Instant::now() >= self.catalog_due) {
             self.notice_partitions()?;
         }
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
@@ -62,6 +62,10 @@ impl Worker {
             return Ok(());
         }
         self.take_catalog()?;
+        if self.being_restored {
+            // What is created here before the dump creates it makes the restore fail.
+            return Ok(());
+        }
         for _ in 0..MAX_LOOKS {
             if !self.doubt_definitions(Instant::now()) {
                 break;
@@ -86,7 +90,9 @@ impl Worker {
         }
         let (attachments, links, jobs, parked) = transaction::run(|| {
             self.note = succession::note();
-            if self.note.standing_off.is_none() && !closed && (lost || !claim::has_marker()) {
+            self.being_restored = !closed && succession::is_being_restored(&self.note);
+            let repairs = self.note.standing_off.is_none() && !closed && !self.being_restored;
+            if repairs && (lost || !claim::has_marker()) {
                 let why = if lost { "a change could not be noted" } else { "the queue was lost" };
                 succession::repair_everything(why);
             }

@@ -63,6 +63,8 @@ pub struct Worker {
     pub(super) keeper: Option<Keeper>,
     pub(super) wiring: Wiring,
     pub(super) catalog_was_read: bool,
+    /// A dump is being restored here: nothing is done before it is whole.
+    pub(super) being_restored: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
     /// What the documents of an attachment depend on, for those whose definitions were looked at.
@@ -117,6 +119,7 @@ impl Worker {
             keeper: None,
             wiring: Wiring::new(),
             catalog_was_read: false,
+            being_restored: false,
             seen_changes: NOT_READ,
             catalog_due: now,
             definitions: FxHashMap::default(),

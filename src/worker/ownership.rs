@@ -82,8 +82,8 @@ impl Worker {
     pub fn keep_lease(&mut self, due: &mut Vec<Instant>) -> Result<(), SqlError> {
         let now = Instant::now();
         let Some(engine) = self.engine.as_mut().filter(|engine| engine.may_be_there()) else { return Ok(()) };
-        if self.owner.is_empty() {
-            // Nothing has been attached yet.
+        if self.owner.is_empty() || self.being_restored {
+            // Nothing has been attached yet, or to half of a table every document would look like one without a row.
             return Ok(());
         }
         if self.keeper.as_ref().is_none_or(|keeper| keeper.installation() != self.owner) {

@@ -39,6 +39,12 @@ impl Worker {
         if let Some(trouble) = self.delivery.trouble.clone() {
             return self.report(&trouble);
         }
+        if self.being_restored && !self.attachments.is_empty() {
+            return self.report(
+                "attached tables have no triggers, as while a dump is restored: waiting until they have; \
+                 es_sync.take_over() lets this database write as it is",
+            );
+        }
         if let Some(obstacle) = self.keeper.as_ref().and_then(|keeper| keeper.obstacle(now)) {
             // Taking a free lease is a matter of milliseconds, and no news.
             return if self.keeper.as_ref().is_some_and(Keeper::is_watching) {

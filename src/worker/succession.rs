@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::lease::Note;
-use crate::attachment::{catalog, partitions};
+use crate::attachment::{catalog, definition, partitions};
 use crate::jobs::{ask, record};
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -30,6 +30,19 @@ pub fn note() -> Note {
         take_over: rows.get(0, 4).unwrap_or_default(),
         version: rows.get(0, 5).unwrap_or_default(),
     }
+}
+
+/// True while a dump is being restored here: it brings the attachments before the rows of their tables, and these before
+/// the triggers, each in a transaction of its own. It brings neither a generation nor the marker, which the first `attach`
+/// writes in the transaction that creates its triggers.
+pub fn is_being_restored(note: &Note) -> bool {
+    note.generation == 0
+        && note.standing_off.is_none()
+        && !note.take_over
+        && !claim::has_marker()
+        && (catalog::all().is_empty()
+            || !definition::without_trigger().is_empty()
+            || !partitions::unwatched().is_empty())
 }
 
 /// Writes down that this database holds the lease from now on, and asks for the repairs that this makes necessary.

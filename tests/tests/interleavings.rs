@@ -125,6 +125,99 @@ fn a_restored_dump_beside_its_original_stays_off_until_it_takes_over() {
     assert!(!wish, "a copy made later must not find it");
 }
 
+/// The worker runs as soon as the extension is there: long before the tables have their rows, and these their triggers.
+#[test]
+fn a_dump_that_is_restored_slowly_is_left_alone_until_it_is_whole() {
+    for original_is_gone in [false, true] {
+        let engine = Engine::elasticsearch();
+        let server = server(engine.url());
+        let mut client = server.create_database("app");
+        let (name, parted) = (table(&mut client, 100), unique("parted"));
+        client
+            .batch_execute(&format!(
+                "create table {parted} (id int primary key, title text) partition by range (id);
+                 create table {parted}_one partition of {parted} for values from (0) to (1000);
+                 insert into {parted} select i, 'thing ' || i from generate_series(1, 100) i;
+                 select es_sync.attach('{parted}')"
+            ))
+            .expect("attach");
+        expect::settled(&mut client);
+        let folder = process::server_folder("dump");
+        let file = folder.path().join("dump");
+        let dumped = server.command("pg_dump").args(["-d", "app", "-Fc", "-f"]).arg(&file).status().expect("pg_dump");
+        assert!(dumped.success());
+        drop(client);
+        if original_is_gone {
+            server.connect("postgres").batch_execute("drop database app").expect("drop");
+        }
+
+        drop(server.create_empty_database("restored"));
+        let restore = |what: &[&str]| {
+            let mut command = server.command("pg_restore");
+            let status = command.args(["-d", "restored", "--exit-on-error"]).args(what).arg(&file).status();
+            assert!(status.expect("pg_restore").success(), "{what:?}");
+        };
+        restore(&["--section=pre-data"]);
+        restore(&["--section=data", "--schema=es_sync"]);
+        let mut there = server.connect("restored");
+        let seen = |there: &mut Client| {
+            wait::until("the worker has seen the attachments", wait::SHORT, || -> bool {
+                let said = "select coalesce(bool_and(cause like '%have no triggers%'), false) from es_sync.status";
+                there.query_one(said, &[]).expect("status").get(0)
+            });
+        };
+        seen(&mut there);
+        restore(&["--section=data", "--schema=public"]);
+        seen(&mut there);
+        restore(&["--section=post-data"]);
+        if !original_is_gone {
+            wait::until("the copy stands off", wait::LONG, || -> bool {
+                let states = "select bool_and(state = 'standing off') from es_sync.status";
+                there.query_one(states, &[]).expect("status").get(0)
+            });
+            continue;
+        }
+        there.batch_execute(&format!("delete from {name} where id < 50; truncate {parted}_one")).expect("write");
+        expect::table_equal(&mut there, &name, "id", &engine, &name);
+        expect::table_equal(&mut there, &parted, "id", &engine, &parted);
+        let sent: i64 = there.query_one("select sum(indexed)::bigint from es_sync.status", &[]).expect("status").get(0);
+        assert_eq!(sent, 0, "nothing had been taken out of the indexes");
+    }
+}
+
+#[test]
+fn a_dump_restored_without_triggers_waits_for_them_or_for_take_over() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    let folder = process::server_folder("dump");
+    let (file, list) = (folder.path().join("dump"), folder.path().join("list"));
+    let dumped = server.command("pg_dump").args(["-d", "app", "-Fc", "-f"]).arg(&file).status().expect("pg_dump");
+    assert!(dumped.success());
+    let listed = server.command("pg_restore").arg("-l").arg(&file).output().expect("pg_restore");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let kept: Vec<&str> = listed.lines().filter(|line| !line.contains(" TRIGGER ")).collect();
+    assert_eq!(listed.lines().count() - kept.len(), 2);
+    std::fs::write(&list, kept.join("\n")).expect("write");
+    drop(client);
+    server.connect("postgres").batch_execute("drop database app").expect("drop");
+
+    drop(server.create_empty_database("restored"));
+    let mut command = server.command("pg_restore");
+    command.args(["-d", "restored", "--exit-on-error", "-L"]).arg(&list).arg(&file);
+    assert!(command.status().expect("pg_restore").success());
+    let mut there = server.connect("restored");
+    wait::until("the status says what is missing", wait::SHORT, || -> bool {
+        let said = "select state = 'waiting' and cause like '%es_sync.take_over()%' from es_sync.status";
+        there.query_one(said, &[]).expect("status").get(0)
+    });
+    there.batch_execute(&format!("delete from {name} where id < 50; select es_sync.take_over()")).expect("take over");
+    expect::table_equal(&mut there, &name, "id", &engine, &name);
+    there.batch_execute(&format!("truncate {name}")).expect("write");
+    expect::table_equal(&mut there, &name, "id", &engine, &name);
+}
+
 #[test]
 fn a_serializable_writer_beside_readers_of_the_views_is_not_aborted() {
     let engine = Engine::elasticsearch();
