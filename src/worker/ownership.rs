@@ -215,7 +215,8 @@ impl Worker {
             for (attachment, index) in indexes {
                 found.push(match client.take_write_alias(&index, generation, &owner) {
                     Ok(alias) => {
-                        json!({"attachment": attachment, "index": index, "uuid": alias.uuid, "found": alias.found})
+                        let (uuid, found, others) = (alias.uuid, alias.found, alias.taken_from.join(", "));
+                        json!({"attachment": attachment, "index": index, "uuid": uuid, "found": found, "others": others})
                     }
                     Err(failure) if failure.kind == FailureKind::NotFound => {
                         json!({"attachment": attachment, "index": index, "missing": true})
@@ -282,6 +283,11 @@ impl Worker {
                 if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
                     lane.blocked_until = None;
                     lane.refusals = 0;
+                }
+                if let Some(others) = one["others"].as_str().filter(|others| !others.is_empty()) {
+                    pgrx::warning!(
+                        "the write alias of index \"{index}\" stood for {others} as well, and is taken from there"
+                    );
                 }
                 if one["found"] == false && self.wiring.done {
                     pgrx::warning!("index \"{index}\" had lost its write alias, which is set again");

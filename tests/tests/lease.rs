@@ -201,6 +201,28 @@ fn a_write_alias_lost_by_hand_is_set_again() {
     assert_eq!(engine.indexes_of(&name), [index], "nothing was built anew");
 }
 
+#[test]
+fn a_write_alias_that_a_restored_index_has_too_is_taken_from_it() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let server = server(engine.url());
+        let (mut client, name) = attached(&server, &engine);
+        let index = engine.indexes_of(&name).remove(0);
+        let (beside, about) = (format!("restored-{index}"), engine.get(&format!("/{index}")));
+        engine.put(&format!("/{beside}"), json!({"aliases": about[&index]["aliases"]}));
+        client
+            .batch_execute(&format!("update {name} set title = 'new' where id = 7; delete from {name} where id = 8"))
+            .expect("write");
+        expect::table_equal(&mut client, &name, "id", &engine, &index);
+        let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+        assert_eq!(letters, 0);
+        assert_eq!(engine.indexes_of(&format!("{index}.write-*")), [&*index]);
+        assert_eq!(engine.indexes_of(&name).len(), 2, "the other alias is left alone");
+        assert_eq!(engine.count(&beside), 0);
+        let log = server.unexpected_log_lines(&[]);
+        assert!(log.len() == 1 && log[0].contains(&format!("stood for {beside} as well")), "{log:?}");
+    }
+}
+
 /// A user's transaction holds the table's row in es_sync.attachment until it is dropped.
 fn holding(server: &Server, name: &str) -> Client {
     let mut session = server.connect("app");

@@ -19,7 +19,7 @@ pub enum Outcome {
     Retry { cause: Cause, reason: String },
     /// This document as it is will never be taken. `kind` is the engine's error type.
     Refused { status: u16, kind: String, reason: String },
-    /// The write alias is gone, or is an index.
+    /// The write alias is gone, is an index, or stands for several.
     IndexMissing { reason: String },
 }
 
@@ -170,8 +170,13 @@ impl ItemResult {
             return Outcome::Newer { version: held_version(&reason) };
         }
         let reason = with_cause(reason, error.caused_by.and_then(|cause| cause.reason).as_deref());
-        if kind == "index_not_found_exception" {
+        let is_missing = match kind.as_str() {
             // With require_alias also when it is an index: "... and [t] is not an alias".
+            "index_not_found_exception" => true,
+            "illegal_argument_exception" => reason.starts_with("no write index is defined for alias ["),
+            _ => false,
+        };
+        if is_missing {
             return Outcome::IndexMissing { reason: cut(reason) };
         }
         match passing_cause(status, &kind, &reason) {

@@ -35,12 +35,21 @@ fn both_engines_answers_become_the_same_outcomes() {
 }
 
 #[test]
-fn a_write_alias_that_is_gone_or_an_index_is_missing() {
-    for reason in [
-        "no such index [t.one-1] and [require_alias] request flag is [true] and [t.one-1] is not an alias",
-        "no such index [nonesuch]",
+fn a_write_alias_that_is_gone_an_index_or_several_is_missing() {
+    for (status, kind, reason) in [
+        (
+            404,
+            "index_not_found_exception",
+            "no such index [t.one-1] and [require_alias] request flag is [true] and [t.one-1] is not an alias",
+        ),
+        (404, "index_not_found_exception", "no such index [nonesuch]"),
+        (
+            400,
+            "illegal_argument_exception",
+            "no write index is defined for alias [t.one-1.write-7]. The write index may be explicitly disabled using is_write_index=false or the alias points to multiple indices without one being designated as a write index",
+        ),
     ] {
-        let item = format!(r#"{{"status":404,"error":{{"type":"index_not_found_exception","reason":"{reason}"}}}}"#);
+        let item = format!(r#"{{"status":{status},"error":{{"type":"{kind}","reason":"{reason}"}}}}"#);
         assert_eq!(one(&item), Outcome::IndexMissing { reason: reason.into() });
     }
 }

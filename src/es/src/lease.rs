@@ -146,12 +146,16 @@ impl Client {
         }
         let found = info.aliases.contains(&mine);
         if !found {
-            actions.push(json!({"add": {"index": index, "alias": mine, "is_hidden": true}}));
+            actions.push(json!({"add": {"index": index, "alias": &mine, "is_hidden": true}}));
         }
+        // What was restored beside it has its aliases too, and the engine writes to neither then.
+        let mut taken_from = self.alias(&mine)?;
+        taken_from.retain(|other| other != index);
+        actions.extend(taken_from.iter().map(|other| json!({"remove": {"index": other, "alias": mine}})));
         if !actions.is_empty() {
             self.update_aliases(&Value::Array(actions))?;
         }
-        Ok(WriteAlias { uuid: info.uuid, found })
+        Ok(WriteAlias { uuid: info.uuid, found, taken_from })
     }
 }
 
@@ -162,6 +166,8 @@ pub struct WriteAlias {
     pub uuid: String,
     /// The alias was there already.
     pub found: bool,
+    /// Other indexes that had it.
+    pub taken_from: Vec<String>,
 }
 
 /// Name of the alias through which a generation writes a concrete index.
