@@ -206,10 +206,6 @@ fn passing_cause(status: u16, kind: &str, reason: &str) -> Option<Cause> {
         {
             Some(Cause::Index)
         }
-        // An alias that a snapshot restored beside its index has, too.
-        "illegal_argument_exception" if reason.starts_with("no write index is defined for alias [") => {
-            Some(Cause::Index)
-        }
         _ => match status {
             429 => Some(Cause::Busy),
             // Among them missing rights.
