@@ -84,18 +84,23 @@ fn a_password_changed_in_its_file_is_taken_up_after_a_401() {
 
 #[test]
 fn statuses_become_kinds() {
-    for (status, expected) in [
-        (400, FailureKind::BadRequest),
-        (403, FailureKind::Unauthorized),
-        (409, FailureKind::Conflict),
-        (413, FailureKind::TooLarge),
-        (429, FailureKind::TooManyRequests),
-        (502, FailureKind::Broken),
-        (503, FailureKind::Unavailable),
-        (504, FailureKind::Timeout),
-        (307, FailureKind::BadAnswer),
+    const REASON: &str = r#"{"error":{"type":"illegal_argument_exception","reason":"bad"}}"#;
+    for (status, body, expected) in [
+        (400, REASON, FailureKind::BadRequest),
+        (405, r#"{"error":"wrong method"}"#, FailureKind::BadRequest),
+        // Nobody's word about a request.
+        (400, "<html>The SSL certificate error</html>", FailureKind::BadAnswer),
+        (421, "", FailureKind::BadAnswer),
+        (403, "", FailureKind::Unauthorized),
+        (409, "", FailureKind::Conflict),
+        (413, "", FailureKind::TooLarge),
+        (429, "", FailureKind::TooManyRequests),
+        (502, "", FailureKind::Broken),
+        (503, "", FailureKind::Unavailable),
+        (504, "", FailureKind::Timeout),
+        (307, "", FailureKind::BadAnswer),
     ] {
-        let stub = Stub::start(move |_| Reply::Answer(status, ""));
+        let stub = Stub::start(move |_| Reply::Answer(status, body));
         let failure = bulk(&client(&stub.url)).unwrap_err();
         assert_eq!((failure.kind, failure.status), (expected, Some(status)));
         assert_eq!(stub.seen().len(), 1);
