@@ -95,9 +95,11 @@ impl Waiters {
                 continue;
             }
             delivery.hurry(source, mark);
-            // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing.
+            // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing. Where
+            // nothing is attached there may be none yet, and nothing to wait for.
             let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
-            if !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
+            let waits = !known.attachments.is_empty();
+            if waits && !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
                 continue;
             }
             if RELATIONS_CHANGED.get() {

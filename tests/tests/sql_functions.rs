@@ -714,3 +714,12 @@ fn watch_shows_a_jobs_progress_until_it_has_ended() {
     proxy.set(Fault::Pass);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
+
+#[test]
+fn who_waits_where_nothing_is_attached_is_answered() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let waited: bool = client.query_one("select es_sync.wait(timeout => '20 s')", &[]).expect("wait").get(0);
+    assert!(waited);
+}
