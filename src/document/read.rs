@@ -20,6 +20,8 @@ pub struct Reader {
     first_page: Option<Plan>,
     next_page: Option<Plan>,
     mapping: Option<Rc<str>>,
+    /// The statements name nothing that is missing: as of the last `lock`.
+    is_analysed: bool,
 }
 
 /// A row as it was read.
@@ -34,7 +36,7 @@ pub struct Row<'a> {
 
 impl Reader {
     pub fn new(shape: Shape) -> Self {
-        Self { shape, by_keys: None, first_page: None, next_page: None, mapping: None }
+        Self { shape, by_keys: None, first_page: None, next_page: None, mapping: None, is_analysed: false }
     }
 
     pub fn shape(&self) -> &Shape {
@@ -80,9 +82,16 @@ impl Reader {
     /// so sees what those have done who held them. To an older one, a table is empty that ALTER TABLE has written anew.
     /// To be called before either: they read in the active snapshot.
     pub fn lock(&mut self) {
+        self.is_analysed = false;
         let Self { shape, by_keys, .. } = self;
         as_reader(shape, || plan_by_keys(by_keys, shape).lock());
+        self.is_analysed = true;
         transaction::new_snapshot();
+    }
+
+    /// True if a row's own values made reading fail, which `lock` came before, and other rows can be read.
+    pub fn blames_a_row(&self, error: &SqlError) -> bool {
+        self.is_analysed && (error.is_in_the_data() || error.is_of_a_name())
     }
 
     /// Reads at the most `limit` rows that follow the key `after`, in the order of the key. `found` as in `by_keys`.

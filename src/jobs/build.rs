@@ -397,7 +397,7 @@ impl Build {
     /// left to the changes' way, which parks it.
     fn page_failed(&mut self, context: &mut Context, error: SqlError, now: Instant) -> Result<Step, SqlError> {
         let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
-        if let Some(lane) = lane.filter(|_| error.is_in_the_data()) {
+        if let Some(lane) = lane.filter(|_| context.reader.blames_a_row(&error)) {
             if lane.max_operations > 1 {
                 lane.max_operations = lane.max_operations.min(MAX_FAILING_PAGE).div_ceil(2);
                 return Ok(Step::Again);

@@ -231,7 +231,7 @@ impl UnderWay for Verify {
                 }
                 self.phase = *then;
             }
-            Phase::Again(then) => self.look_again(context, *then)?,
+            Phase::Again(then) => self.look_again(context, *then, now)?,
             Phase::Drain => {
                 self.note_progress("drain")?;
                 let mark = context.shared.queue_mark();
@@ -367,17 +367,12 @@ impl Verify {
         });
         let uninterrupted = match read {
             Ok(uninterrupted) => uninterrupted,
-            Err(error) if error.is_in_the_data() => return self.skip_unreadable(context),
+            Err(error) if context.reader.blames_a_row(&error) => return self.skip_unreadable(context),
             Err(error) if error.passes_soon() => {
                 self.phase = Phase::Pause { until: now + LOCKED_REST, then: Box::new(Phase::Rows) };
                 return Ok(());
             }
-            Err(error) => {
-                let why = format!("could not read a page: {}", error.message);
-                let until = context.pause(self.job, &mut self.failures, &why, now)?;
-                self.phase = Phase::Pause { until, then: Box::new(Phase::Rows) };
-                return Ok(());
-            }
+            Err(error) => return self.could_not_read(&error, Phase::Rows, context, now),
         };
         self.rows_at_once = (self.rows_at_once * 2).min(PAGE_ROWS);
         let ended = uninterrupted && rows < limit;
@@ -393,6 +388,19 @@ impl Verify {
         let how = how(context);
         let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &wanted(page), how)?)));
         self.phase = Phase::Comparing { call, keys, last: ended };
+        Ok(())
+    }
+
+    fn could_not_read(
+        &mut self,
+        error: &SqlError,
+        then: Phase,
+        context: &mut Context,
+        now: Instant,
+    ) -> Result<(), SqlError> {
+        let why = format!("could not read rows: {}", error.message);
+        let until = context.pause(self.job, &mut self.failures, &why, now)?;
+        self.phase = Phase::Pause { until, then: Box::new(then) };
         Ok(())
     }
 
@@ -437,7 +445,7 @@ impl Verify {
     }
 
     /// Reads the suspects' rows anew and has them compared; what does not fit into one request stays a suspect.
-    fn look_again(&mut self, context: &mut Context, then: Phase) -> Result<(), SqlError> {
+    fn look_again(&mut self, context: &mut Context, then: Phase, now: Instant) -> Result<(), SqlError> {
         if self.suspects.is_empty() {
             self.phase = then;
             return Ok(());
@@ -452,7 +460,13 @@ impl Verify {
         let mut keys: Vec<String> = suspects.iter().map(|suspect| suspect.key.clone()).collect();
         keys.sort_unstable();
         keys.dedup();
-        let read = read_keys(context, keys)?;
+        let read = match read_keys(context, keys) {
+            Ok(read) => read,
+            Err(error) => {
+                self.suspects.extend(suspects);
+                return self.could_not_read(&error, Phase::Again(Box::new(then)), context, now);
+            }
+        };
         let unread: FxHashSet<&str> = read.unread.iter().map(String::as_str).collect();
         let unreadable: FxHashSet<&str> = read.unreadable.iter().map(String::as_str).collect();
         let how = how(context);
@@ -510,7 +524,20 @@ impl Verify {
             .filter(|found| self.is_sampled(&found.key))
             .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
-        let (suspects, unreadable) = without_rows(context, found)?;
+        let (suspects, unreadable) = match without_rows(context, found) {
+            Ok(found) => found,
+            Err(error) => {
+                // The scroll would be forgotten while this waits.
+                if let Some(scroll) = value["scroll"].as_str().map(str::to_owned) {
+                    context.engine.call(move |client| {
+                        client.end_scroll(&scroll);
+                        Ok(Value::Null)
+                    });
+                }
+                let then = self.list_anew();
+                return self.could_not_read(&error, then, context, now);
+            }
+        };
         self.suspects.extend(suspects);
         self.park(unreadable, context)?;
         let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));
@@ -722,7 +749,7 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
             let (absent, unread) = if complete { (others, Vec::new()) } else { (Vec::new(), others) };
             Ok(Read { present, absent, unread, ..Read::default() })
         }
-        Err(error) if !error.is_in_the_data() => Err(error),
+        Err(error) if !context.reader.blames_a_row(&error) => Err(error),
         Err(_) if keys.len() == 1 => {
             let possible = context.reader.is_key(&keys[0])?;
             let (absent, unreadable) = if possible { (Vec::new(), keys) } else { (keys, Vec::new()) };

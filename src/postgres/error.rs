@@ -85,12 +85,12 @@ impl SqlError {
 
     /// True if a row's own values are to blame, as far as can be told: a division by zero, a cast, a function that raises
     /// whatever it likes, a library's internal error, a second row where there may be one. Not what passes (a lock, a full
-    /// disk, a stop of the server, a connection of a foreign table's), nor what the statement is to blame for. But a name
-    /// of an object that is not there (42704) may come from a row, as text that is cast to regconfig or regrole.
+    /// disk, a stop of the server, a connection of a foreign table's, an index that must be built anew), nor what the
+    /// statement is to blame for.
     pub fn is_in_the_data(&self) -> bool {
         let state = self.sqlstate();
-        let passes = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "HV"];
-        state == "42704" || !(passes.contains(&&state[..2]) || self.is_in_the_statement())
+        let passes = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "72", "F0", "HV"];
+        !(passes.contains(&&state[..2]) || state == "XX002" || self.is_in_the_statement())
     }
 
     /// True if a text is no value of a type: its input function refuses it, or a domain's check.
@@ -100,7 +100,12 @@ impl SqlError {
 
     /// True if the statement itself is to blame: it names what is not there, or must not be read.
     pub fn is_in_the_statement(&self) -> bool {
-        self.sqlstate().starts_with("42")
+        matches!(&self.sqlstate()[..2], "3F" | "42")
+    }
+
+    /// True if the statement names an object that is not there; or a row does, as text that is cast to regconfig or regrole.
+    pub fn is_of_a_name(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT
     }
 
     /// True if somebody else holds a lock, or has just altered what is to be read, and the same works later.

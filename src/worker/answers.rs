@@ -78,7 +78,7 @@ impl Delivery {
         let Some(lane) = self.lane(lane_id) else { return };
         let attachment = lane.attachment;
         // A few that went well, a probe's one above all, say nothing about many.
-        if flight.operations.len() * 2 > lane.max_operations {
+        if flight.rows * 2 > lane.max_operations {
             lane.max_operations = (lane.max_operations * 2).min(MAX_OPERATIONS);
         }
         let counters = counters(attachment);
@@ -250,7 +250,9 @@ impl Delivery {
         };
         set_cause(attachment, &told);
         let keys = flight.operations.into_iter().map(|operation| operation.key);
-        if was_probe && failure.kind.is_transient() {
+        // A gateway's word may be about this index alone, and for good.
+        let is_refused = failure.kind == FailureKind::BadAnswer && failure.status.is_some_and(|status| status < 500);
+        if is_refused || (was_probe && failure.kind.is_transient()) {
             // Maybe it is this index alone that gets no answer: while it rests the engine itself is asked, and the others
             // go on if it answers.
             self.rest(flight.lane, keys, engine);

@@ -47,7 +47,7 @@ impl Worker {
             self.partitions_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
-        let in_doubt = !self.being_restored && self.doubt_definitions(Instant::now());
+        let in_doubt = self.doubt_definitions(Instant::now()) && !self.being_restored;
         // SAFETY: reads a variable of this process.
         let waited_for = self.shared.waiting(unsafe { pg_sys::MyDatabaseId }).next().is_some();
         if self.partitions_in_doubt && !self.being_restored && (waited_for || Instant::now() >= self.catalog_due) {

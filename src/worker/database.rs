@@ -50,6 +50,8 @@ pub struct Worker {
     pub(super) verifies: Vec<Verify>,
     /// Rows of partitions that came.
     pub(super) loads: Vec<partition::Load>,
+    /// Jobs of which a step failed, and until when they rest.
+    pub(super) resting_jobs: FxHashMap<i64, Instant>,
     /// Drops under way: token and job.
     pub(super) drops: Vec<(u64, i64)>,
     /// Jobs that drop an index, not yet begun.
@@ -109,6 +111,7 @@ impl Worker {
             builds: Vec::new(),
             verifies: Vec::new(),
             loads: Vec::new(),
+            resting_jobs: FxHashMap::default(),
             drops: Vec::new(),
             queued_drops: Vec::new(),
             waiters: Waiters::default(),

@@ -143,6 +143,8 @@ pub(super) struct Flight {
     pub(super) lane: u32,
     pub(super) operations: Vec<Operation>,
     pub(super) version: i64,
+    /// Rows that were read for it.
+    pub(super) rows: usize,
 }
 
 /// What becomes of one document.
@@ -166,6 +168,8 @@ struct Batch {
     /// whatever order they arrive on a shard that both routings lead to, the document stays.
     former: i64,
     routed: bool,
+    /// Rows that were asked for, with a document or without.
+    rows: usize,
 }
 
 /// What became of reading a page.
@@ -458,6 +462,7 @@ impl Delivery {
             return;
         };
         let mut batch = self.batch(routed);
+        batch.rows = keys.len();
         let mut seen = vec![false; keys.len()];
         let complete = transaction::run_waiting_shortly(|| {
             reader.lock();
@@ -498,13 +503,15 @@ impl Delivery {
                 self.send(lane, batch, engine);
             }
             // No row can have such a key: what stands under it in the index is nobody's.
-            Err(error) if keys.len() == 1 && error.is_in_the_data() && reader.is_key(&keys[0]).is_ok_and(|is| !is) => {
+            Err(error)
+                if keys.len() == 1 && reader.blames_a_row(&error) && reader.is_key(&keys[0]).is_ok_and(|is| !is) =>
+            {
                 batch.body.clear();
                 batch.operations.clear();
                 batch.remove(&keys[0], &elsewhere[0]);
                 self.send(lane, batch, engine);
             }
-            Err(error) => self.read_failed(lane, keys, &error, engine),
+            Err(error) => self.read_failed(lane, keys, &error, reader.blames_a_row(&error), engine),
         }
     }
 
@@ -554,6 +561,7 @@ impl Delivery {
         }
         self.flush_what_was_read();
         read.sent = batch.operations.len() + batch.unfit.len();
+        batch.rows = read.rows;
         if let Some(lane) = self.lane(lane) {
             let unfit = batch.unfit.iter().map(|(key, ..)| key);
             for key in batch.operations.iter().map(|operation| &operation.key).chain(unfit) {
@@ -586,7 +594,7 @@ impl Delivery {
 
     fn batch(&mut self, routed: bool) -> Batch {
         let body = self.bodies.pop().unwrap_or_default();
-        Batch { body, operations: Vec::new(), unfit: Vec::new(), version: 0, former: 0, routed }
+        Batch { body, operations: Vec::new(), unfit: Vec::new(), version: 0, former: 0, routed, rows: 0 }
     }
 
     pub(super) fn recycle(&mut self, mut body: Body) {
@@ -598,7 +606,7 @@ impl Delivery {
     }
 
     fn send(&mut self, lane: u32, batch: Batch, engine: &mut Engine) {
-        let Batch { body, operations, unfit, version, .. } = batch;
+        let Batch { body, operations, unfit, version, rows, .. } = batch;
         for (key, kind, reason) in unfit {
             self.park(lane, &key, None, kind, reason);
         }
@@ -615,7 +623,7 @@ impl Delivery {
             return;
         };
         let token = engine.token();
-        self.flights.insert(token, Flight { lane, operations, version });
+        self.flights.insert(token, Flight { lane, operations, version, rows });
         engine.senders.send(es::Delivery { token, target, body });
     }
 
@@ -641,9 +649,8 @@ impl Delivery {
         kept
     }
 
-    fn read_failed(&mut self, lane: u32, keys: Vec<Key>, error: &SqlError, engine: &mut Engine) {
+    fn read_failed(&mut self, lane: u32, keys: Vec<Key>, error: &SqlError, in_the_data: bool, engine: &mut Engine) {
         // Data that cannot be read is found by halving.
-        let in_the_data = error.is_in_the_data();
         if in_the_data && keys.len() == 1 {
             let key = keys[0].clone();
             self.park(lane, &key, None, &error.sqlstate(), error.message.clone());

@@ -61,6 +61,10 @@ impl Worker {
             if self.attachments.iter().any(|known| known.id == job.attachment() && known.paused) {
                 continue;
             }
+            if let Some(until) = self.resting_jobs.get(&job.job()).filter(|until| **until > now) {
+                due.push(*until);
+                continue;
+            }
             let step = self.with_context(job.attachment(), held, |context| {
                 for lane in &missing {
                     job.index_missing(*lane, context);
@@ -74,6 +78,8 @@ impl Worker {
                 Some(Err(error)) if error.passes_soon() => due.push(now + LOCKED_REST),
                 Some(Err(error)) => {
                     due.push(now + REST);
+                    self.resting_jobs.retain(|_, until| *until > now);
+                    self.resting_jobs.insert(job.job(), now + REST);
                     result = result.and(note_trouble(job.job(), &error));
                 }
                 None => {}

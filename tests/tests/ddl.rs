@@ -816,6 +816,21 @@ fn a_replaced_function_of_a_filter_is_noticed() {
 }
 
 #[test]
+fn while_the_schema_of_a_filters_function_has_another_name_nothing_is_parked_or_built() {
+    let mut shop = Shop::new(ROOT);
+    shop.run(
+        "create schema app; create function app.passes(int) returns boolean immutable language sql as 'select $1 > 10'",
+    );
+    shop.rows = "select id, row_to_json(t) from root t where app.passes(price)".to_owned();
+    let mut shop = shop.attach(", filter => 'app.passes(price)'");
+    shop.run("alter schema app rename to former; update root set price = 1 where id = 20");
+    shop.says("schema \"app\" does not exist");
+    shop.run("alter schema former rename to app");
+    shop.is_fine();
+    assert_eq!(shop.client.query("select key from es_sync.dead_letters", &[]).expect("letters").len(), 0);
+}
+
+#[test]
 fn a_renamed_value_of_an_enum_is_renamed_in_every_document_and_a_new_one_costs_nothing() {
     let mut shop = Shop::new(
         "create type mood as enum ('sad', 'happy');
