@@ -102,6 +102,13 @@ enum Phase {
     Over,
 }
 
+impl Phase {
+    /// True while the engine is asked for documents.
+    fn compares(&self) -> bool {
+        matches!(self, Phase::Comparing { .. } | Phase::ComparingAgain { .. })
+    }
+}
+
 impl Verify {
     pub fn new(job: &record::Job, attachment: i32) -> Self {
         Self {
@@ -274,7 +281,7 @@ impl UnderWay for Verify {
             }
         };
         self.failures = 0;
-        if matches!(phase, Phase::Comparing { .. } | Phase::ComparingAgain { .. }) {
+        if phase.compares() {
             self.compared_at_once = (self.compared_at_once * 2).min(PAGE_ROWS as usize);
         }
         match phase {
@@ -398,8 +405,12 @@ impl Verify {
         context: &mut Context,
         now: Instant,
     ) -> Result<(), SqlError> {
-        let why = format!("could not read rows: {}", error.message);
-        let until = context.pause(self.job, &mut self.failures, &why, now)?;
+        self.rest(&format!("could not read rows: {}", error.message), then, context, now)
+    }
+
+    /// Goes on with `then` after a while, which grows with each failure in a row.
+    fn rest(&mut self, why: &str, then: Phase, context: &mut Context, now: Instant) -> Result<(), SqlError> {
+        let until = context.pause(self.job, &mut self.failures, why, now)?;
         self.phase = Phase::Pause { until, then: Box::new(then) };
         Ok(())
     }
@@ -596,14 +607,12 @@ impl Verify {
                 return Ok(());
             }
         };
-        let until = context.pause(job, &mut self.failures, &message, now)?;
-        self.phase = Phase::Pause { until, then: Box::new(then) };
-        Ok(())
+        self.rest(&message, then, context, now)
     }
 
     /// The phase whose request failed, to be taken again.
     fn retried(&mut self, phase: Phase) -> Phase {
-        if matches!(phase, Phase::Comparing { .. } | Phase::ComparingAgain { .. }) {
+        if phase.compares() {
             self.compared_at_once = self.compared_at_once.div_ceil(2);
         }
         match phase {
