@@ -49,6 +49,7 @@ pub extern "C-unwind" fn _PG_init() {
         statements::install_hook();
         worker::launcher::register();
     }
+    capture::register();
 }
 
 /// Needed by `cargo pgrx test`.

@@ -33,6 +33,7 @@ static QUEUE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(4 * 1024);
 static QUEUE_DURABILITY: GucSetting<Durability> = GucSetting::<Durability>::new(Durability::Unlogged);
 static LEASE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
 static LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static READ_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// What becomes of the queue in a crash.
@@ -195,6 +196,15 @@ pub fn define() {
         GucFlags::UNIT_MS,
     );
     number(
+        c"es_sync.read_timeout",
+        c"Limits how long the worker takes for one read.",
+        c"In milliseconds; 0 is no limit. Fewer are read at once then, and one that takes longer by itself is a dead letter.",
+        &READ_TIMEOUT,
+        0,
+        3_600_000,
+        GucFlags::UNIT_MS,
+    );
+    number(
         c"es_sync.lock_timeout",
         c"Limits how long attach, detach, relate and reindex wait for a table's lock.",
         c"In milliseconds; 0 waits without limit.",
@@ -317,6 +327,11 @@ pub fn lease_timeout() -> Duration {
 /// Whether changed rows are noted one by one; otherwise only their table.
 pub fn capture() -> bool {
     CAPTURE.get()
+}
+
+/// How long one read of the worker's may take; zero for no limit.
+pub fn read_timeout() -> Duration {
+    millis(&READ_TIMEOUT)
 }
 
 /// How long users' calls wait for a table's lock, in milliseconds, as text for `lock_timeout`.

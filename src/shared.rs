@@ -52,8 +52,10 @@ pub struct Database {
     has_extension: AtomicBool,
     /// Raised when attachments or jobs changed.
     pub catalog_changes: AtomicU32,
-    /// Set by a note that came too late to be flushed; the worker then repairs everything.
-    pub lost_note: AtomicBool,
+    /// Notes that came too late to be flushed; the worker then repairs everything.
+    pub lost_notes: AtomicU32,
+    /// So many of them are covered by a repair.
+    pub repaired_notes: AtomicU32,
     /// Grows with each commit that wrote to the queue. Apart, for the same reason.
     commits: CachePadded<AtomicU64>,
     /// The worker sleeps, and a commit is to wake it.

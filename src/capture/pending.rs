@@ -27,7 +27,8 @@ impl Changes {
         self.integers.dedup();
     }
 
-    fn absorb(&mut self, mut other: Changes) {
+    /// Takes in another's keys; returns the bytes of those that were here already.
+    fn absorb(&mut self, mut other: Changes) -> usize {
         // Small into large: a loop of savepoints must not copy a growing parent again and again.
         if other.integers.len() > self.integers.len() {
             std::mem::swap(&mut self.integers, &mut other.integers);
@@ -36,10 +37,17 @@ impl Changes {
         if other.texts.len() > self.texts.len() {
             std::mem::swap(&mut self.texts, &mut other.texts);
         }
-        self.texts.extend(other.texts);
         self.whole_table |= other.whole_table;
         self.unnoted |= other.unnoted;
         self.part_emptied |= other.part_emptied;
+        let mut known = 0;
+        for text in other.texts {
+            let bytes = text_bytes(&text);
+            if !self.texts.insert(text) {
+                known += bytes;
+            }
+        }
+        known
     }
 }
 
@@ -72,10 +80,16 @@ impl Level {
 #[derive(Debug, Default)]
 pub struct Pending {
     levels: Vec<Level>,
+    /// Bytes that all levels held when they were last compacted.
+    compacted: usize,
 }
 
 const INTEGER_BYTES: usize = size_of::<i64>();
-const TEXT_OVERHEAD: usize = 48;
+
+/// What a key takes in a set, about.
+fn text_bytes(key: &str) -> usize {
+    48 + key.len()
+}
 
 impl Pending {
     /// Notes an integer key; returns the bytes that the innermost level holds now.
@@ -107,7 +121,7 @@ impl Pending {
         let changes = level.table(source);
         if !changes.texts.contains(key) {
             changes.texts.insert(key.into());
-            level.bytes += TEXT_OVERHEAD + key.len();
+            level.bytes += text_bytes(key);
         }
         level.bytes
     }
@@ -140,10 +154,10 @@ impl Pending {
             return;
         }
         if let (Some(child), Some(into)) = (self.levels.pop(), self.levels.last_mut()) {
-            for (source, changes) in child.tables {
-                into.table(source).absorb(changes);
-            }
             into.bytes += child.bytes;
+            for (source, changes) in child.tables {
+                into.bytes -= into.table(source).absorb(changes);
+            }
             for source in child.spilled {
                 if !into.spilled.contains(&source) {
                     into.spilled.push(source);
@@ -169,7 +183,11 @@ impl Pending {
         if self.bytes() <= limit {
             return false;
         }
-        self.compact();
+        // Not for each savepoint: it takes the longer the more there is.
+        if self.bytes() >= self.compacted + limit / 4 {
+            self.compact();
+            self.compacted = self.bytes();
+        }
         // Compacting pays only where it makes room for a good while.
         self.bytes() > limit / 2
     }
@@ -191,6 +209,7 @@ impl Pending {
 
     /// Takes everything, at the end of the transaction: what was noted, and the tables that had spilled before.
     pub fn take(&mut self) -> (Vec<(u32, Changes)>, Vec<u32>) {
+        self.compacted = 0;
         let mut levels = self.levels.drain(..);
         let Some(mut all) = levels.next() else { return (Vec::new(), Vec::new()) };
         for level in levels {
@@ -212,6 +231,7 @@ impl Pending {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.levels.clear();
+        self.compacted = 0;
     }
 
     fn level(&mut self, subtransaction: u32) -> &mut Level {
@@ -251,6 +271,52 @@ mod tests {
         tables[0].1.sort();
         assert_eq!((tables[0].1.integers.len(), tables[0].1.texts.len()), (2, 1));
         assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn a_savepoint_s_keys_count_once() {
+        let mut pending = Pending::default();
+        pending.note_text(1, T, "a");
+        let bytes = pending.bytes();
+        for savepoint in 2..10 {
+            pending.note_text(savepoint, T, "a");
+            pending.release(savepoint, 1);
+        }
+        assert_eq!(pending.bytes(), bytes);
+        pending.note_text(10, T, "b");
+        pending.note_text(10, T, "c");
+        pending.note_text(10, T, "a");
+        pending.release(10, 1);
+        assert_eq!(pending.bytes(), 3 * bytes);
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_compacted_now_and_then_only() {
+        let limit = 100 * INTEGER_BYTES;
+        let mut pending = Pending::default();
+        let note_twice = |pending: &mut Pending, key| {
+            for _ in 0..2 {
+                pending.note_integer(1, T, key);
+                pending.note_integer(1, T, -1);
+            }
+        };
+        (0..60).for_each(|key| note_twice(&mut pending, key));
+        assert!(pending.is_beyond(limit));
+        assert_eq!(pending.bytes(), 61 * INTEGER_BYTES, "each key once");
+        (60..75).for_each(|key| note_twice(&mut pending, key));
+        let bytes = pending.bytes();
+        assert!(bytes > limit && pending.is_beyond(limit));
+        assert!(pending.bytes() < bytes, "there was a quarter more");
+        let compacted = pending.bytes();
+        pending.note_integer(2, T, 1);
+        (100..115).for_each(|key| {
+            pending.note_integer(2, T, key);
+        });
+        pending.note_integer(2, T, 1);
+        let bytes = pending.bytes();
+        assert!(bytes > limit / 2 && bytes < compacted + limit / 4);
+        pending.is_beyond(limit);
+        assert_eq!(pending.bytes(), bytes, "and not a quarter more");
     }
 
     #[test]

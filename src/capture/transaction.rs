@@ -21,7 +21,6 @@ const RELEASE_SPILL_BYTES: usize = 16 << 20;
 #[derive(Default)]
 struct State {
     pending: Pending,
-    registered: bool,
     /// Set once the transaction's set was flushed: what is noted later is written at once, to the same queue.
     flushed: Option<Queue>,
     /// Rows were written to the queue: the worker is to be woken.
@@ -51,7 +50,6 @@ fn subtransaction() -> u32 {
 pub fn note_integer(source: u32, key: i64) {
     let level = subtransaction();
     let full = STATE.with_borrow_mut(|state| {
-        state.register();
         let bytes = state.pending.note_integer(level, source, key);
         // Compacting pays only where it makes room for a good while.
         (bytes > SPILL_BYTES && state.pending.compact() > SPILL_BYTES / 2) || state.flushed.is_some()
@@ -65,7 +63,6 @@ pub fn note_integer(source: u32, key: i64) {
 pub fn note_key(source: u32, key: &str) {
     let level = subtransaction();
     let full = STATE.with_borrow_mut(|state| {
-        state.register();
         let bytes = state.pending.note_text(level, source, key);
         bytes > SPILL_BYTES || state.flushed.is_some()
     });
@@ -92,7 +89,6 @@ pub fn note_part_emptied(source: u32) {
 fn note(note: impl FnOnce(&mut Pending, u32)) {
     let level = subtransaction();
     let late = STATE.with_borrow_mut(|state| {
-        state.register();
         note(&mut state.pending, level);
         state.flushed.is_some()
     });
@@ -113,7 +109,6 @@ pub fn with_buffer(make: impl FnOnce(&mut String, &mut String)) {
 /// Tells the worker, once this transaction has committed, that attachments or jobs changed.
 pub fn announce_catalog_change() {
     STATE.with_borrow_mut(|state| {
-        state.register();
         state.catalog_changed = true;
     });
 }
@@ -121,23 +116,21 @@ pub fn announce_catalog_change() {
 /// Tells the launcher, once this transaction has committed, that the extension came or went.
 pub fn announce_extension_change() {
     STATE.with_borrow_mut(|state| {
-        state.register();
         state.extension_changed = true;
     });
 }
 
-impl State {
-    fn register(&mut self) {
-        if !self.registered {
-            self.registered = true;
-            // SAFETY: once per backend; the library is never unloaded.
-            unsafe {
-                pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut());
-                pg_sys::RegisterSubXactCallback(Some(on_subtransaction), std::ptr::null_mut());
-            }
-        }
+/// Has this process, and those forked from it, hear of their transactions' ends. To be called once, when the library is
+/// loaded: who registers within a transaction, and in another's callback at that, may not hear of its end.
+pub fn register() {
+    // SAFETY: the library is never unloaded, and the functions last as long as it does.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(on_transaction), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(on_subtransaction), std::ptr::null_mut());
     }
+}
 
+impl State {
     /// After the end of a transaction, however it ended.
     fn clear(&mut self) {
         self.pending.clear();
@@ -201,14 +194,15 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _argu
 fn committed() {
     STATE.with(|state| {
         let Ok(mut state) = state.try_borrow_mut() else { return };
-        if let Some(shared) = shared::shared() {
+        let lost = !state.pending.is_empty();
+        let has_news = lost || state.wrote || state.catalog_changed || state.extension_changed;
+        if has_news && let Some(shared) = shared::shared() {
             // SAFETY: reads a variable of this process.
             let database = shared.database(unsafe { pg_sys::MyDatabaseId });
             if let Some(database) = database {
                 use std::sync::atomic::Ordering;
-                let lost = !state.pending.is_empty();
                 if lost {
-                    database.lost_note.store(true, Ordering::Release);
+                    database.lost_notes.fetch_add(1, Ordering::AcqRel);
                 }
                 if state.catalog_changed {
                     database.catalog_changes.fetch_add(1, Ordering::AcqRel);

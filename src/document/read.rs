@@ -64,7 +64,9 @@ impl Reader {
         let columns = shape.key.len();
         // A text that is no key of this table has no row, and so no document.
         let values = if shape.has_integer_key() {
-            let integers: Vec<i64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+            let mut integers: Vec<i64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+            // Neighbours in the index one after the other: it is searched with what the processor has at hand.
+            integers.sort_unstable();
             vec![spi::integers(&integers)]
         } else {
             let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];

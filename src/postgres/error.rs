@@ -33,6 +33,16 @@ impl Report {
 
     /// Raises it as an ERROR.
     pub fn raise(self) -> ! {
+        self.report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+
+    /// Says it as a WARNING.
+    pub fn warn(self) {
+        self.report(PgLogLevel::WARNING);
+    }
+
+    fn report(self, level: PgLogLevel) {
         let mut report = ErrorReport::new(self.sqlstate, self.message, "");
         if let Some(detail) = self.detail {
             report = report.set_detail(detail);
@@ -40,8 +50,7 @@ impl Report {
         if let Some(hint) = self.hint {
             report = report.set_hint(hint);
         }
-        report.report(PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
+        report.report(level);
     }
 }
 
@@ -84,11 +93,15 @@ impl SqlError {
     }
 
     /// True if a row's own values are to blame, as far as can be told: a division by zero, a cast, a function that raises
-    /// whatever it likes, a library's internal error, a second row where there may be one. Not what passes (a lock, a full
+    /// whatever it likes, a library's internal error, a second row where there may be one; reading it takes longer than it
+    /// may, or was cancelled by hand. Not what passes (a lock, a full
     /// disk, a stop of the server, a connection of a foreign table's, an index that must be built anew), nor what the
     /// statement is to blame for.
     pub fn is_in_the_data(&self) -> bool {
         let state = self.sqlstate();
+        if self.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+            return true;
+        }
         let passes = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "72", "F0", "HV"];
         !(passes.contains(&&state[..2]) || state == "XX002" || self.is_in_the_statement())
     }

@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod latch;
+pub mod limit;
 pub mod process;
 pub mod rights;
 pub mod spi;

@@ -2,12 +2,13 @@
 
 use pgrx::pg_sys;
 
-use super::spi;
 use super::transaction::{Scope, set};
+use super::{limit, spi};
 
 /// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
 ///
-/// Writes are impossible inside, and row-level security is off (it raises where it would filter).
+/// Writes are impossible inside, and row-level security is off (it raises where it would filter). In a worker it ends
+/// after `es_sync.read_timeout`.
 pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
@@ -22,7 +23,7 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
         set(c"row_security", c"off", Scope::Nested);
         let read_only = pg_sys::XactReadOnly;
         pg_sys::XactReadOnly = true;
-        let result = work();
+        let result = limit::within_read_timeout(work);
         pg_sys::XactReadOnly = read_only;
         pg_sys::AtEOXact_GUC(false, level);
         pg_sys::SetUserIdAndSecContext(user, context);

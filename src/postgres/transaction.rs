@@ -94,7 +94,18 @@ pub fn flush_wal() {
 /// Makes sure that everything that anybody has written to the WAL so far is on disk.
 pub fn flush_all_wal() {
     // SAFETY: both functions may be called at any time outside recovery; the second only waits for the disk.
-    unsafe { pg_sys::XLogFlush(pg_sys::GetXLogInsertRecPtr()) };
+    unsafe { pg_sys::XLogFlush(last_end(pg_sys::GetXLogInsertRecPtr(), pg_sys::wal_segment_size as u64)) };
+}
+
+/// Where the last record ended, if the next one begins at `next`. Behind a page's header that is the page's beginning: the
+/// header is written with the next record, and a flush up to it would be an error.
+fn last_end(next: u64, segment: u64) -> u64 {
+    /// Bytes of a page's header, and of that of a segment's first page: MAXALIGN of their structs.
+    const HEADER: u64 = 24;
+    const FIRST_HEADER: u64 = 40;
+    let page = next - next % pg_sys::XLOG_BLCKSZ as u64;
+    let header = if page % segment == 0 { FIRST_HEADER } else { HEADER };
+    if next - page == header { page } else { next }
 }
 
 /// Runs `work`, in which locks are waited for as long as it takes, whatever the user's lock_timeout says.
@@ -151,5 +162,26 @@ pub fn set(name: &std::ffi::CStr, value: &std::ffi::CStr, scope: Scope) {
             0,
             false,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wal_ends_before_a_page_header_that_nothing_follows() {
+        const SEGMENT: u64 = 16 << 20;
+        const PAGE: u64 = pg_sys::XLOG_BLCKSZ as u64;
+        for (next, end) in [
+            (5 * PAGE + 24, 5 * PAGE),
+            (5 * PAGE + 40, 5 * PAGE + 40),
+            (3 * SEGMENT + 40, 3 * SEGMENT),
+            (3 * SEGMENT + 24, 3 * SEGMENT + 24),
+            (5 * PAGE + 32, 5 * PAGE + 32),
+            (6 * PAGE - 8, 6 * PAGE - 8),
+        ] {
+            assert_eq!(last_end(next, SEGMENT), end);
+        }
     }
 }

@@ -1,46 +1,64 @@
-//! The queue as a table: its size, its durability, its truncation.
+//! The queues as tables: their size, durability and truncation.
 
 use pgrx::pg_sys;
 
+use super::table::Queue;
 use crate::postgres::spi;
 use crate::postgres::transaction;
 
-/// Bytes of the queue on disk.
-pub fn size() -> u64 {
-    let rows = spi::run("select pg_catalog.pg_relation_size('es_sync.queue')", &[]);
+/// Bytes of a queue on disk.
+pub fn size(queue: Queue) -> u64 {
+    let rows = spi::run(&format!("select pg_catalog.pg_relation_size('{}')", name(queue)), &[]);
     rows.get::<i64>(0, 1).unwrap_or_default().max(0) as u64
 }
 
-/// Empties the queue's file if no row is left and it has grown, so that a forgotten idle transaction, whose snapshot
-/// keeps dead rows, does not make each poll slower. True if it did. Never waits for a lock.
+/// Empties a queue's file if no row is left and it has grown, so that a forgotten idle transaction, whose snapshot keeps
+/// dead rows, does not make each poll slower. True if it did. Never waits for a lock.
 ///
 /// # Errors
-/// Raises lock_not_available while anybody writes to the queue; the caller tries again some other time.
-pub fn truncate_if_empty() -> bool {
-    if size() <= 1 << 20 || !spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
+/// Raises lock_not_available while anybody writes to the queue, and while a transaction is prepared that has; the caller
+/// tries again some other time.
+pub fn truncate_if_empty(queue: Queue) -> bool {
+    let is_empty = || spi::run(&format!("select from {} limit 1", name(queue)), &[]).is_empty();
+    if size(queue) <= 1 << 20 || !is_empty() {
         return false;
     }
-    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
+    lock(queue);
     transaction::new_snapshot();
     // Again, under the lock: a commit may have come between.
-    if spi::run("select from es_sync.queue limit 1", &[]).is_empty() {
-        spi::run("truncate es_sync.queue", &[]);
+    if is_empty() {
+        truncate(queue);
         return true;
     }
     false
 }
 
-/// Empties the queue, whatever is in it. True if there was anything. Never waits for a lock.
+/// Empties a queue, whatever is in it. True if there was anything. Never waits for a lock.
 ///
 /// # Errors
 /// As `truncate_if_empty`.
-pub fn discard_all() -> bool {
-    if size() == 0 {
+pub fn discard_all(queue: Queue) -> bool {
+    if size(queue) == 0 {
         return false;
     }
-    spi::run("lock table es_sync.queue in access exclusive mode nowait", &[]);
-    spi::run("truncate es_sync.queue", &[]);
+    lock(queue);
+    truncate(queue);
     true
+}
+
+fn lock(queue: Queue) {
+    spi::run(&format!("lock table {} in access exclusive mode nowait", name(queue)), &[]);
+}
+
+fn truncate(queue: Queue) {
+    spi::run(&format!("truncate {}", name(queue)), &[]);
+}
+
+fn name(queue: Queue) -> &'static str {
+    match queue {
+        Queue::Changes => "es_sync.queue",
+        Queue::Prepared => "es_sync.prepared_queue",
+    }
 }
 
 /// True if the queue survives a crash, and if the marker does.

@@ -23,8 +23,7 @@ use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::spi;
 use crate::postgres::transaction;
-use crate::queue::claim;
-use crate::queue::dead_letter;
+use crate::queue::{claim, dead_letter};
 use crate::shared::QueueState;
 
 /// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
@@ -57,7 +56,7 @@ impl Worker {
         if changes == self.seen_changes
             && Instant::now() < self.catalog_due
             && !in_doubt
-            && !self.database.lost_note.load(Ordering::Acquire)
+            && self.database.lost_notes.load(Ordering::Acquire) == self.database.repaired_notes.load(Ordering::Acquire)
         {
             return Ok(());
         }
@@ -80,9 +79,9 @@ impl Worker {
 
     fn take_catalog(&mut self) -> Result<(), SqlError> {
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
-        let lost = self.database.lost_note.swap(false, Ordering::AcqRel);
+        let lost_notes = self.database.lost_notes.load(Ordering::Acquire);
+        let lost = lost_notes != self.database.repaired_notes.load(Ordering::Acquire);
         let first = !self.catalog_was_read;
-        let closed = self.is_closed() || self.database.queue_state() != QueueState::Open;
         match transaction::run_without_waiting(forget_dropped_tables) {
             // Somebody is just pausing or cancelling what is to go: it goes the next time.
             Err(error) if !error.passes_soon() => return Err(error),
@@ -90,6 +89,8 @@ impl Worker {
         }
         let (attachments, links, jobs, parked) = transaction::run(|| {
             self.note = succession::note();
+            let closed =
+                self.is_closed() || self.database.queue_state() != QueueState::Open || self.note.queue_closed.is_some();
             self.being_restored = !closed && succession::is_being_restored(&self.note);
             let repairs = self.note.standing_off.is_none() && !closed && !self.being_restored;
             if repairs && (lost || !claim::has_marker()) {
@@ -103,12 +104,10 @@ impl Worker {
             }
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), link::links(), record::open_jobs(), parked)
-        })
-        .inspect_err(|_| {
-            if lost {
-                self.database.lost_note.store(true, Ordering::Release);
-            }
         })?;
+        if lost {
+            self.database.repaired_notes.store(lost_notes, Ordering::Release);
+        }
         if first {
             self.delivery = Delivery::new(parked);
             self.catalog_was_read = true;

@@ -484,11 +484,11 @@ impl Delivery {
                 batch.body.len() < target_bytes
             });
             drop(place);
+            self.flush_what_was_read();
             complete
         });
         match complete {
             Ok(complete) => {
-                self.flush_what_was_read();
                 let mut unread = Vec::new();
                 for ((key, seen), elsewhere) in keys.into_iter().zip(seen).zip(&elsewhere) {
                     match (seen, complete) {
@@ -554,12 +554,12 @@ impl Delivery {
             });
             read.exhausted = uninterrupted && read.rows < limit;
             read.last = (read.rows > 0).then(|| Rc::from(last));
+            self.flush_what_was_read();
         });
         if let Err(error) = result {
             self.recycle(batch.body);
             return Err(error);
         }
-        self.flush_what_was_read();
         read.sent = batch.operations.len() + batch.unfit.len();
         batch.rows = read.rows;
         if let Some(lane) = self.lane(lane) {

@@ -10,16 +10,19 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker, SignalWakeFlags,
 };
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashMap;
 
+use crate::postgres::error::Report;
 use crate::postgres::process::is_alive;
 use crate::postgres::transaction;
-use crate::shared::{self, Shared};
+use crate::shared::{self, MAX_DATABASES, Shared};
 
 const LIBRARY: &str = "pg_es_sync";
 /// How long a worker that died is not started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// How long nothing is started where the server had no place for a worker, unless one ends before.
+const NO_PLACE_DELAY: Duration = Duration::from_secs(5);
 /// How often databases without the extension are looked at although nothing was announced.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 /// How often new databases are looked for.
@@ -46,7 +49,7 @@ enum State {
         announced: u32,
     },
     /// No extension when last looked.
-    Absent { looked: Instant },
+    Absent { looked: Instant, until: Instant },
     /// A statement needs the database without connections.
     Held,
     /// The worker ended by itself or could not be started.
@@ -111,27 +114,58 @@ fn tend(
     shared.keep_databases(|oid| {
         states.contains_key(&pg_sys::Oid::from(oid)) || databases.contains(&pg_sys::Oid::from(oid))
     });
+    if announced {
+        for state in states.values_mut() {
+            if let State::Absent { until, .. } | State::Resting { until } = state {
+                *until = now;
+            }
+        }
+    }
     let mut timeout = INTERVAL;
-    for &oid in databases {
+    let mut places = Ok(());
+    let mut turn = databases.to_vec();
+    turn.sort_by_key(|oid| turn_of(states.get(oid)));
+    for oid in turn {
         let next = match states.remove(&oid) {
-            Some(State::Started { worker, announced }) => after_start(shared, oid, worker, announced, now),
-            Some(State::Absent { looked }) if !announced && now < looked + LOOK_AGAIN => State::Absent { looked },
-            Some(State::Resting { until }) if !announced && now < until => State::Resting { until },
-            _ => start(shared, oid, now, complained),
+            Some(State::Started { worker, announced }) => Some(after_start(shared, oid, worker, announced, now)),
+            Some(State::Absent { looked, until }) if now < until => Some(State::Absent { looked, until }),
+            Some(State::Resting { until }) if now < until => Some(State::Resting { until }),
+            former if places.is_err() => former,
+            former => start(shared, oid, now).map(Some).unwrap_or_else(|none| {
+                places = Err(none);
+                former
+            }),
         };
         match &next {
-            State::Resting { until } => timeout = timeout.min(until.saturating_duration_since(now)),
+            Some(State::Resting { until }) if places.is_ok() => {
+                timeout = timeout.min(until.saturating_duration_since(now));
+            }
             // Its end wakes the launcher; only a process that was killed says nothing.
-            State::Held => timeout = timeout.min(RESTART_DELAY),
+            Some(State::Held) => timeout = timeout.min(RESTART_DELAY),
             _ => {}
         }
-        states.insert(oid, next);
+        states.extend(next.map(|next| (oid, next)));
     }
-    // Complain again only after everything that should run has run.
-    if !states.values().any(|state| matches!(state, State::Resting { .. })) {
-        *complained = false;
+    match places {
+        Ok(()) => *complained = false,
+        Err(none) => {
+            timeout = timeout.min(NO_PLACE_DELAY);
+            if !std::mem::replace(complained, true) {
+                none.warn();
+            }
+        }
     }
     timeout
+}
+
+/// Who gets what places there are before others: a database that has the extension, one that was not looked at yet, and
+/// then that which was looked at longest ago.
+fn turn_of(state: Option<&State>) -> (u8, Option<Instant>) {
+    match state {
+        Some(State::Absent { looked, .. }) => (2, Some(*looked)),
+        None => (1, None),
+        Some(_) => (0, None),
+    }
 }
 
 fn after_start(
@@ -151,28 +185,28 @@ fn after_start(
         Err(_) if shared.extension_changes.load(Ordering::Acquire) != announced => State::Resting { until: now },
         Err(_) => {
             shared.release_database(oid);
-            State::Absent { looked: now }
+            State::Absent { looked: now, until: now + LOOK_AGAIN }
         }
     }
 }
 
-fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool) -> State {
+/// Starts a worker, unless something else has to happen first.
+///
+/// # Errors
+/// The server has no place for one.
+fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant) -> Result<State, Report> {
     if shared.holds.is_held(oid.to_u32(), is_alive) {
-        return State::Held;
+        return Ok(State::Held);
     }
     if shared.database(oid).and_then(|database| database.worker_pid()).is_some_and(is_alive) {
         // Started by a launcher that is gone.
-        return State::Resting { until: now + RESTART_DELAY };
+        return Ok(State::Resting { until: now + RESTART_DELAY });
     }
-    let rest = State::Resting { until: now + Duration::from_secs(5) };
-    let Some(database) = shared.take_database(oid) else {
-        complain(
-            complained,
-            "too many databases have the extension",
-            "At most 64 databases of a server can be synced.",
-        );
-        return rest;
-    };
+    let is_new = shared.database(oid).is_none();
+    let database = shared.take_database(oid).ok_or_else(|| {
+        Report::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES, "too many databases have the extension")
+            .detail(format!("At most {MAX_DATABASES} databases of a server can be synced."))
+    })?;
     let announced = shared.extension_changes.load(Ordering::Acquire);
     // Until the worker has looked, it counts as there: one that dies before is started again.
     database.set_has_extension(true);
@@ -187,17 +221,14 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant, complained: &mut bool)
         .enable_spi_access()
         .load_dynamic();
     match worker {
-        Ok(worker) => State::Started { worker, announced },
+        Ok(worker) => Ok(State::Started { worker, announced }),
         Err(_) => {
-            complain(complained, "could not start a worker", "Raise max_worker_processes.");
-            rest
+            if is_new {
+                shared.release_database(oid);
+            }
+            Err(Report::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES, "could not start a worker")
+                .hint("Raise max_worker_processes."))
         }
-    }
-}
-
-fn complain(complained: &mut bool, message: &'static str, hint: &'static str) {
-    if !std::mem::replace(complained, true) {
-        pgrx::ereport!(pgrx::PgLogLevel::WARNING, pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES, message, hint);
     }
 }
 
@@ -216,7 +247,8 @@ fn databases() -> Result<Vec<pg_sys::Oid>, crate::postgres::error::SqlError> {
                     break;
                 }
                 let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-                if (*row).datallowconn && !(*row).datistemplate {
+                // Less than -1: DROP DATABASE was interrupted, and nobody can connect.
+                if (*row).datallowconn && !(*row).datistemplate && (*row).datconnlimit >= -1 {
                     databases.push((*row).oid);
                 }
             }

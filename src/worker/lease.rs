@@ -26,6 +26,8 @@ pub struct Note {
     pub standing_off: Option<String>,
     /// An administrator wants it to write, whoever else does.
     pub take_over: bool,
+    /// Why the queue takes nothing, or took nothing when a transaction wrote that may not have ended.
+    pub queue_closed: Option<String>,
     /// The last version it used.
     pub version: i64,
 }

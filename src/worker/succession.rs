@@ -16,7 +16,7 @@ pub const GENERATION_SHIFT: u32 = 39;
 /// What this database remembers of its lease.
 pub fn note() -> Note {
     let rows = spi::run(
-        "select l.generation, l.holder, l.standing_off, l.take_over, v.last_value
+        "select l.generation, l.holder, l.standing_off, l.take_over, l.queue_closed, v.last_value
          from es_sync.lease l cross join es_sync.version v",
         &[],
     );
@@ -28,7 +28,8 @@ pub fn note() -> Note {
         holder: rows.get(0, 2).unwrap_or_default(),
         standing_off: rows.get(0, 3),
         take_over: rows.get(0, 4).unwrap_or_default(),
-        version: rows.get(0, 5).unwrap_or_default(),
+        queue_closed: rows.get(0, 5),
+        version: rows.get(0, 6).unwrap_or_default(),
     }
 }
 
@@ -82,6 +83,12 @@ pub fn stand_off(why: &str) {
         &[(pg_sys::TEXTOID, spi::value(why))],
     );
     claim::remove_marker();
+}
+
+/// Writes down, until the repair is asked for that this makes necessary, why the queue takes nothing.
+pub fn note_queue_closed(why: Option<&str>) {
+    transaction::set(c"synchronous_commit", c"on", Scope::Local);
+    spi::run("update es_sync.lease l set queue_closed = $1", &[(pg_sys::TEXTOID, why.and_then(spi::value))]);
 }
 
 /// Changes may have passed the queue by: every index is compared with its table and mended, in the transaction that

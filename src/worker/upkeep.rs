@@ -12,6 +12,7 @@ use crate::attachment::partitions;
 use crate::jobs::record;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
+use crate::queue::table::Queue;
 use crate::queue::{claim, storage};
 use crate::settings;
 use crate::shared::QueueState;
@@ -50,15 +51,18 @@ impl Worker {
         !matches!(self.upkeep.intake, Intake::Open)
     }
 
-    /// A former worker of this server's run may have left the queue closed: it opens, and a repair follows.
+    /// A former worker, of this server's run or before it, may have left the queue closed: it opens, and a repair follows.
     pub fn inherit_intake(&mut self) -> Result<(), SqlError> {
-        if self.database.queue_state() != QueueState::Open && !self.is_closed() {
-            self.upkeep.intake = Intake::Closed("changes were not captured while the queue was closed".into());
-            if self.note.standing_off.is_none() {
-                self.open_queue()?;
-            }
+        let stands_off = self.note.standing_off.is_some();
+        let was_closed = self.database.queue_state() != QueueState::Open;
+        // Where it is to stay closed after a restart, `close_queue` does that.
+        let noted = self.note.queue_closed.clone().filter(|_| was_closed || !stands_off);
+        if self.is_closed() || !(was_closed || noted.is_some()) {
+            return Ok(());
         }
-        Ok(())
+        let why = noted.unwrap_or_else(|| "changes were not captured while the queue was closed".into());
+        self.upkeep.intake = Intake::Closed(why);
+        if stands_off { Ok(()) } else { self.open_queue() }
     }
 
     /// Closes the queue: the marker first, so that no crash can make it look complete.
@@ -67,6 +71,7 @@ impl Worker {
             transaction::run(|| {
                 claim::remove_marker();
                 record::mark_all_stale(why);
+                succession::note_queue_closed(Some(why));
             })?;
             self.database.set_queue_state(QueueState::Closed);
             // Before anybody who waits is answered.
@@ -98,7 +103,11 @@ impl Worker {
         if let Intake::Reopening { barrier, why } = &self.upkeep.intake
             && transaction::run(|| storage::have_ended(*barrier))?
         {
-            transaction::run(|| succession::repair_everything(why))?;
+            transaction::run(|| {
+                succession::repair_everything(why);
+                succession::note_queue_closed(None);
+            })?;
+            self.note.queue_closed = None;
             self.upkeep.intake = Intake::Open;
             self.database.set_queue_state(QueueState::Open);
             self.catalog_due = now;
@@ -115,8 +124,13 @@ impl Worker {
         let limit = settings::queue_limit();
         let wants_log = settings::queue_is_logged();
         // A crash also empties unlogged tables of the users': while one is followed, the marker goes with them.
-        let (size, logged, unlogged_too) =
-            transaction::run(|| (storage::size(), storage::are_logged(), wants_log && partitions::any_is_unlogged()))?;
+        let (size, logged, unlogged_too) = transaction::run(|| {
+            (
+                Queue::ALL.map(storage::size).iter().sum::<u64>(),
+                storage::are_logged(),
+                wants_log && partitions::any_is_unlogged(),
+            )
+        })?;
         self.upkeep.logged = logged.0;
         match self.upkeep.intake {
             Intake::Open if limit > 0 && size > limit => {
@@ -135,10 +149,12 @@ impl Worker {
         Ok(())
     }
 
-    fn truncate(&mut self, how: fn() -> bool) {
-        // An error only says that somebody is writing: there will be another time.
-        if let Ok(true) = transaction::run(how) {
-            self.rewind_claims();
+    fn truncate(&mut self, how: fn(Queue) -> bool) {
+        for queue in Queue::ALL {
+            // An error only says that somebody is writing: there will be another time.
+            if let Ok(true) = transaction::run(|| how(queue)) {
+                self.rewind_claims();
+            }
         }
     }
 

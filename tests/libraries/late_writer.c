@@ -1,6 +1,6 @@
 /*
  * Runs late_writer.statement before each commit and prepare: an extension that writes in its own pre-commit callback.
- * Callbacks run last-registered first, so one that was loaded before the first change is noted runs after ours.
+ * Callbacks run last-registered first: this one runs after those of libraries that are loaded later.
  */
 #include "postgres.h"
 

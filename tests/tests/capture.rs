@@ -14,6 +14,11 @@ fn table(engine: &Engine) -> (Server, Client, String) {
 fn table_behind(url: &str) -> (Server, Client, String) {
     let server = Server::with_url(url);
     let mut client = server.create_database("app");
+    let name = attached(&mut client);
+    (server, client, name)
+}
+
+fn attached(client: &mut Client) -> String {
     let name = unique("goods");
     client
         .batch_execute(&format!(
@@ -23,8 +28,8 @@ fn table_behind(url: &str) -> (Server, Client, String) {
              select es_sync.attach('{name}')"
         ))
         .expect("set up");
-    expect::settled(&mut client);
-    (server, client, name)
+    expect::settled(client);
+    name
 }
 
 fn equal(client: &mut Client, engine: &Engine, name: &str) {
@@ -386,13 +391,31 @@ fn vacuum_full_of_the_queue_acknowledges_no_other_row() {
     equal(&mut client, &engine, &name);
 }
 
-/// A library whose pre-commit callback runs after ours and writes to an attached table.
+/// A library whose pre-commit callback writes to an attached table. One that is loaded before ours runs after it.
 #[test]
 fn what_another_extension_writes_before_the_commit_is_captured() {
+    let library = compiled("late_writer");
+    for libraries in [format!("{library}, pg_es_sync"), format!("pg_es_sync, {library}")] {
+        another_extension_writes(&libraries);
+    }
+}
+
+fn another_extension_writes(libraries: &str) {
     let engine = Engine::elasticsearch();
-    let (_server, mut client, name) = table(&engine);
+    let server =
+        Server::builder().conf("es_sync.url", engine.url()).conf("shared_preload_libraries", libraries).start();
+    let mut client = server.create_database("app");
+    let name = attached(&mut client);
+    let mut other = server.connect("app");
     for statement in [
-        format!("load '{}'", compiled("late_writer")),
+        format!("set late_writer.statement = 'update {name} set title = ''first of all'' where id = 5'"),
+        "begin; select; prepare transaction 'first'".to_owned(),
+        "set late_writer.statement = ''".to_owned(),
+        "commit prepared 'first'".to_owned(),
+    ] {
+        other.batch_execute(&statement).unwrap_or_else(|error| panic!("{error:?} in: {statement}"));
+    }
+    for statement in [
         format!("set late_writer.statement = 'update {name} set title = ''late'' where id = 1'"),
         format!("update {name} set title = 'in time' where id = 2"),
         format!("set late_writer.statement = 'delete from {name} where id = 3'"),
@@ -403,9 +426,9 @@ fn what_another_extension_writes_before_the_commit_is_captured() {
         client.batch_execute(&statement).unwrap_or_else(|error| panic!("{error:?} in: {statement}"));
     }
     equal(&mut client, &engine, &name);
-    let written = format!("select string_agg(id || coalesce(title, ''), ' ' order by id) from {name} where id <= 4");
+    let written = format!("select string_agg(id || coalesce(title, ''), ' ' order by id) from {name} where id <= 5");
     let written: String = client.query_one(&written, &[]).expect("rows").get(0);
-    assert_eq!(written, "1late 2in time 4prepared", "the library did write");
+    assert_eq!(written, "1late 2in time 4prepared 5first of all", "the library did write");
     let jobs: i64 = client.query_one("select count(*) from es_sync.jobs", &[]).expect("jobs").get(0);
     assert_eq!(jobs, 1, "it was noted, not found out afterwards");
 }

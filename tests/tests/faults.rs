@@ -47,6 +47,42 @@ fn writers_notice_nothing_while_the_engine_is_down_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_row_whose_reading_does_not_end_is_parked_and_holds_nothing_up_for_long() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.read_timeout", "1s").start();
+    let mut client = server.create_database("app");
+    let (slow, other) = (unique("slow"), unique("other"));
+    client
+        .batch_execute(&format!(
+            "create table {other} (id int primary key);
+             select es_sync.attach('{other}');
+             create table {slow} (id int primary key, title text);
+             insert into {slow} select i, 'thing' from generate_series(1, 100) i;
+             select es_sync.attach('{slow}', filter => 'id <> 7 or pg_sleep(3600) is null')"
+        ))
+        .expect("set up");
+    let parked = |client: &mut Client| -> Vec<(String, String)> {
+        let letters =
+            client.query("select key, kind from es_sync.dead_letters order by key", &[]).expect("dead letters");
+        letters.iter().map(|letter| (letter.get(0), letter.get(1))).collect()
+    };
+    let held = vec![("7".to_owned(), "57014".to_owned())];
+    wait::until_equal("the load parks the row", wait::LONG, held.clone(), || parked(&mut client));
+    wait::until("the load ends", wait::LONG, || engine.exists(&slow) && engine.documents(&slow).len() == 99);
+    client.batch_execute(&format!("update {slow} set title = 'new'; insert into {other} values (1)")).expect("write");
+    wait::until("the other table's row arrives", wait::SHORT, || {
+        engine.refresh(&other);
+        engine.documents(&other).len() == 1
+    });
+    wait::until("so do the others of its own", wait::LONG, || {
+        engine.refresh(&slow);
+        engine.documents(&slow).values().filter(|document| document["title"] == "new").count() == 99
+    });
+    assert_eq!(parked(&mut client), held);
+    client.batch_execute(&format!("select es_sync.detach('{slow}')")).expect("it can be detached");
+}
+
+#[test]
 fn resets_lost_answers_and_refusals_for_now_end_in_equality() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());

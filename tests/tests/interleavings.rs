@@ -291,6 +291,89 @@ fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_re
 }
 
 #[test]
+fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_over_a_restart() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let mut server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_limit", "1MB")
+        .start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 100);
+    let is_stale = |client: &mut Client| -> bool {
+        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
+    };
+    for mode in [Mode::Immediate, Mode::Fast] {
+        proxy.set(Fault::Refuse);
+        fill_queue(&mut client, &name, 20_000);
+        wait::until("the queue is closed", wait::SHORT, || is_stale(&mut client));
+        client
+            .batch_execute(&format!(
+                "begin; update {name} set title = 'prepared, {mode:?}' where id = 7; delete from {name} where id = 8;
+                 prepare transaction 'held'"
+            ))
+            .expect("prepare");
+        server.restart(mode);
+        client = server.connect("app");
+        proxy.set(Fault::Pass);
+        wait::until("the worker goes on", wait::LONG, || -> bool {
+            let status = "select pending = 0 and state = 'stale' from es_sync.status";
+            client.query_one(status, &[]).expect("status").get(0)
+        });
+        // What was committed by now arrives; no repair has told the index from its table.
+        client.batch_execute(&format!("insert into {name} values (1000, 'after the restart')")).expect("write");
+        wait::until("what is written now arrives", wait::LONG, || {
+            engine.refresh(&name);
+            engine.documents(&name).contains_key("1000")
+        });
+        assert!(is_stale(&mut client), "the repair waits for the prepared transaction");
+        client.batch_execute("commit prepared 'held'").expect("commit");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        client
+            .batch_execute(&format!("delete from {name} where id = 1000; insert into {name} values (8, 'again')"))
+            .expect("write");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+    }
+}
+
+#[test]
+fn a_commit_that_ends_where_a_page_of_the_wal_ends_does_not_end_the_worker() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.queue_durability", "logged").start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    expect::logged_queue(&mut client);
+    let worker = server.workers();
+    let insert_place = |client: &mut Client| -> i64 {
+        client.query_one("select (pg_current_wal_insert_lsn() - '0/0')::int8", &[]).expect("place").get(0)
+    };
+    const PAGE: i64 = 8192;
+    let (mut met, mut commit_takes) = (0, 0);
+    let deadline = std::time::Instant::now() + wait::LONG;
+    for round in 0.. {
+        assert!(std::time::Instant::now() < deadline, "commits that ended at a page's end: {met}");
+        client.batch_execute(&format!("begin; update {name} set title = '{round}' where id = 1")).expect("write");
+        // A record of no effect, so that this commit ends at a page's end if it takes what the last one took.
+        let left = (PAGE - (insert_place(&mut client) + commit_takes) % PAGE) % PAGE;
+        let filler = format!("select pg_logical_emit_message(false, '', repeat('x', {}))", (left - 56).max(0));
+        client.batch_execute(&filler).expect("message");
+        let before = insert_place(&mut client);
+        client.batch_execute("commit").expect("commit");
+        let after = insert_place(&mut client);
+        commit_takes = after - before;
+        // Behind a page's header, or that of a segment's first page.
+        met += i64::from([24, 40].contains(&(after % PAGE)));
+        expect::settled(&mut client);
+        if met >= 3 {
+            break;
+        }
+    }
+    assert_eq!(server.workers(), worker, "the same worker");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
 fn a_crash_during_a_load_a_reindex_or_a_comparison_ends_in_equality() {
     let engine = Engine::elasticsearch();
     let server = server(engine.url());

@@ -484,6 +484,44 @@ fn without_preload_writers_go_on_and_their_changes_arrive_later() {
 }
 
 #[test]
+fn a_database_among_many_gets_its_worker_however_few_places_there_are() {
+    let engine = Engine::elasticsearch();
+    // One for the launcher, one for that of logical replication, one for a worker.
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("max_worker_processes", 3).start();
+    let mut admin = server.connect("postgres");
+    for number in 0..25 {
+        admin.batch_execute(&format!("create database other_{number}")).expect("create a database");
+    }
+    let mut client = server.create_database("app");
+    let name = unique("among_many");
+    client
+        .batch_execute(&format!("create table {name} (id int primary key); select es_sync.attach('{name}')"))
+        .expect("set up");
+    client.batch_execute(&format!("insert into {name} values (1)")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
+#[test]
+fn a_database_whose_drop_was_interrupted_is_left_alone() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut admin = server.connect("postgres");
+    admin.batch_execute("create database half").expect("create a database");
+    admin
+        .batch_execute("update pg_database set datconnlimit = -2 where datname = 'half'")
+        .expect("what an interrupted DROP DATABASE leaves");
+    // The launcher looks at all databases when the extension has come to one.
+    let mut client = server.create_database("app");
+    let name = unique("beside");
+    client
+        .batch_execute(&format!("create table {name} (id int primary key); select es_sync.attach('{name}')"))
+        .expect("set up");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    let log = server.log();
+    assert!(!log.contains("cannot connect to invalid database"), "{log}");
+}
+
+#[test]
 fn launcher_and_worker_come_back_when_they_are_terminated() {
     let mut scene = scene().in_flight();
     let mut admin = scene.server.connect("postgres");

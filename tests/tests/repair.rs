@@ -416,6 +416,50 @@ fn a_full_queue_takes_nothing_more_fails_no_writer_and_is_repaired_afterwards() 
 }
 
 #[test]
+fn prepared_transactions_fill_the_queue_as_others_do() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder()
+        .conf("es_sync.url", proxy.url())
+        .conf("es_sync.lease_timeout", "2s")
+        .conf("es_sync.queue_limit", "1MB")
+        .start();
+    let mut client = server.create_database("app");
+    let name = unique("prepared");
+    client
+        .batch_execute(&format!("create table {name} (id text primary key, n int); select es_sync.attach('{name}')"))
+        .expect("set up");
+    expect::settled(&mut client);
+    proxy.set(Fault::Refuse);
+    let size = |client: &mut Client| -> i64 {
+        client.query_one("select pg_relation_size('es_sync.prepared_queue')", &[]).expect("size").get(0)
+    };
+    let prepared = |client: &mut Client, change: &str| {
+        for statement in [&format!("begin; {change}; prepare transaction 'p'"), "commit prepared 'p'"] {
+            client.batch_execute(statement).expect("a writer sees no error");
+        }
+    };
+    // Few enough keys for each that they spill to no other queue.
+    for transaction in 0..10 {
+        let change = format!(
+            "insert into {name} select 'a rather long key, of transaction {transaction}, ' || i, i
+             from generate_series(1, 5000) i"
+        );
+        prepared(&mut client, &change);
+    }
+    assert!(size(&mut client) > 1 << 20);
+    wait::until("the queue takes nothing more", wait::SHORT, || -> bool {
+        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
+    });
+    let before = size(&mut client);
+    prepared(&mut client, &format!("update {name} set n = -n"));
+    assert_eq!(size(&mut client), before, "nothing was enqueued");
+    proxy.set(Fault::Pass);
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(size(&mut client), 0, "it was emptied");
+}
+
+#[test]
 fn a_request_that_arrives_after_the_delete_that_overtook_it_brings_nothing_back() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
