@@ -10,9 +10,6 @@ use pg_es_sync_tests::{Engine, Proxy, Server, process, unique, wait};
 use std::path::PathBuf;
 
 const ROWS: u32 = 100_000;
-/// With fsync.
-const DURABLE_CLIENTS: &[u32] = &[1, 16];
-const LESS_WITH_FSYNC: usize = 3;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Variant {
@@ -82,29 +79,22 @@ pub fn measure(report: &mut Report, scale: &Scale) {
     report.line("that takes too. CPU is that of all of Postgres but the worker. synchronous_commit is on.");
     report.line("");
     let rounds = scale.transaction_rounds;
-    for (fsync, clients, rounds) in
-        [(false, scale.transaction_clients, rounds), (true, DURABLE_CLIENTS, rounds / LESS_WITH_FSYNC)]
-    {
-        if rounds == 0 {
-            continue;
-        }
+    for fsync in [true, false] {
         bench.server.conf("fsync", if fsync { "on" } else { "off" });
         bench.server.reload();
-        report.line(&match fsync {
-            true => format!("As a server runs, with fsync on ({rounds} turns):"),
-            false => "With fsync off, so that nothing but the processor limits:".to_owned(),
+        report.line(match fsync {
+            true => "As a server runs, with fsync on:",
+            false => "With fsync off, so that nothing but the processor limits:",
         });
         report.line("");
         let mut table = vec![row(["clients", "", "tps", "to no trigger", "to empty trigger", "range", "CPU us each"])];
-        for &clients in clients {
+        for &clients in scale.transaction_clients {
             let without = bench.turns(WITHOUT_ENGINE, clients, rounds, scale.transaction_seconds);
             // The engine rests by now: it has had nothing to do.
             let with = bench.turns(WITH_ENGINE, clients, rounds.div_ceil(LESS_WITH_ENGINE), scale.transaction_seconds);
             machine::quiet(&engine);
             add_rows(&mut table, clients, &without, &with);
-            if !fsync {
-                judge(report, clients, &without);
-            }
+            judge(report, clients, fsync, &without);
         }
         report.table(&table);
     }
@@ -133,11 +123,12 @@ fn add_rows(table: &mut Vec<Vec<String>>, clients: u32, without: &[Column], with
     }
 }
 
-fn judge(report: &mut Report, clients: u32, columns: &[Column]) {
+fn judge(report: &mut Report, clients: u32, fsync: bool, columns: &[Column]) {
+    let without_fsync = if fsync { "" } else { ", fsync off" };
     for (variant, what, target) in [(Paused, "paused", 0.94), (Stub, "into a stub", 0.90)] {
         let place = WITHOUT_ENGINE.iter().position(|known| *known == variant).expect("it is one of them");
         let to_empty = columns[place].rate.over(&columns[1].rate).median();
-        let figure = format!("tps at {clients}, {what}, to an empty trigger");
+        let figure = format!("tps at {clients}, {what}{without_fsync}, to an empty trigger");
         report.figure("Small transactions", figure, to_empty, AtLeast(target));
     }
 }
