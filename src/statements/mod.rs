@@ -87,18 +87,30 @@ unsafe extern "C-unwind" fn prepare(statement: *mut pg_sys::Node, context: pg_sy
     unsafe {
         if (*statement).type_ == pg_sys::NodeTag::T_DropStmt {
             let drop = statement.cast::<pg_sys::DropStmt>();
-            if (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION {
-                let names = PgList::<pg_sys::String>::from_pg((*drop).objects);
-                if names.iter_ptr().any(|name| CStr::from_ptr((*name).sval) == c"pg_es_sync")
-                    && drop_extension::let_writers_finish()
-                {
-                    // The worker reads tables that are about to be locked one after the other, in an order of its own.
-                    keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
-                }
+            if drops_extension(drop) && drop_extension::let_writers_finish() {
+                // The worker reads tables that are about to be locked one after the other, in an order of its own.
+                keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
             }
         } else if let Some(database) = database_to_empty(statement, context) {
             keep_empty::until_the_transaction_ends(database);
         }
+    }
+}
+
+/// True for a statement that drops the extension, or its schema, with which it goes.
+///
+/// # Safety
+/// `drop` is a valid node.
+unsafe fn drops_extension(drop: *const pg_sys::DropStmt) -> bool {
+    // SAFETY: the caller's; the objects of these two kinds are names.
+    unsafe {
+        let name = match (*drop).removeType {
+            pg_sys::ObjectType::OBJECT_EXTENSION => c"pg_es_sync",
+            pg_sys::ObjectType::OBJECT_SCHEMA if (*drop).behavior == pg_sys::DropBehavior::DROP_CASCADE => c"es_sync",
+            _ => return false,
+        };
+        let names = PgList::<pg_sys::String>::from_pg((*drop).objects);
+        names.iter_ptr().any(|dropped| CStr::from_ptr((*dropped).sval) == name)
     }
 }
 

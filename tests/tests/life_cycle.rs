@@ -106,7 +106,7 @@ fn drop_table_does_not_wait_for_a_request() {
 
 #[test]
 fn drop_extension_does_not_wait_for_a_request() {
-    for statement in ["drop extension pg_es_sync", "drop extension pg_es_sync cascade"] {
+    for statement in ["drop extension pg_es_sync", "drop extension pg_es_sync cascade", "drop schema es_sync cascade"] {
         let mut scene = scene().in_flight();
         promptly(&mut scene.client, statement);
         let table = &scene.table;
@@ -301,7 +301,11 @@ fn a_reload_loses_nothing_that_is_in_flight() {
 
 #[test]
 fn drop_extension_and_writers_do_not_deadlock() {
-    for statement in ["drop extension pg_es_sync cascade", "drop extension plpgsql, pg_es_sync cascade"] {
+    for statement in [
+        "drop extension pg_es_sync cascade",
+        "drop extension plpgsql, pg_es_sync cascade",
+        "drop schema es_sync cascade",
+    ] {
         let mut scene = scene();
         let table = scene.table.clone();
         let parted = unique("parted");
@@ -506,9 +510,9 @@ fn a_database_whose_drop_was_interrupted_is_left_alone() {
     let engine = Engine::elasticsearch();
     let server = Server::with(&engine);
     let mut admin = server.connect("postgres");
-    admin.batch_execute("create database half").expect("create a database");
+    admin.batch_execute("create database half allow_connections false").expect("create a database");
     admin
-        .batch_execute("update pg_database set datconnlimit = -2 where datname = 'half'")
+        .batch_execute("update pg_database set datallowconn = true, datconnlimit = -2 where datname = 'half'")
         .expect("what an interrupted DROP DATABASE leaves");
     // The launcher looks at all databases when the extension has come to one.
     let mut client = server.create_database("app");
