@@ -11,7 +11,7 @@ use crate::attachment::{attach, catalog, check, key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
-use crate::postgres::rights::{as_extension, with_pinned_path};
+use crate::postgres::rights::{as_extension, as_owner, with_pinned_path};
 use crate::postgres::spi::{self, Plan, Rows};
 
 /// Enqueues keys of a table; how many. Keys of several columns are given as document ids (`1|a`).
@@ -21,11 +21,11 @@ fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     check::require_owner(relation).or_raise();
     let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
     let types = key_types(relation, &attachment.key_columns);
-    let texts = element_texts(&keys);
-    for text in &texts {
-        capture::note_key(relation.to_u32(), &key_of_parts(&key_parts(text, &types)));
+    let keys = canonical_keys(owner(relation), &keys, &types);
+    for parts in &keys {
+        capture::note_key(relation.to_u32(), &key_of_parts(parts));
     }
-    texts.len() as i64
+    keys.len() as i64
 }
 
 /// Enqueues keys of a table, and what leads to documents elsewhere that show these rows; how many keys. Of a row that is
@@ -51,20 +51,26 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
         .hint("Add a primary key, or call es_sync.sync() with keys of the documents that show its rows.")
         .raise()
     }
+    let owner = owner(relation);
     let types = key_types(relation, &key_columns);
-    let texts = element_texts(&keys);
-    for text in &texts {
-        let parts = key_parts(text, &types);
+    let keys = canonical_keys(owner, &keys, &types);
+    for parts in &keys {
         if attached.is_some() {
-            capture::note_key(relation.to_u32(), &key_of_parts(&parts));
+            capture::note_key(relation.to_u32(), &key_of_parts(parts));
         }
         for note in &notes {
-            if let Some(values) = values_of(relation, &key_columns, &types, &parts, &note.columns) {
+            let values = as_owner(owner, || values_of(relation, &key_columns, &types, parts, &note.columns));
+            if let Some(values) = values {
                 note_values(note, &values);
             }
         }
     }
-    texts.len() as i64
+    keys.len() as i64
+}
+
+/// Whose rights the checks of domains and the functions in partition keys and indexes run with, whoever calls.
+fn owner(relation: pg_sys::Oid) -> pg_sys::Oid {
+    as_extension(|| catalog::owner(relation))
 }
 
 /// The values of a row's columns: from its key where that has them all, else as the row is now; None if it is gone.
@@ -114,6 +120,12 @@ fn note_values(note: &link::Note, values: &[Option<String>]) {
     if let Some(text) = note.text(values) {
         capture::note_key(note.source, &text);
     }
+}
+
+/// The keys of an array in their parts, nulls left out.
+fn canonical_keys(owner: pg_sys::Oid, keys: &AnyArray, types: &[pg_sys::Oid]) -> Vec<Vec<String>> {
+    let texts = element_texts(keys);
+    as_owner(owner, || texts.iter().map(|text| key_parts(text, types)).collect())
 }
 
 /// The parts of a key, in the text that capture would make of them.

@@ -150,6 +150,38 @@ fn the_check_of_a_keys_domain_runs_as_the_tables_owner_only() {
 }
 
 #[test]
+fn a_superuser_who_syncs_rows_lends_no_right_to_the_check_of_their_keys_domain() {
+    let mut setting = Setting::new();
+    setting.run(DOMAIN);
+    setting.run(
+        "create table {T} (id {T}_checked primary key, other int);
+         insert into {T} select i, i % 3 from generate_series(1, 9) i;
+         create table {T}_root (id int primary key, k int);
+         insert into {T}_root select i, i % 3 from generate_series(1, 9) i;
+         create view {T}_document as
+             select r.id, (select count(*) from {T} t where t.other = r.k) as others from {T}_root r;
+         select es_sync.attach('{T}');
+         select es_sync.attach('{T}_root', document => '{T}_document')",
+    );
+    setting.run("reset role");
+    expect::settled(&mut setting.client);
+    let name = setting.name.clone();
+    for index in [format!("{name}/_doc/3"), format!("{name}_root/_doc/3")] {
+        setting.engine.delete(&format!("/{index}?refresh=true"));
+    }
+    setting.run("select es_sync.sync('{T}', 1, 2); select es_sync.sync_full('{T}', 3)");
+    expect::settled(&mut setting.client);
+    setting.no_code_ran_as_superuser();
+    for documents in [
+        format!("select id, row_to_json(t) from {name} t"),
+        format!("select id, row_to_json(d) from {name}_document d"),
+    ] {
+        let index = if documents.contains("_document") { format!("{name}_root") } else { name.clone() };
+        expect::documents_equal(&mut setting.client, &documents, &setting.engine, &index);
+    }
+}
+
+#[test]
 fn functions_in_partition_keys_run_as_the_tables_owner_only() {
     let mut setting = Setting::new();
     setting.run(FOLDED);
