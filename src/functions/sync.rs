@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
+use crate::attachment::catalog::Column;
 use crate::attachment::operator::Operator;
 use crate::attachment::{attach, catalog, check, key, link};
 use crate::capture;
@@ -20,8 +21,8 @@ fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     primary_only(c"es_sync.sync()");
     check::require_owner(relation).or_raise();
     let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
-    let types = key_types(relation, &attachment.key_columns);
-    let keys = canonical_keys(owner(relation), &keys, &types);
+    let key = columns_of(relation, &attachment.key_columns);
+    let keys = canonical_keys(owner(relation), &keys, &key);
     for parts in &keys {
         capture::note_key(relation.to_u32(), &key_of_parts(parts));
     }
@@ -52,14 +53,14 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
         .raise()
     }
     let owner = owner(relation);
-    let types = key_types(relation, &key_columns);
-    let keys = canonical_keys(owner, &keys, &types);
+    let key = columns_of(relation, &key_columns);
+    let keys = canonical_keys(owner, &keys, &key);
     for parts in &keys {
         if attached.is_some() {
             capture::note_key(relation.to_u32(), &key_of_parts(parts));
         }
         for note in &notes {
-            let values = as_owner(owner, || values_of(relation, &key_columns, &types, parts, &note.columns));
+            let values = as_owner(owner, || values_of(relation, &key, parts, &note.columns));
             if let Some(values) = values {
                 note_values(note, &values);
             }
@@ -76,28 +77,26 @@ fn owner(relation: pg_sys::Oid) -> pg_sys::Oid {
 /// The values of a row's columns: from its key where that has them all, else as the row is now; None if it is gone.
 fn values_of(
     relation: pg_sys::Oid,
-    key_columns: &[String],
-    types: &[pg_sys::Oid],
+    key: &[Column],
     parts: &[String],
     columns: &[String],
 ) -> Option<Vec<Option<String>>> {
-    let of_key = |name: &String| Some(Some(parts.get(key_columns.iter().position(|known| known == name)?)?.clone()));
+    let of_key = |name: &String| Some(Some(parts.get(key.iter().position(|column| &column.name == name)?)?.clone()));
     if let Some(values) = columns.iter().map(of_key).collect() {
         return Some(values);
     }
     let select: Vec<String> = columns.iter().map(|name| spi::quoted(name)).collect();
-    let equal: Vec<String> = key_columns
+    let equal: Vec<String> = key
         .iter()
-        .zip(types)
         .enumerate()
-        .map(|(place, (name, kind))| {
-            let operator = as_extension(|| Operator::equal(*kind)).qualified();
-            format!("{} {operator} ${}::{}", spi::quoted(name), place + 1, type_name(*kind))
+        .map(|(place, column)| {
+            let operator = as_extension(|| Operator::equal(column.type_oid)).qualified();
+            format!("{} {operator} ${}::{}", spi::quoted(&column.name), place + 1, type_name(column.type_oid))
         })
         .collect();
     let statement =
         format!("select {} from {} where {}", select.join(", "), spi::qualified(relation), equal.join(" and "));
-    let types = key_types(relation, columns);
+    let types: Vec<pg_sys::Oid> = columns_of(relation, columns).iter().map(|column| column.type_oid).collect();
     let makers: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     with_pinned_path(|| {
         let parameters: Vec<_> = parts.iter().map(|part| (pg_sys::TEXTOID, spi::value(part.as_str()))).collect();
@@ -123,22 +122,22 @@ fn note_values(note: &link::Note, values: &[Option<String>]) {
 }
 
 /// The keys of an array in their parts, nulls left out.
-fn canonical_keys(owner: pg_sys::Oid, keys: &AnyArray, types: &[pg_sys::Oid]) -> Vec<Vec<String>> {
+fn canonical_keys(owner: pg_sys::Oid, keys: &AnyArray, columns: &[Column]) -> Vec<Vec<String>> {
     let texts = element_texts(keys);
-    as_owner(owner, || texts.iter().map(|text| key_parts(text, types)).collect())
+    as_owner(owner, || texts.iter().map(|text| key_parts(text, columns)).collect())
 }
 
 /// The parts of a key, in the text that capture would make of them.
-fn key_parts(text: &str, types: &[pg_sys::Oid]) -> Vec<String> {
-    let Some(parts) = key::parts(text, types.len()) else {
+fn key_parts(text: &str, columns: &[Column]) -> Vec<String> {
+    let Some(parts) = key::parts(text, columns.len()) else {
         Report::new(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("\"{text}\" is not a key of {} columns", types.len()),
+            format!("\"{text}\" is not a key of {} columns", columns.len()),
         )
         .hint("Write the columns one after the other with | between them, as in a document's id.")
         .raise()
     };
-    parts.iter().zip(types).map(|(part, kind)| canonical(part, *kind)).collect()
+    parts.iter().zip(columns).map(|(part, column)| canonical(part, column)).collect()
 }
 
 fn key_of_parts(parts: &[String]) -> String {
@@ -152,11 +151,10 @@ fn key_of_parts(parts: &[String]) -> String {
     key
 }
 
-/// The types of a table's key columns.
-fn key_types(relation: pg_sys::Oid, key_columns: &[String]) -> Vec<pg_sys::Oid> {
+/// The columns of a table that have these names.
+fn columns_of(relation: pg_sys::Oid, names: &[String]) -> Vec<Column> {
     let columns = catalog::columns(relation);
-    let type_of = |name: &String| columns.iter().find(|column| &column.name == name).map(|column| column.type_oid);
-    key_columns.iter().filter_map(type_of).collect()
+    names.iter().filter_map(|name| columns.iter().find(|column| &column.name == name).cloned()).collect()
 }
 
 /// Rows taken from the cursor at once.
@@ -170,10 +168,11 @@ fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
     check::require_owner(relation).or_raise();
     let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
     let table = check::require_condition(relation, condition).or_raise();
-    let types = key_types(relation, &attachment.key_columns);
+    let columns = columns_of(relation, &attachment.key_columns);
+    let types: Vec<pg_sys::Oid> = columns.iter().map(|column| column.type_oid).collect();
     let key: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
-    let columns: Vec<String> = attachment.key_columns.iter().map(|name| spi::quoted(name)).collect();
-    let statement = format!("select {} from {table} where (\n{condition}\n) is true", columns.join(", "));
+    let names: Vec<String> = columns.iter().map(|column| spi::quoted(&column.name)).collect();
+    let statement = format!("select {} from {table} where (\n{condition}\n) is true", names.join(", "));
     with_pinned_path(|| {
         let plan = Plan::prepare(&statement, &[]);
         let cursor = plan.open(&[]);
@@ -250,16 +249,16 @@ fn element_texts(array: &AnyArray) -> Vec<String> {
     }
 }
 
-/// The text that capture would make of this key: in and out of the column's type.
-fn canonical(text: &str, type_oid: pg_sys::Oid) -> String {
+/// The text that capture would make of this key: in and out of the column's type, with its length or scale.
+fn canonical(text: &str, column: &Column) -> String {
     let text = CString::new(text).unwrap_or_default();
     let mut out = String::new();
     // SAFETY: the input function raises for a text that is no value of the type; otherwise its result is one.
     unsafe {
         let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-        pg_sys::getTypeInputInfo(type_oid, &mut input, &mut parameter);
-        let value = pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
-        key::Column::new(type_oid).text(value, &mut out);
+        pg_sys::getTypeInputInfo(column.type_oid, &mut input, &mut parameter);
+        let value = pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, column.modifier);
+        key::Column::new(column.type_oid).text(value, &mut out);
     }
     out
 }

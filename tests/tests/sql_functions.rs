@@ -122,6 +122,43 @@ fn sync_where_refuses_a_wrong_condition_and_a_table_of_somebody_else() {
     assert_eq!(one::<i64>(&mut client, "select count(*) from es_sync.queue"), 0);
 }
 
+#[test]
+fn sync_takes_a_key_as_it_would_be_stored_whatever_its_length_or_scale() {
+    let engine = Engine::elasticsearch();
+    let (_server, mut client) = start(engine.url());
+    for (kind, key, written) in [
+        ("numeric(10, 2)", "1.50", "1.5"),
+        ("char(5)", "ab   ", "'ab'"),
+        ("varchar(3)", "abc", "'abc  '"),
+        ("bit(3)", "101", "'101'"),
+        ("timestamp(0)", "2024-01-01T10:00:00", "'2024-01-01 10:00:00.1'"),
+    ] {
+        let name = unique("modified");
+        client
+            .batch_execute(&format!(
+                "create table {name} (k {kind} primary key, note text); insert into {name} values ('{key}', 'row');
+                 select es_sync.attach('{name}')"
+            ))
+            .expect(kind);
+        expect::settled(&mut client);
+        let documents = engine.documents(&name);
+        assert_eq!(documents.len(), 1, "{kind}");
+        let (id, document) = documents.into_iter().next().expect("a document");
+        let encoded: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        engine.delete(&format!("/{name}/_doc/{encoded}?refresh=true"));
+        let synced: i64 = one(&mut client, &format!("select es_sync.sync('{name}', {written})"));
+        assert_eq!(synced, 1, "{kind}");
+        expect::settled(&mut client);
+        assert_eq!(engine.documents(&name), [(id, document)].into(), "{kind}");
+    }
+    let name = unique("short");
+    client
+        .batch_execute(&format!("create table {name} (k varchar(3) primary key); select es_sync.attach('{name}')"))
+        .expect("set up");
+    let (code, message) = refused(&mut client, &format!("select es_sync.sync('{name}', 'abcd')"));
+    assert_eq!((code.as_str(), message.as_str()), ("22001", "value too long for type character varying(3)"));
+}
+
 /// Titles are refused by a mapping that wants numbers; one row's title is a number.
 fn poisoned(client: &mut Client, name: &str) {
     client
