@@ -458,6 +458,18 @@ pub fn rename(attachment: &Attachment) -> bool {
     true
 }
 
+/// The names that an attachment's key columns have now, of which the worker may not have heard yet. Nothing is written,
+/// so nobody waits for who asks. SPI must be connected.
+pub fn key_columns(attachment: &Attachment) -> Vec<String> {
+    let rows = spi::run(
+        &format!("select f.fact ->> 'name', c.attname::text {RENAMED} and pg_catalog.starts_with(f.id, 'own ')"),
+        &[(pg_sys::INT4OID, spi::value(attachment.id)), version()],
+    );
+    let renamed = |name: &String| (0..rows.len()).find(|row| rows.get::<String>(*row, 1).as_ref() == Some(name));
+    let now = |name: &String| renamed(name).and_then(|row| rows.get(row, 2)).unwrap_or_else(|| name.clone());
+    attachment.key_columns.iter().map(now).collect()
+}
+
 /// The attachment, once it has kept up with the names of its columns.
 pub fn with_names(attachment: Attachment) -> Attachment {
     if rename(&attachment) { catalog::of_id(attachment.id).unwrap_or(attachment) } else { attachment }

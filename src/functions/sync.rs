@@ -8,7 +8,7 @@ use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 use super::primary_only;
 use crate::attachment::catalog::Column;
 use crate::attachment::operator::Operator;
-use crate::attachment::{attach, catalog, check, key, link};
+use crate::attachment::{attach, catalog, check, definition, key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
@@ -20,8 +20,7 @@ use crate::postgres::spi::{self, Plan, Rows};
 fn sync(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     primary_only(c"es_sync.sync()");
     check::require_owner(relation).or_raise();
-    let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
-    let key = columns_of(relation, &attachment.key_columns);
+    let key = columns_of(relation, &key_columns(relation));
     let keys = canonical_keys(owner(relation), &keys, &key);
     for parts in &keys {
         capture::note_key(relation.to_u32(), &key_of_parts(parts));
@@ -37,10 +36,19 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     check::require_owner(relation).or_raise();
     let (attached, notes, key_columns) = as_extension(|| {
         let attached = catalog::of_relation(relation, None).into_iter().next();
-        let key_columns = attached.as_ref().map_or_else(|| catalog::primary_key(relation), |it| it.key_columns.clone());
-        (attached, link::notes(relation), key_columns)
+        let key_columns = attached.as_ref().map_or_else(|| catalog::primary_key(relation), definition::key_columns);
+        let mut notes = link::notes(relation);
+        // What the key leads to elsewhere was found under the same names.
+        let former = attached.iter().flat_map(|attached| &attached.key_columns).zip(&key_columns);
+        let renamed: Vec<_> = former.filter(|(former, now)| former != now).collect();
+        for name in notes.iter_mut().flat_map(|note| &mut note.columns) {
+            if let Some((_, now)) = renamed.iter().find(|(former, _)| *former == name) {
+                name.clone_from(now);
+            }
+        }
+        (attached.is_some(), notes, key_columns)
     });
-    if attached.is_none() && notes.is_empty() {
+    if !attached && notes.is_empty() {
         as_extension(|| attach::attached(relation, None)).map(drop).or_raise();
     }
     if key_columns.is_empty() {
@@ -56,7 +64,7 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     let key = columns_of(relation, &key_columns);
     let keys = canonical_keys(owner, &keys, &key);
     for parts in &keys {
-        if attached.is_some() {
+        if attached {
             capture::note_key(relation.to_u32(), &key_of_parts(parts));
         }
         for note in &notes {
@@ -67,6 +75,11 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
         }
     }
     keys.len() as i64
+}
+
+/// The key columns of an attached table, by the names that they have now.
+fn key_columns(relation: pg_sys::Oid) -> Vec<String> {
+    as_extension(|| attach::attached(relation, None).map(|attached| definition::key_columns(&attached[0]))).or_raise()
 }
 
 /// Whose rights the checks of domains and the functions in partition keys and indexes run with, whoever calls.
@@ -166,9 +179,8 @@ const FETCH: i64 = 1_000;
 fn sync_where(relation: pg_sys::Oid, condition: &str) -> i64 {
     primary_only(c"es_sync.sync_where()");
     check::require_owner(relation).or_raise();
-    let attachment = as_extension(|| attach::attached(relation, None)).or_raise().remove(0);
+    let columns = columns_of(relation, &key_columns(relation));
     let table = check::require_condition(relation, condition).or_raise();
-    let columns = columns_of(relation, &attachment.key_columns);
     let types: Vec<pg_sys::Oid> = columns.iter().map(|column| column.type_oid).collect();
     let key: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     let names: Vec<String> = columns.iter().map(|column| spi::quoted(&column.name)).collect();

@@ -406,6 +406,30 @@ fn a_renamed_key_column_goes_on_identifying_documents() {
 }
 
 #[test]
+fn rows_are_synced_in_the_transaction_that_renames_their_key_column() {
+    let mut shop = Shop::new(HOSTS).attach("");
+    let hosts = unique("hosts");
+    shop.run(&format!(
+        "create view shown as select h.id, (select min(r.title) from root r where r.id = h.id) as title from host h;
+         select es_sync.attach('host', index => '{hosts}', document => 'shown')"
+    ));
+    shop.settle();
+    for (former, now, sync) in [
+        ("id", "key", "es_sync.sync('root', 3)"),
+        ("key", "nr", "es_sync.sync_where('root', 'nr = 3')"),
+        ("nr", "number", "es_sync.sync_full('root', 3)"),
+    ] {
+        let query = format!("/{}/_doc/3?refresh=true", shop.index);
+        shop.engine.delete(&query);
+        shop.rows = format!("select {now}, row_to_json(t) from root t");
+        shop.run(&format!("begin; alter table root rename {former} to {now}; select {sync}; commit"));
+        shop.settle();
+    }
+    let hosts_as_shown = "select id, row_to_json(s) from shown s";
+    expect::documents_equal(&mut shop.client, hosts_as_shown, &shop.engine, &hosts);
+}
+
+#[test]
 fn a_renamed_key_column_of_a_view_s_table_waits_for_the_view_and_loses_nothing() {
     let mut shop = Shop::new(HOSTS).attach_view();
     shop.run("alter table root rename id to key");
