@@ -48,6 +48,8 @@ pub fn attach(request: Request) -> Result<i64, Report> {
     as_extension(|| {
         let followed = patiently(&table.name, || follow::find(&table, &request.shown()))?;
         triggers::lock(&table, "share row exclusive");
+        // The worker may not have seen yet that the table which it was filled from was dropped.
+        catalog::forget_dropped_tables(Some(&index));
         if let Some(owner) = catalog::owner_of_index(&index) {
             return Err(Report::new(
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,

@@ -104,6 +104,23 @@ pub fn owner_of_index(index: &str) -> Option<String> {
     rows.first(1)
 }
 
+/// DROP TABLE leaves its attachments behind: the table's owner need not know of us. Lets go of them all, or of that of
+/// `index` alone, and of what was declared about the table.
+pub fn forget_dropped_tables(index: Option<&str>) {
+    spi::run(
+        "delete from es_sync.attachment a
+         where ($1 is null or a.index_name = $1)
+           and not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
+        &[(pg_sys::TEXTOID, index.and_then(spi::value))],
+    );
+    spi::run(
+        "delete from es_sync.declaration d
+         where not exists (select from pg_catalog.pg_class c where c.oid = d.root)
+            or not exists (select from pg_catalog.pg_class c where c.oid = d.related)",
+        &[],
+    );
+}
+
 /// Whether documents hold a column that is no key: all but those excluded, and but bytea and tsvector that the user has
 /// not mapped.
 pub fn is_synced(name: &str, type_oid: pg_sys::Oid, exclude: &[String], options: &Options) -> bool {

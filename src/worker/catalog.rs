@@ -82,7 +82,7 @@ impl Worker {
         let lost_notes = self.database.lost_notes.load(Ordering::Acquire);
         let lost = lost_notes != self.database.repaired_notes.load(Ordering::Acquire);
         let first = !self.catalog_was_read;
-        match transaction::run_without_waiting(forget_dropped_tables) {
+        match transaction::run_without_waiting(|| catalog::forget_dropped_tables(None)) {
             // Somebody is just pausing or cancelling what is to go: it goes the next time.
             Err(error) if !error.passes_soon() => return Err(error),
             _ => {}
@@ -330,19 +330,4 @@ pub(super) fn reader_of<'a>(
             Some(place.insert(Reader::new(shape)))
         }
     }
-}
-
-/// DROP TABLE leaves its attachment behind: the table's owner need not know of us.
-fn forget_dropped_tables() {
-    spi::run(
-        "delete from es_sync.attachment a
-         where not exists (select from pg_catalog.pg_class c where c.oid = a.relation)",
-        &[],
-    );
-    spi::run(
-        "delete from es_sync.declaration d
-         where not exists (select from pg_catalog.pg_class c where c.oid = d.root)
-            or not exists (select from pg_catalog.pg_class c where c.oid = d.related)",
-        &[],
-    );
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use pg_es_sync_tests::{Engine, Fault, Proxy, Raise, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Proxy, Raise, Server, expect, process, unique, wait};
 use postgres::Client;
 use postgres::error::SqlState;
 use serde_json::{Value, json};
@@ -915,6 +915,36 @@ fn a_dropped_table_is_let_go_with_its_view_or_without() {
         shop.server.unexpected_log_lines(&["is detached, and stays as it is", "cannot drop table root"]),
         Vec::<String>::new()
     );
+}
+
+/// In one transaction, one after the other, and while the former table is still being loaded.
+#[test]
+fn a_table_that_is_dropped_and_created_anew_is_attached_anew() {
+    let mut shop = Shop::new(ROOT).attach("");
+    let (index, anew) = (shop.index.clone(), ROOT.replace("title", "anew"));
+    let attach = format!("select es_sync.attach('root', index => '{index}')");
+    let mut former = shop.engine.indexes_of(&index);
+    shop.run(&format!(
+        "begin; insert into root values (1000, 'lost'); drop table root; {anew} delete from root where id > 5; {attach};
+         insert into root values (70, 'after'); commit"
+    ));
+    shop.settle();
+    let worker = shop.server.workers().into_iter().find(|(.., database)| database == "shop").expect("a worker").0;
+    process::signal(worker, "STOP");
+    shop.run("drop table root");
+    shop.run(ROOT);
+    shop.run(&attach);
+    process::signal(worker, "CONT");
+    shop.settle();
+    former.extend(shop.engine.indexes_of(&index));
+    shop.run("insert into root select i, 'many' from generate_series(100, 30000) i");
+    shop.run("select es_sync.reindex('root')");
+    wait::until("it is being loaded", wait::LONG, || shop.count("select max(done) from es_sync.jobs") > 1000);
+    shop.run(&format!("begin; drop table root; {anew} {attach}; commit; delete from root where id = 7"));
+    shop.settle();
+    assert_eq!(shop.count("select count(*) from es_sync.status"), 1);
+    assert!(!former.iter().any(|former| shop.engine.exists(former)), "the next one replaces it");
+    assert_eq!(shop.server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
 }
 
 #[test]
