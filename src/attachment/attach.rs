@@ -163,7 +163,7 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
                 &[(pg_sys::INT4OID, spi::value(attachment.id))],
             );
         }
-        spi::run("delete from es_sync.attachment a where a.id = $1", &[(pg_sys::INT4OID, spi::value(attachment.id))]);
+        catalog::delete("a.id = $1", (pg_sys::INT4OID, spi::value(attachment.id)));
     }
     for followed in let_go {
         triggers::drop_from(&check::named(followed));

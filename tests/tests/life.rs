@@ -78,6 +78,34 @@ fn detach_leaves_no_trigger_and_a_rolled_back_attach_leaves_nothing() {
 }
 
 #[test]
+fn detach_by_a_session_that_acts_as_a_replica_leaves_nothing() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let name = unique("detached");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, divisor int); insert into {name} values (1, 0), (2, 1);
+             create view {name}_document as select id, 1 / divisor as inverse from {name};
+             select es_sync.attach('{name}', document => '{name}_document')"
+        ))
+        .expect("attach");
+    expect::settled(&mut client);
+    let traces = "select array[(select count(*) from es_sync.attachment), (select count(*) from es_sync.definition),
+        (select count(*) from es_sync.way), (select count(*) from es_sync.job where kind <> 'drop'),
+        (select count(*) from es_sync.dead_letter)]";
+    assert_eq!(client.query_one(traces, &[]).expect("traces").get::<_, Vec<i64>>(0), [1, 1, 1, 1, 1]);
+    client
+        .batch_execute(&format!(
+            "set session_replication_role = replica; select es_sync.detach('{name}', drop_index => true)"
+        ))
+        .expect("detach");
+    assert_eq!(client.query_one(traces, &[]).expect("traces").get::<_, Vec<i64>>(0), [0; 5]);
+    let role: String = client.query_one("show session_replication_role", &[]).expect("role").get(0);
+    assert_eq!(role, "replica");
+}
+
+#[test]
 fn without_preload_create_extension_says_what_to_do() {
     let server = Server::builder().without_preload().start();
     let mut client = server.create_empty_database("app");
