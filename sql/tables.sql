@@ -1,14 +1,14 @@
 -- Tables of schema es_sync. The rows of queue and prepared_queue are written, read and deleted below SQL by
 -- src/queue/table.rs, which takes them for heaps with these columns in this order.
 
-create function es_sync.require_preload()
+create function es_sync.begin_install()
 returns void
 language c strict
-as 'MODULE_PATHNAME', 'require_preload_wrapper';
+as 'MODULE_PATHNAME', 'begin_install_wrapper';
 
--- Fails with a hint where the library is not in shared_preload_libraries.
-select es_sync.require_preload();
-drop function es_sync.require_preload();
+-- Fails with a hint where the library is not in shared_preload_libraries, or somebody else may put things into this schema.
+select es_sync.begin_install();
+drop function es_sync.begin_install();
 
 -- One row, made at the first attach and dumped with the extension: says whose an index is.
 create table es_sync.installation (

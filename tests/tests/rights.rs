@@ -294,6 +294,35 @@ fn the_callers_search_path_does_not_decide_who_owns_a_table() {
 }
 
 #[test]
+fn the_extension_is_not_installed_into_what_somebody_else_has_prepared() {
+    let server = Server::builder().start();
+    let mut client = server.create_empty_database("app");
+    client.batch_execute("create role mallory; grant create on database app to mallory").expect("set up");
+    for prepared in [
+        "set role mallory; create schema es_sync",
+        "create schema es_sync; grant create on schema es_sync to mallory",
+        "create schema es_sync; grant all on schema es_sync to public",
+        "set role mallory; create schema es_sync; create function es_sync.evil() returns int language sql return 1;
+         reset role; alter schema es_sync owner to postgres",
+        "set role mallory; create schema es_sync;
+         alter default privileges in schema es_sync grant execute on functions to mallory;
+         reset role; alter schema es_sync owner to postgres",
+    ] {
+        client.batch_execute(&format!("{prepared}; reset role")).expect(prepared);
+        let error = client.batch_execute("create extension pg_es_sync").expect_err(prepared);
+        let error = error.as_db_error().expect("the server refuses it");
+        assert_eq!(error.code().code(), "55000", "{prepared}: {error:?}");
+        assert!(error.detail().is_some() && error.hint().is_some(), "{prepared}: {error:?}");
+        client.batch_execute("drop schema es_sync cascade").expect(prepared);
+    }
+    // As a dump does, and as DROP EXTENSION leaves it.
+    client.batch_execute("create schema es_sync; grant usage on schema es_sync to mallory").expect("an empty schema");
+    for _ in 0..2 {
+        client.batch_execute("create extension pg_es_sync; drop extension pg_es_sync").expect("it is installed");
+    }
+}
+
+#[test]
 fn a_trigger_of_another_kind_that_calls_capture_fails_and_harms_nobody() {
     let mut setting = Setting::new();
     setting.run("create table {T} (id int primary key); select es_sync.attach('{T}')");
