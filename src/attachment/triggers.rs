@@ -89,10 +89,10 @@ fn tree(table: &Table) -> Vec<(pg_sys::Oid, String)> {
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
 }
 
-/// True if the table has its triggers now: in REPEATABLE READ, a query would see the catalog as it was.
-fn are_on(table: pg_sys::Oid) -> bool {
+/// True if the table has this trigger now: in REPEATABLE READ, a query would see the catalog as it was.
+fn is_on(table: pg_sys::Oid, trigger: &std::ffi::CStr) -> bool {
     // SAFETY: in a transaction; the catalog is read as it is now.
-    unsafe { pg_sys::get_trigger_oid(table, c"es_sync_truncate".as_ptr(), true) != pg_sys::InvalidOid }
+    unsafe { pg_sys::get_trigger_oid(table, trigger.as_ptr(), true) != pg_sys::InvalidOid }
 }
 
 /// The partitioned tables of a tree, kept open with their keys.
@@ -167,14 +167,16 @@ fn create_for_rows(table: pg_sys::Oid) {
 /// Gives a table its triggers, and its partitions theirs; it is locked for that.
 pub fn create(table: &Table) {
     for (place, (oid, name)) in tree(table).into_iter().enumerate() {
-        if are_on(oid) {
-            continue;
-        }
-        if place == 0 {
+        // What was a partition a moment ago has the one for TRUNCATE only.
+        if place == 0 && !is_on(oid, c"es_sync_capture") {
             create_for_rows(oid);
             // So that DROP EXTENSION needs no CASCADE.
             spi::run(&format!("alter trigger es_sync_capture on {name} depends on extension pg_es_sync"), &[]);
-        } else {
+        }
+        if is_on(oid, c"es_sync_truncate") {
+            continue;
+        }
+        if place > 0 {
             // It may have come while the table's own was switched off.
             spi::run(&format!("alter table only {name} enable always trigger es_sync_capture"), &[]);
         }

@@ -355,6 +355,32 @@ fn a_table_attached_by_itself_cannot_become_a_partition_of_an_attached_table() {
 }
 
 #[test]
+fn a_partition_is_attached_by_itself_in_the_transaction_that_detaches_it() {
+    let mut parted = Parted::of(
+        "create table {T} (id int, region text, title text, primary key (region, id)) partition by list (region);
+         create table {T}_a partition of {T} for values in ('a');
+         create table {T}_tree partition of {T} for values in ('b', 'c') partition by list (region);
+         create table {T}_b partition of {T}_tree for values in ('b');
+         insert into {T} select i, (array['a', 'b'])[1 + i % 2], 'thing ' || i from generate_series(1, 20) i",
+    );
+    for (part, leaves) in [("a", 1), ("tree", 2)] {
+        let triggers = format!(
+            "select count(*) from pg_trigger t where t.tgname like 'es_sync_%' and t.tgenabled = 'A'
+                 and t.tgrelid in (select '{{T}}_{part}'::regclass union select relid from pg_partition_tree('{{T}}_{part}'))"
+        );
+        parted.run(&format!(
+            "begin; alter table {{T}} detach partition {{T}}_{part}; select es_sync.attach('{{T}}_{part}')"
+        ));
+        assert_eq!(parted.number(&triggers), 2 * leaves, "{part}");
+        parted.run(&format!("commit; update {{T}}_{part} set title = 'alone'; delete from {{T}}_{part} where id < 5"));
+        let alone = format!("{}_{part}", parted.name);
+        expect::table_equal(&mut parted.client, &alone, "region || '|' || id", &parted.engine, &alone);
+        parted.equal();
+    }
+    assert_eq!(parted.server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
+}
+
+#[test]
 fn neither_a_partition_nor_its_parent_is_attached_beside_a_view_that_reads_the_other() {
     let mut parted = Parted::without_attachment(
         "create table {T} (id int, region text, title text, primary key (region, id)) partition by list (region);
