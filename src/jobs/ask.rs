@@ -6,22 +6,33 @@ use super::record;
 use crate::attachment::catalog;
 use crate::postgres::spi;
 
-/// Asks for a build of an attachment's index, unless one is under way; the job's id.
+/// Asks for a build of an attachment's index, unless one is under way; the job's id. 0 where the attachment is gone.
 pub fn for_build(attachment: i32, kind: &str) -> i64 {
-    let rows = spi::run(
-        "with made as (
-             insert into es_sync.job (kind, attachment, relation, index_name)
+    let id = (pg_sys::INT4OID, spi::value(attachment));
+    loop {
+        let made = spi::run(
+            "insert into es_sync.job (kind, attachment, relation, index_name)
              select $2, a.id, a.relation::text, a.index_name from es_sync.attachment a where a.id = $1
              on conflict (attachment) where kind in ('load', 'reindex') and state in ('queued', 'running') do nothing
-             returning id)
-         select id from made
-         union all
-         select j.id from es_sync.job j
-         where j.attachment = $1 and j.kind in ('load', 'reindex') and j.state in ('queued', 'running')
-         limit 1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(kind))],
-    );
-    rows.first(1).unwrap_or_default()
+             returning id",
+            &[id, (pg_sys::TEXTOID, spi::value(kind))],
+        );
+        if let Some(job) = made.first(1) {
+            return job;
+        }
+        // A statement of its own: the one above may have waited for a job that its snapshot does not have. Where that has
+        // ended by now another one is made.
+        let known = spi::run(
+            "select (select j.id from es_sync.job j
+                     where j.attachment = a.id and j.kind in ('load', 'reindex') and j.state in ('queued', 'running'))
+             from es_sync.attachment a where a.id = $1",
+            &[id],
+        );
+        match known.first(1) {
+            None if !known.is_empty() => {}
+            job => return job.unwrap_or_default(),
+        }
+    }
 }
 
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild

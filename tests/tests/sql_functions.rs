@@ -376,6 +376,27 @@ fn a_cancelled_reindex_leaves_the_live_index_which_follows_on() {
 }
 
 #[test]
+fn who_asks_for_a_reindex_at_the_same_time_is_told_the_same_job() {
+    let engine = Engine::elasticsearch();
+    let (server, mut client) = start(engine.url());
+    let name = unique("twice");
+    attach(&mut client, &name);
+    client.batch_execute(&format!("select es_sync.pause('{name}')")).expect("so that the job does not end");
+    let (mut other, mut admin) = (server.connect("app"), server.connect("app"));
+    let reindex = format!("select es_sync.reindex('{name}')");
+    client.batch_execute("begin").expect("begin");
+    let job: i64 = one(&mut client, &reindex);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| one::<i64>(&mut other, &reindex));
+        let waits =
+            "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%reindex%'";
+        wait::until("the other one waits", wait::SHORT, || one::<bool>(&mut admin, waits));
+        client.batch_execute("commit").expect("commit");
+        assert_eq!(asked.join().expect("reindex"), job);
+    });
+}
+
+#[test]
 fn while_a_table_is_paused_its_changes_stay_in_the_queue_and_other_tables_go_on() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
