@@ -24,8 +24,9 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
         let read_only = pg_sys::XactReadOnly;
         pg_sys::XactReadOnly = true;
         let result = limit::within_read_timeout(work);
-        pg_sys::XactReadOnly = read_only;
         pg_sys::AtEOXact_GUC(false, level);
+        // Last: what the owner's code has set transaction_read_only to goes back to what it is inside.
+        pg_sys::XactReadOnly = read_only;
         pg_sys::SetUserIdAndSecContext(user, context);
         result
     }

@@ -351,6 +351,27 @@ fn a_read_only_transaction_stays_so() {
 }
 
 #[test]
+fn what_an_owners_code_sets_does_not_outlast_it() {
+    let mut setting = Setting::new();
+    setting.run(
+        "create function {T}_closing(value int) returns int immutable language plpgsql as $$
+         begin
+             perform set_config('transaction_read_only', 'on', false), set_config('search_path', 'pg_temp', false);
+             return value;
+         end $$;
+         create table {T} (id int primary key, title text);
+         insert into {T} select i, 'thing ' || i from generate_series(1, 10) i",
+    );
+    setting.run(
+        "begin; select es_sync.attach('{T}', filter => 'id > public.{T}_closing(3)');
+         insert into {T} values (11, 'in the same transaction'); commit; reset role",
+    );
+    expect::settled(&mut setting.client);
+    let documents = format!("select id, row_to_json(t) from {} t where id > 3", setting.name);
+    expect::documents_equal(&mut setting.client, &documents, &setting.engine, &setting.name);
+}
+
+#[test]
 fn ways_are_found_anew_although_the_owner_could_not_have_attached() {
     let mut setting = Setting::new();
     setting.run(
