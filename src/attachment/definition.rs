@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::{self, Attachment};
 use super::follow;
+use super::key;
 use super::triggers;
 use super::view::tree::{Tree, Used};
 use crate::capture;
 use crate::jobs::{ask, record};
 use crate::postgres::spi::{self, Plan};
+use crate::postgres::transaction::{self, Scope};
 
 /// What was seen of an attachment's definitions, by kind and number.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -319,9 +321,21 @@ pub fn called(attachment: &Attachment) -> Called {
 
 /// Notes the facts as they are when a table is attached, so that whatever is altered from then on is noticed.
 pub fn begin(attachment: i32) {
+    // SAFETY: only settings are changed, and restored below or by the abort.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    // The worker's: a constant in a generated column would be written otherwise.
+    pin_notation(Scope::Nested);
     if let Some(made) = catalog::of_id(attachment) {
         remember(attachment, &gather(&made, &called(&made)));
     }
+    // SAFETY: paired with NewGUCNestLevel above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+}
+
+/// Sets every setting that the text of a definition can depend on.
+pub fn pin_notation(scope: Scope) {
+    key::pin_output_settings(scope);
+    transaction::set(c"quote_all_identifiers", c"off", scope);
 }
 
 /// The facts as they are. SPI must be connected.

@@ -9,7 +9,7 @@ use super::database::Worker;
 use super::launcher;
 use super::ownership;
 use super::version;
-use crate::attachment::key;
+use crate::attachment::definition;
 use crate::postgres::process::is_alive;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -200,7 +200,7 @@ fn pin_session() {
         ] {
             transaction::set(name, value, Scope::Session);
         }
-        key::pin_output_settings(Scope::Session);
+        definition::pin_notation(Scope::Session);
     });
     if let Err(error) = pinned {
         pgrx::error!("could not set the worker's session up: {error}");

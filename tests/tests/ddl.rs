@@ -214,6 +214,24 @@ fn a_generated_column_that_is_added_is_in_every_document() {
 }
 
 #[test]
+fn a_generated_column_is_taken_for_the_same_whatever_the_session_s_notation() {
+    for session in
+        ["", "set intervalstyle = 'sql_standard'; set timezone = 'Asia/Tokyo'; set quote_all_identifiers = on;"]
+    {
+        let mut shop = Shop::new(&format!(
+            "{session} create table root (
+                 id int primary key, at timestamp, later timestamp generated always as (at + interval '36 hours') stored);
+             insert into root select i, '2024-01-01' from generate_series(1, 10) i"
+        ))
+        .attach("");
+        shop.not_rebuilt_by(
+            "alter table root alter at set statistics 10; update root set at = '2024-01-02' where id = 3",
+        );
+        assert!(!shop.server.log().contains("built anew"), "after: {session}");
+    }
+}
+
+#[test]
 fn a_column_added_through_a_partitioned_root_is_in_every_document() {
     let mut shop = Shop::new(
         "create table root (id int primary key, title text) partition by range (id);
