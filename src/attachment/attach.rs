@@ -41,6 +41,8 @@ impl Request {
 /// Whatever makes it impossible, with a hint; nothing was changed then.
 pub fn attach(request: Request) -> Result<i64, Report> {
     require_engine()?;
+    check::require_owner(request.relation)?;
+    as_extension(triggers::take_turn);
     let (table, index) = patiently(&qualified(request.relation), || check::request(&request))?;
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
@@ -136,6 +138,7 @@ pub fn preview<T>(request: Request, work: impl FnOnce(&catalog::Attachment) -> T
 pub fn detach(relation: pg_sys::Oid, index: Option<&str>, drop_index: bool) -> Result<(), Report> {
     let table = check::owned(relation)?;
     as_extension(|| {
+        triggers::take_turn();
         let_go(&table, &attached(relation, index)?, drop_index);
         Ok(())
     })
@@ -154,6 +157,9 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
             triggers::lock(&check::named(followed), mode);
         }
     }
+    // Whoever has begun to follow one of them meanwhile, as the worker does, has committed by now.
+    let followed_on = follow::only_followed_by(&ids);
+    let let_go: Vec<_> = let_go.into_iter().filter(|followed| followed_on.contains(followed)).collect();
     for attachment in attachments {
         if drop_index {
             spi::run(
@@ -178,6 +184,8 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
 /// # Errors
 /// The caller does not own the table, the declaration does not fit, or one that is needed is taken back.
 pub fn relate(relation: pg_sys::Oid, related: pg_sys::Oid, via: Option<&str>) -> Result<(), Report> {
+    check::require_owner(relation)?;
+    as_extension(triggers::take_turn);
     let table = patiently(&qualified(relation), || check::attachable(relation))?;
     // SAFETY: reads a variable of this process.
     let caller = unsafe { pg_sys::GetUserId() };
@@ -199,6 +207,9 @@ pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report
     let caller = unsafe { pg_sys::GetUserId() };
     as_extension(|| {
         let mut job = 0;
+        if attached(relation, index)?.iter().any(|attachment| attachment.document.is_some()) {
+            triggers::take_turn();
+        }
         for attachment in attached(relation, index)? {
             let attachment = definition::with_names(attachment);
             if attachment.document.is_some() {

@@ -10,8 +10,31 @@ use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 use crate::settings;
 
+/// Waits until no other transaction of a user's attaches, detaches or relates tables: what decides about each is read from
+/// the catalog, and has to hold until it has committed. Comes before the tables' locks, behind which writers would wait
+/// meanwhile. The worker asks nobody: it looks again at what it has done.
+pub fn take_turn() {
+    let rows = spi::run("select pg_catalog.to_regclass('es_sync.installation')::oid", &[]);
+    let installation = named(rows.first(1).unwrap_or(pg_sys::InvalidOid));
+    // Keeps out nobody but its like, and those who vacuum the one row.
+    let mode = "share update exclusive";
+    within_lock_timeout(
+        "could not attach, detach or relate within es_sync.lock_timeout",
+        "One transaction at a time does that in a database, and another one has not ended.",
+        &who_holds(&installation, mode),
+        || spi::run(&format!("lock table {} in {mode} mode", installation.name), &[]),
+    );
+}
+
 /// Takes the lock that changing triggers needs, or says who stands in the way.
 pub fn lock(table: &Table, mode: &str) {
+    let name = &table.name;
+    let statement = format!("lock table {name} in {mode} mode");
+    within_lock_timeout(&not_locked(name), QUIET, &who_holds(table, mode), || spi::run(&statement, &[]));
+}
+
+/// What to do where a lock of this mode is not there in time.
+fn who_holds(table: &Table, mode: &str) -> String {
     let holders = spi::run(
         "select pg_catalog.string_agg(distinct l.pid::text, ', ')
          from pg_catalog.pg_locks l
@@ -23,12 +46,10 @@ pub fn lock(table: &Table, mode: &str) {
         &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
     )
     .get::<String>(0, 1);
-    let name = &table.name;
-    let who = match holders {
+    match holders {
         Some(pids) => format!("Its transactions in process {pids} hold a lock: let them end, then try again."),
         None => "Try again, or raise es_sync.lock_timeout.".to_owned(),
-    };
-    within_lock_timeout(name, &who, || spi::run(&format!("lock table {name} in {mode} mode"), &[]));
+    }
 }
 
 /// Runs `work`, which looks at a table and at what its documents show, and waits no longer than that for whoever has locked
@@ -38,15 +59,21 @@ pub fn lock(table: &Table, mode: &str) {
 /// Raises lock_not_available.
 pub fn patiently<T>(name: &str, work: impl FnOnce() -> T) -> T {
     let hint = "It is locked, or a table that its documents show: let the transaction that holds the lock end, or raise es_sync.lock_timeout.";
-    within_lock_timeout(name, hint, work)
+    within_lock_timeout(&not_locked(name), QUIET, hint, work)
 }
+
+fn not_locked(name: &str) -> String {
+    format!("could not lock table {name} within es_sync.lock_timeout")
+}
+
+const QUIET: &str = "The table must be quiet for a moment while its triggers change.";
 
 /// Runs `work`, in which no wait for a lock may last longer than `es_sync.lock_timeout`. A worker has its own, shorter limit
 /// by now (`transaction::run_waiting_shortly`): writers queue up behind whoever waits for such a lock.
 ///
 /// # Errors
-/// Raises lock_not_available, with a table's name and what is to be done.
-fn within_lock_timeout<T>(name: &str, hint: &str, work: impl FnOnce() -> T) -> T {
+/// Raises lock_not_available, with this message, and what is to be done.
+fn within_lock_timeout<T>(message: &str, detail: &str, hint: &str, work: impl FnOnce() -> T) -> T {
     // SAFETY: reads a variable of this process, null in users' backends.
     let is_worker = unsafe { !pg_sys::MyBgworkerEntry.is_null() };
     // A user's own time-out holds again afterwards.
@@ -58,13 +85,7 @@ fn within_lock_timeout<T>(name: &str, hint: &str, work: impl FnOnce() -> T) -> T
     });
     let result = pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(work))
         .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
-            Report::new(
-                PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-                format!("could not lock table {name} within es_sync.lock_timeout"),
-            )
-            .detail("The table must be quiet for a moment while its triggers change.")
-            .hint(hint)
-            .raise()
+            Report::new(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, message).detail(detail).hint(hint).raise()
         })
         .execute();
     if let Some(former) = former {

@@ -549,3 +549,99 @@ fn a_row_that_became_unreadable_unnoticed_gets_its_dead_letter_from_the_comparis
         client.query(keys, &[]).expect("letters").iter().map(|row| row.get(0)).collect::<Vec<String>>()
     });
 }
+
+/// Runs `second` while a transaction that has done `first` is open, which is committed once the second one waits for it.
+/// Its SQLSTATE where it is refused.
+#[track_caller]
+fn beside(server: &Server, first: &str, second: &str) -> Option<String> {
+    let (mut one, mut two, mut admin) = (server.connect("app"), server.connect("app"), server.connect("app"));
+    one.batch_execute(&format!("begin; {first}")).expect(first);
+    let second = second.to_owned();
+    let asked = std::thread::spawn(move || two.batch_execute(&second));
+    wait::until("the second one waits for the first one", wait::SHORT, || -> bool {
+        let waits = "select count(*) = 1 from pg_stat_activity
+                     where wait_event_type = 'Lock' and backend_type = 'client backend'";
+        admin.query_one(waits, &[]).expect("activity").get(0)
+    });
+    one.batch_execute("commit").expect("commit");
+    let refused = asked.join().expect("the second one").err();
+    refused.map(|error| error.code().expect("the server refuses it").code().to_owned())
+}
+
+fn triggers(client: &mut Client, table: &str) -> i64 {
+    let query =
+        format!("select count(*) from pg_trigger where tgname like 'es_sync%' and tgrelid = '{table}'::regclass");
+    client.query_one(&query, &[]).expect("triggers").get(0)
+}
+
+#[test]
+fn of_two_tables_that_are_attached_to_one_index_at_once_one_is_refused() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = unique("shared");
+    client
+        .batch_execute("create table one (id int primary key); create table two (id int primary key)")
+        .expect("set up");
+    let attach = |table: &str| format!("select es_sync.attach('{table}', '{name}')");
+    assert_eq!(beside(&server, &attach("one"), &attach("two")).as_deref(), Some("42710"));
+    expect::table_equal(&mut client, "one", "id", &engine, &name);
+}
+
+#[test]
+fn a_partition_and_its_table_are_not_attached_at_once() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    for (first, second) in [("", "_part"), ("_part", "")] {
+        let name = unique("tree");
+        client
+            .batch_execute(&format!(
+                "create table {name} (id int primary key) partition by range (id);
+                 create table {name}_part partition of {name} for values from (0) to (100)"
+            ))
+            .expect("set up");
+        let attach = |part: &str| format!("select es_sync.attach('{name}{part}')");
+        assert_eq!(beside(&server, &attach(first), &attach(second)).as_deref(), Some("0A000"), "{first}");
+    }
+}
+
+#[test]
+fn indexes_that_are_detached_at_once_leave_no_trigger() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    client.batch_execute(&format!("select es_sync.attach('{name}', '{name}_second')")).expect("attach");
+    expect::settled(&mut client);
+    let detach = |index: &str| format!("select es_sync.detach('{name}', '{name}{index}')");
+    assert_eq!(beside(&server, &detach(""), &detach("_second")), None);
+    assert_eq!(triggers(&mut client, &name), 0);
+}
+
+#[test]
+fn a_table_that_somebody_begins_to_follow_keeps_its_triggers_although_another_lets_go() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let (name, other) = (table(&mut client, 10), unique("other"));
+    client
+        .batch_execute(&format!(
+            "select es_sync.detach('{name}'); create table shown (id int primary key, name text);
+             insert into shown select i, 'name ' || i from generate_series(1, 10) i;
+             create table {other} (id int primary key); insert into {other} select generate_series(1, 10);
+             create view {name}_document as select t.id, s.name from {name} t left join shown s on s.id = t.id;
+             create view {other}_document as select t.id, s.name from {other} t left join shown s on s.id = t.id;
+             select es_sync.attach('{name}', '{name}_documents', '{name}_document')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    let attach = format!("select es_sync.attach('{other}', document => '{other}_document')");
+    assert_eq!(beside(&server, &attach, &format!("select es_sync.detach('{name}')")), None);
+    assert_eq!(triggers(&mut client, "shown"), 2);
+    client.batch_execute("update shown set name = 'changed'").expect("update");
+    expect::settled(&mut client);
+    let documents = format!("select id, row_to_json(d) from {other}_document d");
+    expect::documents_equal(&mut client, &documents, &engine, &other);
+    assert_eq!(server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
+}

@@ -202,7 +202,6 @@ fn tables_attached_by_transactions_at_the_same_time_keep_their_changes_apart() {
     let mut one = setting.open(attach);
     let (mut two, second) = (setting.server.connect("app"), attach.replace("{T}", &format!("{}_second", setting.name)));
     let two = std::thread::spawn(move || two.batch_execute(&second).expect("attach"));
-    // It has chosen by then what it notes its changes under, and knows nothing of the first one.
     wait::until("the second one waits for the first one", wait::SHORT, || -> bool {
         let waits = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock'";
         setting.client.query_one(waits, &[]).expect("activity").get(0)
