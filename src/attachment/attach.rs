@@ -163,8 +163,8 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
     for attachment in attachments {
         if drop_index {
             spi::run(
-                "insert into es_sync.job (kind, relation, index_name, target)
-                 select 'drop', a.relation::text, a.index_name, a.index_name
+                "insert into es_sync.job (kind, relation, detached, index_name, target)
+                 select 'drop', a.relation::text, a.relation, a.index_name, a.index_name
                  from es_sync.attachment a where a.id = $1",
                 &[(pg_sys::INT4OID, spi::value(attachment.id))],
             );

@@ -348,8 +348,10 @@ pub struct Asked {
 /// A job in whatever state; None if there is none.
 pub fn find(job: i64) -> Option<Asked> {
     let rows = spi::run(
-        "select coalesce(a.relation, pg_catalog.to_regclass(j.relation))::oid, j.relation, j.state
-         from es_sync.job j left join es_sync.attachment a on a.id = j.attachment
+        "select c.oid, j.relation, j.state
+         from es_sync.job j
+         left join es_sync.attachment a on a.id = j.attachment
+         left join pg_catalog.pg_class c on c.oid = coalesce(a.relation, j.detached)
          where j.id = $1",
         &[id(job)],
     );

@@ -341,6 +341,44 @@ fn a_cancel_of_a_load_that_has_not_begun_keeps_nobody_waiting_while_it_is_not_co
     assert_eq!(server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
 }
 
+#[test]
+fn the_drop_of_an_index_is_its_tables_owners_to_cancel_whatever_the_table_is_called() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client) = start(proxy.url());
+    let name = unique("dropped");
+    attach(&mut client, &name);
+    client
+        .batch_execute(&format!(
+            "create role clerk; create role other; grant usage on schema es_sync to clerk, other;
+             grant execute on all routines in schema es_sync to clerk, other; alter table {name} owner to clerk"
+        ))
+        .expect("set up");
+    let drops = |client: &mut Client| {
+        proxy.set(Fault::Refuse);
+        client.batch_execute(&format!("select es_sync.detach('{name}', drop_index => true)")).expect("detach");
+        one::<i64>(client, "select max(id) from es_sync.jobs where kind = 'drop' and state in ('queued', 'running')")
+    };
+    let job = drops(&mut client);
+    client
+        .batch_execute(&format!(
+            "alter table {name} rename to {name}_renamed; create table {name} (id int primary key);
+             alter table {name} owner to other; set role other"
+        ))
+        .expect("the name is another table's");
+    assert_eq!(refused(&mut client, &format!("select es_sync.cancel({job})")).0, "42501");
+    client.batch_execute(&format!("set role clerk; select es_sync.cancel({job})")).expect("it is the clerk's");
+    client
+        .batch_execute(&format!(
+            "reset role; drop table {name}; alter table {name}_renamed rename to {name}; select es_sync.attach('{name}')"
+        ))
+        .expect("attach");
+    let job = drops(&mut client);
+    client.batch_execute(&format!("drop table {name}; set role clerk")).expect("drop");
+    assert_eq!(refused(&mut client, &format!("select es_sync.cancel({job})")).0, "42501");
+    client.batch_execute(&format!("reset role; select es_sync.cancel({job})")).expect("it is a superuser's");
+}
+
 /// Changes of the table arrive one after the other; a wait for a lock would take two seconds each time.
 fn goes_on(client: &mut Client, name: &str) {
     let start = Instant::now();
