@@ -253,6 +253,11 @@ fn attachment_table() -> pg_sys::Oid {
     table_of_ours(c"attachment")
 }
 
+/// The table whose lock says whose turn it is to change what is attached. It has one row, which nobody changes.
+pub fn turns() -> pg_sys::Oid {
+    table_of_ours(c"installation")
+}
+
 fn table_of_ours(name: &std::ffi::CStr) -> pg_sys::Oid {
     // SAFETY: syscache lookups in a live transaction.
     unsafe {

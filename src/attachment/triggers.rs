@@ -3,7 +3,7 @@
 use pgrx::{PgRelation, PgSqlErrorCode, pg_sys};
 
 use super::check::{Table, named};
-use super::partitions;
+use super::{catalog, partitions};
 use crate::postgres::error::Report;
 use crate::postgres::rights::as_owner;
 use crate::postgres::spi;
@@ -14,16 +14,19 @@ use crate::settings;
 /// the catalog, and has to hold until it has committed. Comes before the tables' locks, behind which writers would wait
 /// meanwhile. The worker asks nobody: it looks again at what it has done.
 pub fn take_turn() {
-    let rows = spi::run("select pg_catalog.to_regclass('es_sync.installation')::oid", &[]);
-    let installation = named(rows.first(1).unwrap_or(pg_sys::InvalidOid));
-    // Keeps out nobody but its like, and those who vacuum the one row.
-    let mode = "share update exclusive";
     within_lock_timeout(
         "could not attach, detach or relate within es_sync.lock_timeout",
         "One transaction at a time does that in a database, and another one has not ended.",
-        &who_holds(&installation, mode),
-        || spi::run(&format!("lock table {} in {mode} mode", installation.name), &[]),
+        &who_holds(&named(catalog::turns()), "share update exclusive"),
+        wait_for_turn,
     );
+}
+
+/// The same without a limit, and without a word to whoever waits.
+pub fn wait_for_turn() {
+    // SAFETY: waits as LOCK TABLE does: it can be cancelled, and lock_timeout counts. The mode keeps out its like only, and
+    // whoever vacuums that table.
+    unsafe { pg_sys::LockRelationOid(catalog::turns(), pg_sys::ShareUpdateExclusiveLock as i32) };
 }
 
 /// Takes the lock that changing triggers needs, or says who stands in the way.

@@ -1,9 +1,11 @@
 //! DROP EXTENSION locks the queue before it locks the tables whose triggers it drops; a writer has its table locked and
-//! comes to the queue at its commit. So that they cannot deadlock, the tables are locked first.
+//! comes to the queue at its commit. So that they cannot deadlock, the tables are locked first; and before them whoever
+//! attaches is waited for, who has locked tables of ours and comes to the users' after that.
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::attachment::check::owns_extension;
+use crate::attachment::triggers;
 use crate::postgres::error::Report;
 use crate::postgres::rights::as_extension;
 use crate::postgres::spi;
@@ -15,12 +17,13 @@ const ROUNDS: usize = 100;
 /// Returns with every table locked that has a trigger of ours; at once, and false, where there is no extension or the
 /// user may not drop it.
 ///
-/// While it waits for one table it holds no other: a writer that uses several of them in whatever order cannot
+/// While it waits for one table it holds no other of the users': a writer that uses several of them in whatever order cannot
 /// deadlock with it.
 pub fn let_writers_finish() -> bool {
     if !owns_extension() {
         return false;
     }
+    triggers::wait_for_turn();
     let mut awaited = None;
     for _ in 0..ROUNDS {
         if let Some(table) = awaited {

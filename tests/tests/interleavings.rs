@@ -645,3 +645,23 @@ fn a_table_that_somebody_begins_to_follow_keeps_its_triggers_although_another_le
     expect::documents_equal(&mut client, &documents, &engine, &other);
     assert_eq!(server.unexpected_log_lines(&["starting up"]), Vec::<String>::new());
 }
+
+#[test]
+fn drop_extension_does_not_deadlock_with_who_attaches() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    client.batch_execute("create table another (id int primary key)").expect("set up");
+    let (mut one, mut two) = (server.connect("app"), server.connect("app"));
+    one.batch_execute(&format!("begin; select es_sync.attach('another', '{name}_another')")).expect("attach");
+    let drop = std::thread::spawn(move || two.batch_execute("drop extension pg_es_sync"));
+    wait::until("the other one waits", wait::SHORT, || -> bool {
+        let waits = "select count(*) = 1 from pg_stat_activity
+                     where wait_event_type = 'Lock' and backend_type = 'client backend'";
+        client.query_one(waits, &[]).expect("activity").get(0)
+    });
+    one.batch_execute(&format!("select es_sync.attach('{name}', '{name}_second'); commit")).expect("attach");
+    drop.join().expect("the other one").expect("drop extension");
+    assert_eq!(triggers(&mut client, &name), 0);
+}
