@@ -60,7 +60,7 @@ impl Engine {
         let max_body = settings::bulk_bytes();
         Ok(Self {
             senders,
-            breaker: Breaker::new(1, backoff),
+            breaker: Breaker::new(backoff),
             sizing: Sizing::new(max_body.min(es::DEFAULT_MAX_CONTENT), config.connections, SLOW),
             backoff,
             random: fastrand::Rng::new(),

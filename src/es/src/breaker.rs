@@ -4,18 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 
-/// Opens after `threshold` failures in a row; then lets single probes through, at delays that grow with full jitter.
+/// Opens after a failure; then lets single probes through, at delays that grow with full jitter.
 /// Counts failures of whole requests, not of documents. Time comes from the caller.
 #[derive(Clone, Debug)]
 pub struct Breaker {
-    threshold: u32,
     backoff: Backoff,
     rng: fastrand::Rng,
     state: State,
     /// In a row.
     failures: u32,
-    /// When the present outage began.
-    opened_at: Option<Instant>,
     probes: u32,
 }
 
@@ -43,17 +40,8 @@ pub enum Permit {
 }
 
 impl Breaker {
-    /// `threshold`: failures in a row that open it, at least 1.
-    pub fn new(threshold: u32, backoff: Backoff) -> Breaker {
-        Breaker {
-            threshold: threshold.max(1),
-            backoff,
-            rng: fastrand::Rng::new(),
-            state: State::Closed,
-            failures: 0,
-            opened_at: None,
-            probes: 0,
-        }
+    pub fn new(backoff: Backoff) -> Breaker {
+        Breaker { backoff, rng: fastrand::Rng::new(), state: State::Closed, failures: 0, probes: 0 }
     }
 
     pub fn allow(&mut self, now: Instant) -> Permit {
@@ -71,7 +59,6 @@ impl Breaker {
     pub fn success(&mut self) {
         self.state = State::Closed;
         self.failures = 0;
-        self.opened_at = None;
         self.probes = 0;
     }
 
@@ -79,11 +66,7 @@ impl Breaker {
     pub fn failure(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         match self.state {
-            State::Closed if self.failures < self.threshold => {}
-            State::Closed => {
-                self.opened_at = Some(now);
-                self.open(now);
-            }
+            State::Closed => self.open(now),
             State::HalfOpen { .. } => {
                 self.probes = self.probes.saturating_add(1);
                 self.open(now);
@@ -105,11 +88,6 @@ impl Breaker {
     pub fn failures(&self) -> u32 {
         self.failures
     }
-
-    /// When the present outage was noticed; none while closed.
-    pub fn opened_at(&self) -> Option<Instant> {
-        self.opened_at
-    }
 }
 
 /// A probe unheard of for so long counts as lost. Longer than any sensible request_timeout: a second probe beside a slow
@@ -122,8 +100,8 @@ mod tests {
 
     const MAX: Duration = Duration::from_secs(8);
 
-    fn breaker(threshold: u32) -> Breaker {
-        Breaker::new(threshold, Backoff { base: Duration::from_secs(1), max: MAX })
+    fn breaker() -> Breaker {
+        Breaker::new(Backoff { base: Duration::from_secs(1), max: MAX })
     }
 
     fn until(permit: Permit) -> Instant {
@@ -141,25 +119,19 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_in_a_row_open_it() {
+    fn a_failure_opens_it_and_a_success_closes_it() {
         let now = Instant::now();
-        let mut breaker = breaker(3);
-        for _ in 0..5 {
-            breaker.failure(now);
-            breaker.failure(now);
-            assert_eq!(breaker.allow(now), Permit::Normal);
-            breaker.success();
-        }
-        for _ in 0..3 {
-            breaker.failure(now);
-        }
+        let mut breaker = breaker();
+        assert_eq!(breaker.allow(now), Permit::Normal);
+        breaker.failure(now);
         assert!(matches!(breaker.state(), State::Open { .. }));
-        assert_eq!(breaker.opened_at(), Some(now));
+        breaker.success();
+        assert_eq!(breaker.allow(now), Permit::Normal);
     }
 
     #[test]
     fn one_probe_at_a_time_goes_out_while_the_engine_is_away() {
-        let mut breaker = breaker(1);
+        let mut breaker = breaker();
         let start = Instant::now();
         breaker.failure(start);
         let mut now = start;
@@ -170,15 +142,14 @@ mod tests {
             assert!(until(breaker.allow(now)) > now, "a second probe beside the first");
             breaker.failure(now);
         }
-        assert_eq!(breaker.opened_at(), Some(start), "the outage began with the first failure");
         wait_for_probe(&mut breaker);
         breaker.success();
-        assert_eq!((breaker.allow(now), breaker.failures(), breaker.opened_at()), (Permit::Normal, 0, None));
+        assert_eq!((breaker.allow(now), breaker.failures()), (Permit::Normal, 0));
     }
 
     #[test]
     fn late_failures_do_not_push_the_probe_away() {
-        let mut breaker = breaker(1);
+        let mut breaker = breaker();
         let now = Instant::now();
         breaker.failure(now);
         let State::Open { until } = breaker.state() else { panic!() };
@@ -188,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_got_lost_does_not_block_for_ever() {
-        let mut breaker = breaker(1);
+        let mut breaker = breaker();
         breaker.failure(Instant::now());
         let probed = wait_for_probe(&mut breaker);
         assert_eq!(breaker.allow(probed + LOST_PROBE), Permit::Probe);

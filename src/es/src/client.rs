@@ -38,7 +38,6 @@ pub enum Method {
     Put,
     Post,
     Delete,
-    Head,
 }
 
 /// What the engine said, whatever its status.

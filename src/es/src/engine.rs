@@ -19,7 +19,6 @@ pub struct EngineInfo {
     pub product: Product,
     /// For instance "8.19.0".
     pub version: String,
-    pub major: u32,
     /// The largest request body taken, in bytes.
     pub max_content_length: usize,
 }
@@ -99,11 +98,10 @@ fn read_root(body: &[u8]) -> Result<EngineInfo, Failure> {
 }
 
 fn engine_info(product: Product, version: String, max_content_length: usize) -> Result<EngineInfo, Failure> {
-    let major = version.split('.').next().and_then(|major| major.parse().ok());
-    match major {
-        Some(major) => Ok(EngineInfo { product, version, major, max_content_length }),
-        None => Err(Failure::new(FailureKind::BadAnswer, format!("\"{version}\" is not a version"))),
+    if version.split('.').next().is_none_or(|major| major.parse::<u32>().is_err()) {
+        return Err(Failure::new(FailureKind::BadAnswer, format!("\"{version}\" is not a version")));
     }
+    Ok(EngineInfo { product, version, max_content_length })
 }
 
 fn bad_answer(error: &serde_json::Error) -> Failure {
@@ -123,22 +121,12 @@ mod tests {
         let info = read_nodes(ELASTICSEARCH.as_bytes()).unwrap();
         assert_eq!(
             info,
-            EngineInfo {
-                product: Product::Elasticsearch,
-                version: "8.19.0".into(),
-                major: 8,
-                max_content_length: 104_857_600
-            }
+            EngineInfo { product: Product::Elasticsearch, version: "8.19.0".into(), max_content_length: 104_857_600 }
         );
         let info = read_nodes(OPENSEARCH.as_bytes()).unwrap();
         assert_eq!(
             info,
-            EngineInfo {
-                product: Product::OpenSearch,
-                version: "2.19.1".into(),
-                major: 2,
-                max_content_length: 10_485_760
-            }
+            EngineInfo { product: Product::OpenSearch, version: "2.19.1".into(), max_content_length: 10_485_760 }
         );
     }
 

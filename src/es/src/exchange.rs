@@ -113,7 +113,6 @@ impl From<Method> for http::Method {
             Method::Put => http::Method::PUT,
             Method::Post => http::Method::POST,
             Method::Delete => http::Method::DELETE,
-            Method::Head => http::Method::HEAD,
         }
     }
 }

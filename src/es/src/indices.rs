@@ -1,4 +1,4 @@
-//! Indexes, aliases, mappings, counts.
+//! Indexes, aliases, mappings.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -91,14 +91,13 @@ impl Client {
             let reason = format!("index \"{index}\" has a shard that is on no node");
             return Err(Failure::new(FailureKind::Unavailable, reason));
         }
-        let answer = self.call(Method::Post, &format!("/{name}/_refresh"), None)?;
-        all_shards(answer).map(|_| ())
-    }
-
-    /// Documents that a search would see. Fails with `Unavailable` when a shard did not count.
-    pub fn count(&self, index: &str) -> Result<u64, Failure> {
-        let answer = self.call(Method::Get, &format!("/{}/_count", path_name(index)?), None)?;
-        all_shards(answer)?.count.ok_or_else(|| Failure::new(FailureKind::BadAnswer, "the engine told no count"))
+        let answer = self.call(Method::Post, &format!("/{name}/_refresh"), None)?.success()?;
+        let Refreshed { shards } = parse(&answer)?;
+        if shards.failed > 0 {
+            let reason = format!("{} of {} shards failed", shards.failed, shards.total);
+            return Err(Failure::new(FailureKind::Unavailable, reason));
+        }
+        Ok(())
     }
 
     /// An answer, or none when the engine itself says that it is not there.
@@ -153,10 +152,9 @@ struct Health {
 }
 
 #[derive(Deserialize)]
-struct ShardsAnswer {
+struct Refreshed {
     #[serde(rename = "_shards")]
     shards: Shards,
-    count: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -164,17 +162,6 @@ struct Shards {
     failed: u64,
     #[serde(default)]
     total: u64,
-}
-
-fn all_shards(answer: Answer) -> Result<ShardsAnswer, Failure> {
-    let answer: ShardsAnswer = parse(&answer.success()?)?;
-    if answer.shards.failed > 0 {
-        return Err(Failure::new(
-            FailureKind::Unavailable,
-            format!("{} of {} shards failed", answer.shards.failed, answer.shards.total),
-        ));
-    }
-    Ok(answer)
 }
 
 fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, Failure> {

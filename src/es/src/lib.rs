@@ -11,7 +11,7 @@
 //! - `answer`: what the engine said to each operation
 //!
 //! Beside the way:
-//! - `indices`: indexes, aliases, mappings, counts
+//! - `indices`: indexes, aliases, mappings
 //! - `documents`: reading back what was sent, to compare it
 //! - `lease`: which of several databases may write
 //! - `engine`: which engine it is
