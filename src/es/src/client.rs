@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use serde_json::Value;
 use ureq::Agent;
 
@@ -56,14 +57,13 @@ impl Answer {
         }
     }
 
-    /// The body of a success as JSON.
-    pub fn json(self) -> Result<Value, Failure> {
-        let answer = self.success()?;
-        serde_json::from_slice(&answer.body).map_err(|error| Failure {
-            status: Some(answer.status),
+    /// The body, which is JSON.
+    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| Failure {
+            status: Some(self.status),
             ..Failure::new(
                 FailureKind::BadAnswer,
-                format!("answer of {} bytes is not JSON: {error}", answer.body.len()),
+                format!("answer of {} bytes cannot be read: {error}", self.body.len()),
             )
         })
     }
@@ -134,7 +134,7 @@ impl Client {
     /// [`Client::call`] with JSON both ways; a status that is no success is a failure.
     pub fn call_json(&self, method: Method, path_and_query: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let bytes = body.map(|body| body.to_string().into_bytes());
-        self.call(method, path_and_query, bytes.as_deref())?.json()
+        self.call(method, path_and_query, bytes.as_deref())?.success()?.read()
     }
 
     fn credentials(&self) -> Arc<Credentials> {

@@ -122,7 +122,7 @@ impl Client {
             json!({"ids": documents.iter().map(|wanted| wanted.id.as_str()).collect::<Vec<_>>()})
         };
         let answer = self.call(Method::Post, &path, Some(body.to_string().as_bytes()))?.success()?;
-        let got: MultiGet = read(&answer.body)?;
+        let got: MultiGet = answer.read()?;
         if got.docs.len() != documents.len() {
             let reason = format!("{} documents were asked for, {} answered", documents.len(), got.docs.len());
             return Err(Failure::new(FailureKind::BadAnswer, reason));
@@ -167,7 +167,7 @@ impl Client {
 
     fn ids(&self, path: &str, body: &Value) -> Result<Ids, Failure> {
         let answer = self.call(Method::Post, path, Some(body.to_string().as_bytes()))?.success()?;
-        let answer: Scrolled = read(&answer.body)?;
+        let answer: Scrolled = answer.read()?;
         if answer.shards.is_some_and(|shards| shards.failed > 0) {
             return Err(Failure::new(FailureKind::Unavailable, "not all shards answered"));
         }
@@ -269,11 +269,6 @@ impl Number {
         let exponent = exponent.checked_sub(fraction.len() as i64)?.checked_add(dropped as i64)?;
         Some(Self { negative: text.starts_with('-'), digits, exponent })
     }
-}
-
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body)
-        .map_err(|error| Failure::new(FailureKind::BadAnswer, format!("answer cannot be read: {error}")))
 }
 
 #[cfg(test)]

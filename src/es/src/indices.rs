@@ -41,7 +41,7 @@ impl Client {
         let Some(answer) = self.found(&path)? else {
             return Ok(None);
         };
-        let mut indexes: BTreeMap<String, IndexAnswer> = parse(&answer)?;
+        let mut indexes: BTreeMap<String, IndexAnswer> = answer.read()?;
         if indexes.len() > 1 {
             let names: Vec<&str> = indexes.keys().map(String::as_str).collect();
             return Err(Failure::new(
@@ -61,7 +61,7 @@ impl Client {
     pub fn alias(&self, alias: &str) -> Result<Vec<String>, Failure> {
         match self.found(&format!("/_alias/{}", path_name(alias)?))? {
             None => Ok(Vec::new()),
-            Some(answer) => Ok(parse::<BTreeMap<String, Value>>(&answer)?.into_keys().collect()),
+            Some(answer) => Ok(answer.read::<BTreeMap<String, Value>>()?.into_keys().collect()),
         }
     }
 
@@ -91,8 +91,7 @@ impl Client {
             let reason = format!("index \"{index}\" has a shard that is on no node");
             return Err(Failure::new(FailureKind::Unavailable, reason));
         }
-        let answer = self.call(Method::Post, &format!("/{name}/_refresh"), None)?.success()?;
-        let Refreshed { shards } = parse(&answer)?;
+        let Refreshed { shards } = self.call(Method::Post, &format!("/{name}/_refresh"), None)?.success()?.read()?;
         if shards.failed > 0 {
             let reason = format!("{} of {} shards failed", shards.failed, shards.total);
             return Err(Failure::new(FailureKind::Unavailable, reason));
@@ -162,11 +161,4 @@ struct Shards {
     failed: u64,
     #[serde(default)]
     total: u64,
-}
-
-fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, Failure> {
-    serde_json::from_slice(&answer.body).map_err(|error| Failure {
-        status: Some(answer.status),
-        ..Failure::new(FailureKind::BadAnswer, format!("answer cannot be read: {error}"))
-    })
 }

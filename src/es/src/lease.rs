@@ -80,7 +80,7 @@ impl Client {
                 },
             };
         }
-        let answer: GetAnswer = read(&answer.success()?.body)?;
+        let answer: GetAnswer = answer.success()?.read()?;
         let mark = Mark { seq_no: answer.seq_no, primary_term: answer.primary_term };
         Ok(answer.source.filter(|_| answer.found).map(|lease| Found { lease, mark }))
     }
@@ -100,7 +100,7 @@ impl Client {
             }
         };
         let answer: WriteAnswer =
-            read(&self.call(Method::Put, &path, Some(body.to_string().as_bytes()))?.success()?.body)?;
+            self.call(Method::Put, &path, Some(body.to_string().as_bytes()))?.success()?.read()?;
         Ok(Mark { seq_no: answer.seq_no, primary_term: answer.primary_term })
     }
 
@@ -187,11 +187,6 @@ fn generation_of(index: &str, alias: &str) -> Option<i64> {
 
 fn lease_path(endpoint: &str, installation: &str) -> Result<String, Failure> {
     Ok(format!("/{}/{endpoint}/{}", path_name(LEASE_INDEX)?, percent_encode(installation)))
-}
-
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body)
-        .map_err(|error| Failure::new(FailureKind::BadAnswer, format!("answer cannot be read: {error}")))
 }
 
 #[cfg(test)]
