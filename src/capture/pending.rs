@@ -126,19 +126,9 @@ impl Pending {
         level.bytes
     }
 
-    /// Notes that a whole table changed.
-    pub fn note_whole_table(&mut self, subtransaction: u32, source: u32) {
-        self.level(subtransaction).table(source).whole_table = true;
-    }
-
-    /// Notes that rows of a table changed, without saying which.
-    pub fn note_unnoted(&mut self, subtransaction: u32, source: u32) {
-        self.level(subtransaction).table(source).unnoted = true;
-    }
-
-    /// Notes that a partition of a table was emptied.
-    pub fn note_part_emptied(&mut self, subtransaction: u32, source: u32) {
-        self.level(subtransaction).table(source).part_emptied = true;
+    /// A table's changes, to set their marks. Keys have functions of their own, which count bytes.
+    pub fn changes(&mut self, subtransaction: u32, source: u32) -> &mut Changes {
+        self.level(subtransaction).table(source)
     }
 
     /// A savepoint is released: its keys are its parent's now.
@@ -334,9 +324,9 @@ mod tests {
     fn rows_that_were_not_noted_belong_to_their_savepoint_too() {
         let mut pending = Pending::default();
         pending.note_integer(1, T, 1);
-        pending.note_unnoted(2, T);
+        pending.changes(2, T).unnoted = true;
         pending.roll_back(2);
-        pending.note_unnoted(3, T + 1);
+        pending.changes(3, T + 1).unnoted = true;
         pending.release(3, 1);
         let tables = pending.take().0;
         assert_eq!(

@@ -73,23 +73,23 @@ pub fn note_key(source: u32, key: &str) {
 
 /// Notes that a whole table changed.
 pub fn note_whole_table(source: u32) {
-    note(|pending, level| pending.note_whole_table(level, source));
+    mark(source, |changes| changes.whole_table = true);
 }
 
 /// Notes that rows of a table changed, without saying which: the worker compares the whole table.
 pub fn note_unnoted(source: u32) {
-    note(|pending, level| pending.note_unnoted(level, source));
+    mark(source, |changes| changes.unnoted = true);
 }
 
 /// Notes that a partition of a table was emptied: the worker looks for documents without a row.
 pub fn note_part_emptied(source: u32) {
-    note(|pending, level| pending.note_part_emptied(level, source));
+    mark(source, |changes| changes.part_emptied = true);
 }
 
-fn note(note: impl FnOnce(&mut Pending, u32)) {
+fn mark(source: u32, set: impl FnOnce(&mut Changes)) {
     let level = subtransaction();
     let late = STATE.with_borrow_mut(|state| {
-        note(&mut state.pending, level);
+        set(state.pending.changes(level, source));
         state.flushed.is_some()
     });
     if late {
