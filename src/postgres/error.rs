@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
-/// An error as Postgres reports it: what a folder's own error type is turned into before it is raised.
+/// An error or a warning as Postgres reports it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     pub sqlstate: PgSqlErrorCode,
@@ -59,9 +59,9 @@ pub trait OrRaise<T> {
     fn or_raise(self) -> T;
 }
 
-impl<T, E: Into<Report>> OrRaise<T> for Result<T, E> {
+impl<T> OrRaise<T> for Result<T, Report> {
     fn or_raise(self) -> T {
-        self.unwrap_or_else(|error| error.into().raise())
+        self.unwrap_or_else(|report| report.raise())
     }
 }
 

@@ -13,7 +13,7 @@ use pgrx::bgworkers::{
 use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashMap;
 
-use crate::postgres::error::Report;
+use crate::postgres::error::{Report, SqlError};
 use crate::postgres::process::is_alive;
 use crate::postgres::transaction;
 use crate::shared::{self, MAX_DATABASES, Shared};
@@ -233,7 +233,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant) -> Result<State, Repor
 }
 
 /// Databases that take connections and are no templates.
-fn databases() -> Result<Vec<pg_sys::Oid>, crate::postgres::error::SqlError> {
+fn databases() -> Result<Vec<pg_sys::Oid>, SqlError> {
     transaction::run_without_database(|| {
         let mut databases = Vec::new();
         // SAFETY: pg_database is a shared catalog and can be read without a database; the scan is ended and the table
