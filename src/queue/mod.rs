@@ -1,5 +1,5 @@
 //! The queue of changes and the dead letters: every statement on them is here, and what is done to them below SQL.
-//! Runs in: writers' backends (`insert`, `table`), the worker (all), users' backends (`dead_letter`).
+//! Runs in: writers' backends (`insert`, `table`), the worker (all), users' backends (`dead_letter`, the marker).
 //! May touch: es_sync.queue, es_sync.prepared_queue, es_sync.marker, es_sync.dead_letter.
 //!
 //! A row of the queue is (id, source, count, enqueued_at, keys): the keys of one table that one transaction changed, a

@@ -81,7 +81,7 @@ pub struct Delivery {
     pub met_generation: Option<i64>,
 }
 
-/// What is to be written down in Postgres: see `database::acknowledge`.
+/// What is to be written down in Postgres: see `changes`.
 #[derive(Default)]
 pub struct Outbox {
     pub finished: Vec<Place>,

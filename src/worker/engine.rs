@@ -138,7 +138,7 @@ impl Engine {
         matches!(self.info, Info::Known(_) | Info::AskedAgain(_))
     }
 
-    /// Takes the answer to `identify`; false if the token is not its. The sentence says what went wrong.
+    /// Takes the answer to `identify`; None if the token is not its. Says which engine it is, or what went wrong.
     pub fn identified(
         &mut self,
         token: u64,

@@ -324,7 +324,7 @@ impl Server {
         file.expect("could not open the log")
     }
 
-    /// Processes whose command line or title names this server's folder or port, a line each.
+    /// This server's processes, which are those that work in its folder, a line each.
     fn processes(&self) -> String {
         let data = self.data();
         let output = Command::new("ps").args(["-eo", "pid,args"]).output().expect("could not run ps");
