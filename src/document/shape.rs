@@ -199,7 +199,8 @@ fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
 /// The type's name, qualified and quoted, for a cast. "character" and "bit" alone would mean a length of one.
 pub fn type_name(type_oid: pg_sys::Oid) -> String {
     let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
-    // SAFETY: as above.
+    // SAFETY: syscache lookups in a live transaction; without FORMAT_TYPE_INVALID_AS_NULL the name is never null, and the
+    // palloc'd text outlives its use here.
     unsafe {
         let name = pg_sys::format_type_extended(type_oid, -1, flags as pg_sys::bits16);
         std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
