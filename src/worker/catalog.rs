@@ -155,55 +155,30 @@ impl Worker {
         }
         let mut in_doubt = false;
         for partition in transaction::run(partitions::unwatched)? {
-            match transaction::run_waiting_shortly(|| partitions::watch(&partition)) {
-                Ok(repair) => {
-                    if repair {
-                        self.catalog_due = Instant::now();
-                    }
-                }
-                Err(error) => {
-                    // Somebody writes to it, or it is gone: looked at again when the catalog is.
-                    pgrx::debug1!("could not watch partition {} yet: {error}", partition.name);
-                    in_doubt = true;
-                }
+            let what = format!("watch partition {}", partition.name);
+            if when_quiet(&mut in_doubt, &what, || partitions::watch(&partition)) == Some(true) {
+                self.catalog_due = Instant::now();
             }
         }
         for (table, name) in transaction::run(definition::without_trigger)? {
-            match transaction::run_waiting_shortly(|| definition::give_trigger_back(table, &name)) {
-                Ok(()) => {
-                    pgrx::warning!(
-                        "table {name} had lost its trigger: it has it again, and is compared with its indexes"
-                    );
-                    self.catalog_due = Instant::now();
-                }
-                Err(error) => {
-                    // Likewise.
-                    pgrx::debug1!("could not give {name} its trigger back yet: {error}");
-                    in_doubt = true;
-                }
+            let what = format!("give {name} its trigger back");
+            if when_quiet(&mut in_doubt, &what, || definition::give_trigger_back(table, &name)).is_some() {
+                pgrx::warning!("table {name} had lost its trigger: it has it again, and is compared with its indexes");
+                self.catalog_due = Instant::now();
             }
         }
         for stray in transaction::run(partitions::strays)? {
-            if let Err(error) = transaction::run_waiting_shortly(|| partitions::unwatch(&stray)) {
-                // Likewise.
-                pgrx::debug1!("could not drop a trigger of {} yet: {error}", stray.name);
-                in_doubt = true;
-            }
+            let what = format!("drop a trigger of {}", stray.name);
+            when_quiet(&mut in_doubt, &what, || partitions::unwatch(&stray));
         }
         for trigger in transaction::run(switched::off)? {
-            match transaction::run_waiting_shortly(|| switched::mend(&trigger)) {
-                Ok(()) => {
-                    pgrx::warning!(
-                        "triggers of {} were switched off: they fire again, and the table is compared with its indexes",
-                        trigger.table_name
-                    );
-                    self.catalog_due = Instant::now();
-                }
-                Err(error) => {
-                    // Likewise.
-                    pgrx::debug1!("could not switch a trigger of {} on yet: {error}", trigger.table_name);
-                    in_doubt = true;
-                }
+            let name = &trigger.table_name;
+            let what = format!("switch a trigger of {name} on");
+            if when_quiet(&mut in_doubt, &what, || switched::mend(&trigger)).is_some() {
+                pgrx::warning!(
+                    "triggers of {name} were switched off: they fire again, and the table is compared with its indexes"
+                );
+                self.catalog_due = Instant::now();
             }
         }
         self.triggers_in_doubt = in_doubt;
@@ -330,4 +305,15 @@ pub(super) fn reader_of<'a>(
             Some(place.insert(Reader::new(shape)))
         }
     }
+}
+
+/// Does something to a table. None where somebody uses it just now, or it is gone: it is looked at again when the catalog
+/// is.
+fn when_quiet<T>(in_doubt: &mut bool, what: &str, work: impl FnOnce() -> T) -> Option<T> {
+    let done = transaction::run_waiting_shortly(work);
+    if let Err(error) = &done {
+        pgrx::debug1!("could not {what} yet: {error}");
+        *in_doubt = true;
+    }
+    done.ok()
 }
