@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use es::{Client, Failure, FailureKind, IndexInfo};
+use es::{Failure, FailureKind, Standing};
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 
@@ -183,8 +183,9 @@ impl UnderWay for Build {
             Phase::Look => {
                 let (index, _) = self.names(context);
                 let (owner, generation) = (context.owner.to_owned(), context.generation);
-                self.phase =
-                    Phase::Looking(context.engine.call(move |client| look(client, &index, generation, &owner)));
+                self.phase = Phase::Looking(
+                    context.engine.call(move |client| Ok(json!(client.standing(&index, generation, &owner)?))),
+                );
                 Ok(Step::Wait(None))
             }
             Phase::Load => self.load(context, now),
@@ -209,7 +210,7 @@ impl UnderWay for Build {
                 let (alias, owner) = (context.attachment.index.clone(), context.owner.to_owned());
                 let adopt = context.attachment.options.adopt == Some(true);
                 self.phase = Phase::Swapping(context.engine.call(move |client| {
-                    swap(client, &alias, &index, &owner, adopt)?;
+                    client.swap(&alias, &index, &owner, adopt)?;
                     Ok(json!(client.index(&index)?.map(|info| info.uuid)))
                 }));
                 self.note_progress("swap")?;
@@ -328,10 +329,10 @@ impl Build {
         let adopt = context.attachment.options.adopt == Some(true);
         self.phase = Phase::Creating(context.engine.call(move |client| {
             // A name that is somebody else's is refused before anything is loaded.
-            make_room(client, &public, &index, &owner, adopt)?;
+            client.make_room(&public, &index, &owner, adopt)?;
             match client.create_index(&index, &body) {
                 // Modules and plugins bring these types, and no list of them is the same everywhere: it is tried.
-                Err(failure) if lacks(&failure, &optional) => {
+                Err(failure) if failure.lacks(&optional) => {
                     client.create_index(&index, &reduced)?;
                     Ok(json!(optional))
                 }
@@ -500,13 +501,15 @@ impl Build {
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
             }
-            Phase::Look if value == &Value::Bool(true) => {
-                self.open_lane(context.delivery, context.attachment, context.generation);
-                self.phase = Phase::Load;
-            }
-            // Already behind the alias: only the last note is missing.
-            Phase::Look if value == "live" => self.complete(context, None)?,
-            Phase::Look => self.phase = Phase::Create,
+            Phase::Look => match serde_json::from_value(value.clone()) {
+                Ok(Standing::Ready) => {
+                    self.open_lane(context.delivery, context.attachment, context.generation);
+                    self.phase = Phase::Load;
+                }
+                // Only the last note is missing.
+                Ok(Standing::Live) => self.complete(context, None)?,
+                Ok(Standing::Gone) | Err(_) => self.phase = Phase::Create,
+            },
             Phase::Settle => {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
                     lane.is_loaded = true;
@@ -601,7 +604,10 @@ impl Build {
         self.phase = Phase::Over;
         let (owner, public) = (context.owner.to_owned(), context.attachment.index.clone());
         if let Some(index) = self.target.take() {
-            context.engine.call(move |client| drop_unless_live(client, &index, &public, &owner));
+            context.engine.call(move |client| {
+                client.drop_unless_live(&index, &public, &owner)?;
+                Ok(Value::Null)
+            });
         }
     }
 
@@ -610,125 +616,4 @@ impl Build {
             context.delivery.close_lane(lane);
         }
     }
-}
-
-/// True if an index was refused because of one of these types, or of the setting that comes with one.
-pub(crate) fn lacks(failure: &Failure, types: &[String]) -> bool {
-    let message = failure.to_string();
-    failure.status == Some(400)
-        && !types.is_empty()
-        && (types.iter().any(|name| message.contains(&format!("[{name}]"))) || message.contains("[index.knn]"))
-}
-
-/// Whether an index was built by us for this very name: such a one is replaced by the next build, and dropped with the
-/// attachment. What else is behind the name has come there by hand (an alias of another table's index, a snapshot that was
-/// restored beside ours) and is not to be deleted.
-fn is_former(index: &IndexInfo, public: &str, owner: &str) -> bool {
-    let number = index.name.strip_prefix(public).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
-    bears(index, public, owner) && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether an index bears our mark and this name in it.
-fn bears(index: &IndexInfo, public: &str, owner: &str) -> bool {
-    is_ours(index, owner) && index.meta["pg_es_sync"]["index"] == public
-}
-
-fn is_ours(index: &IndexInfo, owner: &str) -> bool {
-    index.meta["pg_es_sync"]["installation"] == owner
-}
-
-/// The alias actions that take everything but `index` away from behind the public name.
-///
-/// # Errors
-/// `Config` where the name belongs to somebody else.
-fn make_room(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) -> Result<Vec<Value>, Failure> {
-    let refuse = |why: String| Err(Failure::new(FailureKind::Config, why));
-    let made = |info: &IndexInfo| match info.meta["pg_es_sync"]["index"].as_str() {
-        Some(other) if is_ours(info, owner) => format!("was made for \"{other}\""),
-        _ => "another installation made".to_owned(),
-    };
-    let behind = client.alias(public)?;
-    let mut actions = Vec::new();
-    for old in behind.iter().filter(|old| *old != index) {
-        let Some(info) = client.index(old)? else { continue };
-        actions.push(if is_former(&info, public, owner) {
-            json!({"remove_index": {"index": old}})
-        } else if adopt || bears(&info, public, owner) {
-            json!({"remove": {"index": old, "alias": public}})
-        } else {
-            let why = format!("\"{public}\" is an alias of index \"{old}\", which {}", made(&info));
-            return refuse(format!("{why}; option \"adopt\" takes it over"));
-        });
-    }
-    let own = if behind.is_empty() { client.index(public)?.filter(|info| info.name == public) } else { None };
-    if let Some(info) = own {
-        if is_ours(&info, owner) && !bears(&info, public, owner) {
-            return refuse(format!("\"{public}\" is an index that {}", made(&info)));
-        }
-        if !adopt {
-            let why = format!("\"{public}\" exists in the engine as an index of its own");
-            return refuse(format!("{why}; option \"adopt\" replaces it"));
-        }
-        actions.push(json!({"remove_index": {"index": public}}));
-    }
-    Ok(actions)
-}
-
-/// Whether the target of an interrupted build still stands, and can be written to: true, false, or "live" if it is
-/// behind the alias already.
-fn look(client: &Client, index: &str, generation: i64, owner: &str) -> Result<Value, Failure> {
-    match client.take_write_alias(index, generation, owner) {
-        Ok(_) => {}
-        Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Conflict) => {
-            return Ok(json!(false));
-        }
-        Err(failure) => return Err(failure),
-    }
-    Ok(match client.index(index)? {
-        Some(info) => {
-            let public = info.meta["pg_es_sync"]["index"].as_str().unwrap_or_default();
-            if info.aliases.iter().any(|name| name == public) { json!("live") } else { json!(true) }
-        }
-        None => json!(false),
-    })
-}
-
-/// Puts the index behind the alias and drops what was there, in one call. What is there is asked, not remembered, so
-/// it may be done again after a lost answer.
-fn swap(client: &Client, public: &str, index: &str, owner: &str, adopt: bool) -> Result<Value, Failure> {
-    if client.alias(public)? == [index] {
-        return Ok(Value::Null);
-    }
-    let mut actions = make_room(client, public, index, owner, adopt)?;
-    actions.push(json!({"add": {"index": index, "alias": public}}));
-    // What is searchable in the old index must not be missing in the new one for a while.
-    client.refresh(index)?;
-    client.update_aliases(&Value::Array(actions))?;
-    if client.alias(public)? == [index] {
-        Ok(Value::Null)
-    } else {
-        Err(Failure::new(FailureKind::BadAnswer, format!("the engine did not put \"{index}\" behind \"{public}\"")))
-    }
-}
-
-/// Drops an abandoned build, never what is behind the public alias.
-fn drop_unless_live(client: &Client, index: &str, public: &str, owner: &str) -> Result<Value, Failure> {
-    if let Some(info) = client.index(index)?
-        && info.name == index
-        && is_former(&info, public, owner)
-        && !info.aliases.iter().any(|alias| alias == public)
-    {
-        client.delete_index(index)?;
-    }
-    Ok(Value::Null)
-}
-
-/// Drops what was built for a public alias and is behind it, for `detach(drop_index => true)`.
-pub fn drop_public(client: &Client, public: &str, owner: &str) -> Result<Value, Failure> {
-    for index in client.alias(public)? {
-        if client.index(&index)?.is_some_and(|info| is_former(&info, public, owner)) {
-            client.delete_index(&index)?;
-        }
-    }
-    Ok(Value::Null)
 }

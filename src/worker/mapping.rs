@@ -12,7 +12,6 @@ use super::delivery::Delivery;
 use super::engine::Engine;
 use crate::attachment::catalog::Attachment;
 use crate::document::read::Reader;
-use crate::jobs::build::lacks;
 
 /// A mapping that the engine was asked to take.
 pub(super) struct PutMapping {
@@ -47,7 +46,7 @@ impl Delivery {
             let token = engine.call(move |client| {
                 let body = serde_json::from_str(&body).unwrap_or_default();
                 match client.put_mapping(&alias, &body) {
-                    Err(failure) if lacks(&failure, &optional) => client.put_mapping(&alias, &reduced),
+                    Err(failure) if failure.lacks(&optional) => client.put_mapping(&alias, &reduced),
                     result => result,
                 }
                 .map(|()| Value::Null)

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use serde_json::Value;
+
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
-use crate::jobs::build::{self, Build};
+use crate::jobs::build::Build;
 use crate::jobs::partition::Load;
 use crate::jobs::record;
 use crate::jobs::step::{Context, LOCKED_REST, Step, UnderWay};
@@ -49,7 +51,10 @@ impl Worker {
                 }
             } else if let Some(engine) = self.engine.as_mut() {
                 let owner = self.owner.clone();
-                let token = engine.call(move |client| build::drop_public(client, &index, &owner));
+                let token = engine.call(move |client| {
+                    client.drop_public(&index, &owner)?;
+                    Ok(Value::Null)
+                });
                 self.drops.push((token, job));
             }
         }
@@ -98,11 +103,7 @@ impl Worker {
         Ok(again)
     }
 
-    pub(super) fn job_answered(
-        &mut self,
-        token: u64,
-        result: &Result<serde_json::Value, es::Failure>,
-    ) -> Result<(), SqlError> {
+    pub(super) fn job_answered(&mut self, token: u64, result: &Result<Value, es::Failure>) -> Result<(), SqlError> {
         if let Some(place) = self.drops.iter().position(|(own, _)| *own == token) {
             let (_, job) = self.drops.swap_remove(place);
             if result.as_ref().is_err_and(|failure| failure.kind.is_transient()) {

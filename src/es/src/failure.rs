@@ -73,6 +73,14 @@ impl Failure {
         Failure { kind, status: None, reason: cut(reason.into()) }
     }
 
+    /// True if an index was refused because of one of these types, or of the setting that comes with one.
+    pub fn lacks(&self, types: &[String]) -> bool {
+        let message = self.to_string();
+        self.status == Some(400)
+            && !types.is_empty()
+            && (types.iter().any(|name| message.contains(&format!("[{name}]"))) || message.contains("[index.knn]"))
+    }
+
     /// Reads an answer whose status is not a success.
     pub(crate) fn from_answer(status: u16, body: &[u8]) -> Failure {
         let (kind_text, reason) = read_error(body);

@@ -122,7 +122,7 @@ impl Client {
     pub fn take_write_alias(&self, index: &str, generation: i64, installation: &str) -> Result<WriteAlias, Failure> {
         let gone = || Failure::new(FailureKind::NotFound, format!("index \"{index}\" is missing"));
         let info = self.index(index)?.filter(|info| info.name == index).ok_or_else(gone)?;
-        if info.meta["pg_es_sync"]["installation"] != installation {
+        if !info.is_of(installation) {
             return Err(Failure::new(
                 FailureKind::Conflict,
                 format!("index \"{index}\" was made by somebody else, or its mark of ownership is gone"),

@@ -12,6 +12,7 @@
 //!
 //! Beside the way:
 //! - `indices`: indexes, aliases, mappings
+//! - `public`: the name that users search by, and whose index is behind it
 //! - `documents`: reading back what was sent, to compare it
 //! - `lease`: which of several databases may write
 //! - `engine`: which engine it is
@@ -38,6 +39,7 @@ mod indices;
 mod lease;
 mod name;
 mod nodes;
+mod public;
 mod secret;
 mod senders;
 mod sizing;
@@ -60,6 +62,7 @@ pub use failure::{Failure, FailureKind};
 pub use indices::IndexInfo;
 pub use lease::{Found, LEASE_INDEX, Lease, Mark, WriteAlias, write_alias};
 pub use name::check_index_name;
+pub use public::Standing;
 pub use secret::Secret;
 pub use senders::{Delivery, Event, Senders, run_apart};
 pub use sizing::Sizing;
