@@ -257,10 +257,8 @@ impl Shared {
 
     /// Frees the entry of a database that does not have the extension.
     pub fn release_database(&self, oid: pg_sys::Oid) {
-        if let Some(database) = self.database(oid).filter(|database| database.worker.load(Ordering::Acquire) == 0) {
-            database.forget();
-            database.oid.store(0, Ordering::Release);
-            self.free_indexes(oid.to_u32(), |_| false);
+        if let Some(database) = self.database(oid) {
+            self.free(database);
         }
     }
 
@@ -268,11 +266,18 @@ impl Shared {
     pub fn keep_databases(&self, exists: impl Fn(u32) -> bool) {
         for database in &self.databases {
             let oid = database.oid.load(Ordering::Acquire);
-            if oid != 0 && !exists(oid) && database.worker.load(Ordering::Acquire) == 0 {
-                database.forget();
-                database.oid.store(0, Ordering::Release);
-                self.free_indexes(oid, |_| false);
+            if oid != 0 && !exists(oid) {
+                self.free(database);
             }
+        }
+    }
+
+    /// Frees an entry, unless a worker has it.
+    fn free(&self, database: &Database) {
+        if database.worker.load(Ordering::Acquire) == 0 {
+            database.forget();
+            let oid = database.oid.swap(0, Ordering::AcqRel);
+            self.free_indexes(oid, |_| false);
         }
     }
 
@@ -481,7 +486,7 @@ impl Database {
     /// Remembers a failure, in the place of the oldest; one that was there already is only renewed. Only the worker
     /// calls this.
     fn note_failure(&self, attachment: i32, text: &str) {
-        let text = &text[..text.floor_char_boundary(text.len().min(Sentence::BYTES))];
+        let text = &text[..text.floor_char_boundary(Sentence::BYTES)];
         let same =
             |note: &&FailureNote| note.attachment.load(Ordering::Relaxed) == attachment && note.text.get() == text;
         let oldest = || self.failures.iter().min_by_key(|note| note.at.load(Ordering::Relaxed));
@@ -615,10 +620,7 @@ impl Sentence {
     const BYTES: usize = 500;
 
     pub fn set(&self, text: &str) {
-        let mut length = text.len().min(self.bytes.len());
-        while !text.is_char_boundary(length) {
-            length -= 1;
-        }
+        let length = text.floor_char_boundary(Sentence::BYTES);
         self.sequence.fetch_add(1, Ordering::AcqRel);
         for (cell, byte) in self.bytes.iter().zip(&text.as_bytes()[..length]) {
             cell.store(*byte, Ordering::Relaxed);
