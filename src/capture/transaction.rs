@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use pgrx::pg_sys;
 
 use super::pending::{Changes, Pending};
+use crate::postgres::process::my_database;
 use crate::postgres::transaction;
 use crate::queue::insert;
 use crate::queue::table::Queue;
@@ -144,9 +145,7 @@ impl State {
 /// True where the queue takes nothing at the moment: its worker repairs everything when it does again, after every
 /// transaction that has asked this has ended.
 fn is_closed() -> bool {
-    // SAFETY: reads a variable of this process.
-    let database = shared::shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
-    database.is_some_and(|database| database.queue_state() == shared::QueueState::Closed)
+    shared::mine().is_some_and(|database| database.queue_state() == shared::QueueState::Closed)
 }
 
 /// Writes to the queue. A writer must not fail because that is just being truncated or written anew.
@@ -197,8 +196,7 @@ fn committed() {
         let lost = !state.pending.is_empty();
         let has_news = lost || state.wrote || state.catalog_changed || state.extension_changed;
         if has_news && let Some(shared) = shared::shared() {
-            // SAFETY: reads a variable of this process.
-            let database = shared.database(unsafe { pg_sys::MyDatabaseId });
+            let database = shared.database(my_database());
             if let Some(database) = database {
                 use std::sync::atomic::Ordering;
                 if lost {

@@ -1,4 +1,4 @@
-//! Which processes of this server run, and what this one has used.
+//! Which processes of this server run, and what this one is and has used.
 
 use std::time::Duration;
 
@@ -6,6 +6,18 @@ use pgrx::pg_sys;
 
 pub fn my_id() -> i32 {
     std::process::id() as i32
+}
+
+/// The database that this process is connected to; invalid in the launcher.
+pub fn my_database() -> pg_sys::Oid {
+    // SAFETY: reads a variable that is written once, before the process runs anything of ours that asks.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// Postgres' clock: microseconds since 2000.
+pub fn now_micros() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 /// True while a process of this server with this id is connected.

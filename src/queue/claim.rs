@@ -12,6 +12,7 @@ use super::insert::{REBUILD, SWEEP};
 use super::keys::{self, Key};
 use super::spool::LAST_SPOOLED;
 use super::table::{Found, Queue, Table};
+use crate::postgres::process::now_micros;
 use crate::postgres::spi;
 
 /// Where a row lies. The id guards against a slot that was used again (VACUUM FULL).
@@ -98,8 +99,7 @@ impl Claims {
         let mut rows = Vec::new();
         let mut keys_found = 0;
         let mut last_writer = 0;
-        // SAFETY: reads the clock.
-        let recent = unsafe { pg_sys::GetCurrentTimestamp() } - ENDING.as_micros() as i64;
+        let recent = now_micros() - ENDING.as_micros() as i64;
         let from_start = self.after == 0;
         let mut after = self.after;
         let ended = table.scan(after, |found| {

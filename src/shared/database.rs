@@ -6,8 +6,9 @@ use crossbeam_utils::CachePadded;
 use pgrx::pg_sys;
 
 use super::sentence::Sentence;
-use super::{Shared, now_micros, shared};
+use super::{Shared, mine};
 use crate::postgres::latch;
+use crate::postgres::process::{my_id, now_micros};
 
 /// Failures of a database that `es_sync.health()` remembers.
 const MAX_FAILURES: usize = 10;
@@ -128,9 +129,8 @@ impl Database {
     /// Makes this process the database's worker, until `clear_worker`; false while another process is.
     pub fn set_worker(&self, is_alive: impl Fn(i32) -> bool) -> bool {
         let old = self.worker_pid.load(Ordering::Acquire);
-        let mine = std::process::id() as i32;
         if (old != 0 && is_alive(old))
-            || self.worker_pid.compare_exchange(old, mine, Ordering::AcqRel, Ordering::Acquire).is_err()
+            || self.worker_pid.compare_exchange(old, my_id(), Ordering::AcqRel, Ordering::Acquire).is_err()
         {
             return false;
         }
@@ -141,7 +141,7 @@ impl Database {
 
     /// Only where this process is the worker.
     pub fn clear_worker(&self) {
-        if self.worker_pid() == Some(std::process::id() as i32) {
+        if self.worker_pid() == Some(my_id()) {
             self.worker.store(0, Ordering::Release);
             self.worker_pid.store(0, Ordering::Release);
         }
@@ -277,9 +277,7 @@ impl Database {
 /// Remembers a failure of an index of this database (0: of none in particular) for `es_sync.health()`. The text must
 /// quote no document. Only the worker calls this.
 pub fn note_failure(attachment: i32, text: &str) {
-    // SAFETY: reads a variable of this process.
-    let database = shared().and_then(|shared| shared.database(unsafe { pg_sys::MyDatabaseId }));
-    if let Some(database) = database {
+    if let Some(database) = mine() {
         database.note_failure(attachment, text);
     }
 }

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
+use super::Shared;
 use super::histogram::Histogram;
 use super::sentence::Sentence;
-use super::{Shared, now_micros};
+use crate::postgres::process::now_micros;
 
 /// Counters of one index.
 #[repr(C)]

@@ -23,6 +23,7 @@ pub use index::Index;
 pub use waiter::Waiter;
 
 use crate::postgres::latch;
+use crate::postgres::process::{my_database, now_micros};
 
 /// Databases that can have the extension at the same time on one server.
 pub const MAX_DATABASES: usize = 64;
@@ -55,6 +56,11 @@ static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 pub fn shared() -> Option<&'static Shared> {
     // SAFETY: either null or set at start to memory that lasts as long as the server, holding only atomics.
     unsafe { SHARED.load(Ordering::Relaxed).as_ref() }
+}
+
+/// The entry of this process's database; None where no worker has ever run in it.
+pub fn mine() -> Option<&'static Database> {
+    shared()?.database(my_database())
 }
 
 /// Tells this server's run from every other server's, and from any other run of its own.
@@ -98,7 +104,7 @@ unsafe extern "C-unwind" fn startup() {
         if !found {
             memory.write_bytes(0, 1);
             // Ids must not repeat among rows that survived a clean restart: start from the clock.
-            (*memory).queue_ids.store(pg_sys::GetCurrentTimestamp(), Ordering::Relaxed);
+            (*memory).queue_ids.store(now_micros(), Ordering::Relaxed);
         }
         SHARED.store(memory, Ordering::Release);
     }
@@ -139,9 +145,4 @@ impl Shared {
     pub fn nudge_launcher(&self) {
         latch::wake(self.launcher.load(Ordering::Acquire) - 1);
     }
-}
-
-fn now_micros() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }

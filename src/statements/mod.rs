@@ -12,6 +12,8 @@ use std::ffi::{CStr, c_char};
 
 use pgrx::{PgList, pg_sys};
 
+use crate::postgres::process::my_database;
+
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
 unsafe extern "C-unwind" {
@@ -89,7 +91,7 @@ unsafe extern "C-unwind" fn prepare(statement: *mut pg_sys::Node, context: pg_sy
             let drop = statement.cast::<pg_sys::DropStmt>();
             if drops_extension(drop) && drop_extension::let_writers_finish() {
                 // The worker reads tables that are about to be locked one after the other, in an order of its own.
-                keep_empty::until_the_transaction_ends(pg_sys::MyDatabaseId);
+                keep_empty::until_the_transaction_ends(my_database());
             }
         } else if let Some(database) = database_to_empty(statement, context) {
             keep_empty::until_the_transaction_ends(database);
@@ -181,8 +183,7 @@ unsafe fn find(name: *const c_char) -> Option<pg_sys::Oid> {
 
 /// A database of the user's that is not the one he is in, which none of these statements takes.
 fn others(database: pg_sys::Oid) -> Option<pg_sys::Oid> {
-    // SAFETY: reads a variable of this process.
-    Some(database).filter(|database| *database != unsafe { pg_sys::MyDatabaseId } && is_owner(*database))
+    Some(database).filter(|database| *database != my_database() && is_owner(*database))
 }
 
 fn is_owner(database: pg_sys::Oid) -> bool {

@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use es::{Body, Cause, Failure, FailureKind, Outcome};
-use pgrx::pg_sys;
 
 use super::delivery::{Delivery, Flight};
 use super::engine::Engine;
 use super::lane::{Key, MAX_OPERATIONS, TRIAL_OPERATIONS};
 use super::succession::GENERATION_SHIFT;
+use crate::postgres::process::{my_database, now_micros};
 use crate::queue::dead_letter::DeadLetter;
 use crate::settings;
 use crate::shared::{self, Index};
@@ -318,8 +318,7 @@ fn weight(outcome: &Outcome, version: i64) -> u8 {
 }
 
 fn counters(attachment: i32) -> Option<&'static Index> {
-    // SAFETY: reads a variable of this process.
-    shared::shared()?.index(unsafe { pg_sys::MyDatabaseId }, attachment)
+    shared::shared()?.index(my_database(), attachment)
 }
 
 /// Says why an index does not go on. What is shown here is shown to whoever may watch: no document is quoted.
@@ -328,9 +327,4 @@ pub(super) fn set_cause(attachment: i32, cause: &str) {
     if counters(attachment).is_some_and(|counters| counters.set_cause(&cause)) && !cause.is_empty() {
         shared::note_failure(attachment, &cause);
     }
-}
-
-fn now_micros() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
 }

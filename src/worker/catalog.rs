@@ -4,7 +4,6 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
 
 use super::database::{REST, Worker};
@@ -21,6 +20,7 @@ use crate::jobs::record;
 use crate::jobs::step::UnderWay;
 use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
+use crate::postgres::process::my_database;
 use crate::postgres::spi;
 use crate::postgres::transaction;
 use crate::queue::{claim, dead_letter};
@@ -47,8 +47,7 @@ impl Worker {
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
         let in_doubt = self.doubt_definitions(Instant::now()) && !self.being_restored;
-        // SAFETY: reads a variable of this process.
-        let waited_for = self.shared.waiting(unsafe { pg_sys::MyDatabaseId }).next().is_some();
+        let waited_for = self.shared.waiting(my_database()).next().is_some();
         if self.partitions_in_doubt && !self.being_restored && (waited_for || Instant::now() >= self.catalog_due) {
             self.notice_partitions()?;
         }
@@ -205,15 +204,13 @@ impl Worker {
             if old.iter().find(|old| old.id == attachment.id) != Some(attachment) {
                 self.readers.remove(&attachment.id);
             }
-            // SAFETY: reads a variable of this process.
-            self.shared.take_index(unsafe { pg_sys::MyDatabaseId }, attachment.id);
+            self.shared.take_index(my_database(), attachment.id);
         }
         self.delivery.take_moves(&self.attachments);
         self.delivery.apply_pauses(&self.attachments);
         self.delivery.apply_delays(&self.attachments);
         let known: Vec<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
-        // SAFETY: reads a variable of this process.
-        self.shared.free_indexes(unsafe { pg_sys::MyDatabaseId }.to_u32(), |id| known.contains(&id));
+        self.shared.free_indexes(my_database().to_u32(), |id| known.contains(&id));
     }
 
     /// Opens the lanes of live indexes that have none: a change without a lane would be let go. So it shall be where a

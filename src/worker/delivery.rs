@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use es::Body;
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::PgSqlErrorCode;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::{SmallVec, smallvec};
 
@@ -27,6 +27,7 @@ use crate::attachment::routing::{self, Routing};
 use crate::document::read::{Reader, Row as Found};
 use crate::document::shape::{MAX_NESTING, is_too_deep};
 use crate::postgres::error::{Report, SqlError};
+use crate::postgres::process::now_micros;
 use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
 use crate::queue::claim::{Asked, Place, Row};
@@ -309,8 +310,7 @@ impl Delivery {
 
     /// Takes claimed rows in: each key becomes, or joins, one operation in each lane of its table.
     fn accept(&mut self, rows: Vec<Row>) {
-        // SAFETY: reads the clock.
-        let (now, now_instant) = (unsafe { pg_sys::GetCurrentTimestamp() }, Instant::now());
+        let (now, now_instant) = (now_micros(), Instant::now());
         for row in rows {
             let Some(root) = self.root_of(row.source) else {
                 // A link that is gone, with the attachment that it was made for.

@@ -14,7 +14,7 @@ use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashMap;
 
 use crate::postgres::error::{Report, SqlError};
-use crate::postgres::process::is_alive;
+use crate::postgres::process::{is_alive, my_id};
 use crate::postgres::transaction;
 use crate::shared::{self, MAX_DATABASES, Shared};
 
@@ -217,7 +217,7 @@ fn start(shared: &Shared, oid: pg_sys::Oid, now: Instant) -> Result<State, Repor
         .set_argument(oid.into_datum())
         // The launcher starts it again, by state.
         .set_restart_time(None)
-        .set_notify_pid(std::process::id() as i32)
+        .set_notify_pid(my_id())
         .enable_spi_access()
         .load_dynamic();
     match worker {

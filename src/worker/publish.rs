@@ -3,11 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys;
-
 use super::database::Worker;
 use super::lease::Keeper;
 use crate::postgres::error::SqlError;
+use crate::postgres::process::{my_database, now_micros};
 use crate::postgres::transaction;
 use crate::queue::claim;
 use crate::shared;
@@ -73,8 +72,7 @@ impl Worker {
         }
         let started = now;
         let backlog = transaction::run(claim::backlog)?;
-        // SAFETY: reads a variable of this process.
-        let database = unsafe { pg_sys::MyDatabaseId };
+        let database = my_database();
         for attachment in &self.attachments {
             if let Some(counters) = self.shared.index(database, attachment.id) {
                 let root = attachment.relation.to_u32();
@@ -101,11 +99,8 @@ impl Worker {
             Some(engine) => self.keeper.as_ref().and_then(Keeper::next_try).or_else(|| engine.next_try()),
             None => Some(self.engine_due),
         };
-        let micros = due.map_or(0, |due| {
-            // SAFETY: reads the clock.
-            let now = unsafe { pg_sys::GetCurrentTimestamp() };
-            now + due.saturating_duration_since(Instant::now()).as_micros() as i64
-        });
+        let micros =
+            due.map_or(0, |due| now_micros() + due.saturating_duration_since(Instant::now()).as_micros() as i64);
         self.database.next_try.store(micros, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@ use pgrx::pg_sys;
 use super::lease::Note;
 use crate::attachment::{catalog, definition, partitions};
 use crate::jobs::{ask, record};
+use crate::postgres::process::my_database;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
 use crate::queue::claim;
@@ -112,8 +113,7 @@ pub fn repair_everything(why: &str) {
 
 /// As whom this database holds the lease: a nonce of this server's run, and the database.
 pub fn holder() -> String {
-    // SAFETY: reads a variable of this process.
-    format!("{:016x}-{}", shared::server_nonce(), unsafe { pg_sys::MyDatabaseId }.to_u32())
+    format!("{:016x}-{}", shared::server_nonce(), my_database().to_u32())
 }
 
 /// Where this database is, for people: host, port, name. Needs a transaction.

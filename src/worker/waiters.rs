@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use es::Failure;
-use pgrx::pg_sys;
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 
@@ -13,7 +12,7 @@ use super::lane::Lane;
 use super::process::{RELATIONS_CHANGED, definitions_changed};
 use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
-use crate::postgres::process::is_alive;
+use crate::postgres::process::{is_alive, my_database};
 use crate::postgres::transaction;
 use crate::queue::claim;
 use crate::shared::{Database, Shared, Waiter};
@@ -58,8 +57,7 @@ impl Waiters {
     ) -> Result<Option<Instant>, SqlError> {
         let now = Instant::now();
         use std::sync::atomic::Ordering::Relaxed;
-        // SAFETY: reads a variable of this process.
-        let database = unsafe { pg_sys::MyDatabaseId };
+        let database = my_database();
         let mut waiting = shared
             .waiting(database)
             // One that was terminated has not given its place back.
