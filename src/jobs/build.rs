@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use es::{Failure, FailureKind, Standing};
+use es::{Failure, FailureKind, Output, Standing};
 use rustc_hash::FxHashSet;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::record;
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
@@ -183,9 +183,8 @@ impl UnderWay for Build {
             Phase::Look => {
                 let (index, _) = self.names(context);
                 let (owner, generation) = (context.owner.to_owned(), context.generation);
-                self.phase = Phase::Looking(
-                    context.engine.call(move |client| Ok(json!(client.standing(&index, generation, &owner)?))),
-                );
+                self.phase =
+                    Phase::Looking(context.engine.call(move |client| client.standing(&index, generation, &owner)));
                 Ok(Step::Wait(None))
             }
             Phase::Load => self.load(context, now),
@@ -211,7 +210,7 @@ impl UnderWay for Build {
                 let adopt = context.attachment.options.adopt == Some(true);
                 self.phase = Phase::Swapping(context.engine.call(move |client| {
                     client.swap(&alias, &index, &owner, adopt)?;
-                    Ok(json!(client.index(&index)?.map(|info| info.uuid)))
+                    Ok(client.index(&index)?.map(|info| info.uuid))
                 }));
                 self.note_progress("swap")?;
                 Ok(Step::Wait(None))
@@ -224,7 +223,7 @@ impl UnderWay for Build {
     fn answered(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError> {
         if self.early == Some(token) {
@@ -242,9 +241,9 @@ impl UnderWay for Build {
         // Where the result cannot be written down, the engine is asked once more.
         self.phase = failed();
         let noted = match result {
-            Ok(value) => {
+            Ok(output) => {
                 self.failures = 0;
-                self.succeeded(again, value, context)
+                self.succeeded(again, output, context)
             }
             Err(failure) => self.failed(again, failure, context),
         };
@@ -284,8 +283,7 @@ impl Build {
             if let Some(settings) = settings {
                 client.put_settings(&index, &settings)?;
             }
-            client.refresh(&index)?;
-            Ok(Value::Null)
+            client.refresh(&index)
         })
     }
 
@@ -334,9 +332,9 @@ impl Build {
                 // Modules and plugins bring these types, and no list of them is the same everywhere: it is tried.
                 Err(failure) if failure.lacks(&optional) => {
                     client.create_index(&index, &reduced)?;
-                    Ok(json!(optional))
+                    Ok(optional)
                 }
-                result => result.map(|()| Value::Null),
+                result => result.map(|()| Vec::new()),
             }
         }));
         Ok(Step::Wait(None))
@@ -482,15 +480,15 @@ impl Build {
         Ok(())
     }
 
-    fn succeeded(&mut self, phase: Phase, value: &Value, context: &mut Context) -> Result<(), SqlError> {
+    fn succeeded(&mut self, phase: Phase, output: &Output, context: &mut Context) -> Result<(), SqlError> {
         match phase {
             Phase::Create => {
-                if let Some(lacking) = value.as_array() {
-                    let types: Vec<&str> = lacking.iter().filter_map(Value::as_str).collect();
+                let lacking: &Vec<String> = output.get();
+                if !lacking.is_empty() {
                     pgrx::warning!(
                         "index \"{}\" cannot search columns that would be {}: the engine has no such type",
                         context.attachment.index,
-                        types.join(" or ")
+                        lacking.join(" or ")
                     );
                 }
                 self.open_lane(context.delivery, context.attachment, context.generation);
@@ -501,14 +499,14 @@ impl Build {
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
             }
-            Phase::Look => match serde_json::from_value(value.clone()) {
-                Ok(Standing::Ready) => {
+            Phase::Look => match output.get() {
+                Standing::Ready => {
                     self.open_lane(context.delivery, context.attachment, context.generation);
                     self.phase = Phase::Load;
                 }
                 // Only the last note is missing.
-                Ok(Standing::Live) => self.complete(context, None)?,
-                Ok(Standing::Gone) | Err(_) => self.phase = Phase::Create,
+                Standing::Live => self.complete(context, None)?,
+                Standing::Gone => self.phase = Phase::Create,
             },
             Phase::Settle => {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
@@ -517,7 +515,7 @@ impl Build {
                 self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: Instant::now() };
                 self.note_progress("drain")?;
             }
-            Phase::Swap => self.complete(context, value.as_str())?,
+            Phase::Swap => self.complete(context, output.get::<Option<String>>().as_deref())?,
             _ => {}
         }
         Ok(())
@@ -604,10 +602,7 @@ impl Build {
         self.phase = Phase::Over;
         let (owner, public) = (context.owner.to_owned(), context.attachment.index.clone());
         if let Some(index) = self.target.take() {
-            context.engine.call(move |client| {
-                client.drop_unless_live(&index, &public, &owner)?;
-                Ok(Value::Null)
-            });
+            context.engine.call(move |client| client.drop_unless_live(&index, &public, &owner));
         }
     }
 

@@ -7,10 +7,9 @@
 
 use std::time::Instant;
 
-use es::Failure;
+use es::{Failure, Output};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use rustc_hash::FxHashSet;
-use serde_json::Value;
 
 use super::step::{Context, Step, UnderWay};
 use super::{ask, record};
@@ -184,7 +183,7 @@ impl UnderWay for Load {
     fn answered(
         &mut self,
         _token: u64,
-        _result: &Result<Value, Failure>,
+        _result: &Result<Output, Failure>,
         _context: &mut Context,
     ) -> Result<bool, SqlError> {
         Ok(false)

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use es::Failure;
-use serde_json::Value;
+use es::{Failure, Output};
 
 use super::record;
 use crate::attachment::catalog::Attachment;
@@ -44,7 +43,7 @@ pub trait UnderWay {
     fn answered(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError>;
 

@@ -7,9 +7,8 @@
 
 use std::time::Instant;
 
-use es::{Compare, Compared, Failure, FailureKind, Wanted};
+use es::{Compare, Compared, Failure, FailureKind, Ids, Output, Wanted};
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde_json::{Value, json};
 
 use super::record::{self, Counts};
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
@@ -212,10 +211,7 @@ impl UnderWay for Verify {
             Phase::Refresh => {
                 self.settle_position();
                 let index = self.index.clone().unwrap_or_default();
-                self.phase = Phase::Refreshing(context.engine.call(move |client| {
-                    client.refresh(&index)?;
-                    Ok(Value::Null)
-                }));
+                self.phase = Phase::Refreshing(context.engine.call(move |client| client.refresh(&index)));
                 self.note_progress("documents")?;
             }
             Phase::Ids(scroll) => {
@@ -228,7 +224,7 @@ impl UnderWay for Verify {
                     if page.ids.is_empty() {
                         client.end_scroll(&page.scroll);
                     }
-                    Ok(json!({"ids": page.ids, "scroll": page.scroll}))
+                    Ok(page)
                 }));
             }
             Phase::Await { mark, then, .. } => {
@@ -260,7 +256,7 @@ impl UnderWay for Verify {
     fn answered(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError> {
         let now = Instant::now();
@@ -273,8 +269,8 @@ impl UnderWay for Verify {
             return Ok(false);
         }
         let phase = std::mem::replace(&mut self.phase, Phase::Over);
-        let value = match result {
-            Ok(value) => value,
+        let output = match result {
+            Ok(output) => output,
             Err(failure) => {
                 self.failed(phase, failure, context, now)?;
                 return Ok(true);
@@ -286,8 +282,8 @@ impl UnderWay for Verify {
         }
         match phase {
             Phase::Comparing { keys, last, .. } => {
-                for (key, code) in keys.into_iter().zip(value.as_str().unwrap_or_default().bytes()) {
-                    if code != EQUAL {
+                for (key, compared) in keys.into_iter().zip(output.get::<Vec<Compared>>()) {
+                    if *compared != Compared::Equal {
                         self.suspects.push(Suspect { key, found: None });
                     }
                 }
@@ -300,26 +296,27 @@ impl UnderWay for Verify {
                 }
             }
             Phase::Refreshing(_) => self.phase = Phase::Ids(None),
-            Phase::Listing(_) => self.listed(value, context, now)?,
+            Phase::Listing(_) => self.listed(output.get(), context, now)?,
             Phase::ComparingAgain { present, absent, then, .. } => {
                 let (mut differing, mut orphans) = (Vec::new(), Vec::new());
-                for (key, code) in present.into_iter().zip(value["present"].as_str().unwrap_or_default().bytes()) {
-                    match code {
+                let (rows, documents): &(Vec<Compared>, Vec<Compared>) = output.get();
+                for (key, compared) in present.into_iter().zip(rows) {
+                    match compared {
                         // Its dead letter says so already.
                         _ if !self.repair && context.delivery.is_parked(self.attachment, &key) => {}
-                        MISSING => {
+                        Compared::Missing => {
                             self.counts.missing += 1;
                             differing.push(key);
                         }
-                        DIFFERENT => {
+                        Compared::Different => {
                             self.counts.different += 1;
                             differing.push(key);
                         }
-                        _ => {}
+                        Compared::Equal => {}
                     }
                 }
-                for (orphan, code) in absent.into_iter().zip(value["absent"].as_str().unwrap_or_default().bytes()) {
-                    if code == EQUAL {
+                for (orphan, compared) in absent.into_iter().zip(documents) {
+                    if *compared == Compared::Equal {
                         self.counts.orphaned += 1;
                         orphans.push(orphan);
                     }
@@ -393,7 +390,7 @@ impl Verify {
         });
         let keys: Vec<String> = page.iter().map(|document| document.key.clone()).collect();
         let how = how(context);
-        let call = context.engine.call(move |client| Ok(codes(&client.compare(&index, &wanted(page), how)?)));
+        let call = context.engine.call(move |client| client.compare(&index, &wanted(page), how));
         self.phase = Phase::Comparing { call, keys, last: ended };
         Ok(())
     }
@@ -504,18 +501,15 @@ impl Verify {
             let place =
                 |suspect: Suspect| Document { key: suspect.key, routing: suspect.found.flatten(), text: Vec::new() };
             let places = wanted(places.into_iter().map(place).collect());
-            Ok(json!({
-                "present": codes(&client.compare(&index, &wanted(documents), how)?),
-                "absent": codes(&client.compare(&index, &places, Compare { contents: false, ..how })?),
-            }))
+            let present = client.compare(&index, &wanted(documents), how)?;
+            Ok((present, client.compare(&index, &places, Compare { contents: false, ..how })?))
         });
         self.phase = Phase::ComparingAgain { call, present, absent, then: Box::new(then) };
         Ok(())
     }
 
-    fn listed(&mut self, value: &Value, context: &mut Context, now: Instant) -> Result<(), SqlError> {
-        let ids = value["ids"].as_array().map_or(&[][..], Vec::as_slice);
-        if ids.is_empty() {
+    fn listed(&mut self, page: &Ids, context: &mut Context, now: Instant) -> Result<(), SqlError> {
+        if page.ids.is_empty() {
             let end = Phase::Drain;
             if self.suspects.is_empty() {
                 self.phase = end;
@@ -526,12 +520,10 @@ impl Verify {
         }
         let index = self.index.clone().unwrap_or_default();
         let routed = how(context).routed;
-        let found: Vec<Suspect> = ids
+        let found: Vec<Suspect> = page
+            .ids
             .iter()
-            .filter_map(|id| {
-                let key = key::of_document_id(id[0].as_str()?);
-                Some(Suspect { key, found: routed.then(|| id[1].as_str().map(str::to_owned)) })
-            })
+            .map(|(id, routing)| Suspect { key: key::of_document_id(id), found: routed.then(|| routing.clone()) })
             .filter(|found| self.is_sampled(&found.key))
             .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
@@ -539,19 +531,18 @@ impl Verify {
             Ok(found) => found,
             Err(error) => {
                 // The scroll would be forgotten while this waits.
-                if let Some(scroll) = value["scroll"].as_str().map(str::to_owned) {
-                    context.engine.call(move |client| {
-                        client.end_scroll(&scroll);
-                        Ok(Value::Null)
-                    });
-                }
+                let scroll = page.scroll.clone();
+                context.engine.call(move |client| {
+                    client.end_scroll(&scroll);
+                    Ok(())
+                });
                 let then = self.list_anew();
                 return self.could_not_read(&error, then, context, now);
             }
         };
         self.suspects.extend(suspects);
         self.park(unreadable, context)?;
-        let next = Phase::Ids(value["scroll"].as_str().map(str::to_owned));
+        let next = Phase::Ids(Some(page.scroll.clone()));
         if self.suspects.len() >= MAX_SUSPECTS {
             self.await_then_again(context, now, next);
         } else {
@@ -686,10 +677,6 @@ impl Verify {
     }
 }
 
-const EQUAL: u8 = b'e';
-const MISSING: u8 = b'm';
-const DIFFERENT: u8 = b'd';
-
 /// A document as its row says.
 struct Document {
     key: String,
@@ -714,15 +701,6 @@ fn wanted(documents: Vec<Document>) -> Vec<Wanted> {
     let wanted =
         |Document { key, routing, text }| Wanted { id: key::document_id(&key).into_owned(), routing, document: text };
     documents.into_iter().map(wanted).collect()
-}
-
-fn codes(compared: &[Compared]) -> Value {
-    let code = |compared: &Compared| match compared {
-        Compared::Equal => EQUAL as char,
-        Compared::Missing => MISSING as char,
-        Compared::Different => DIFFERENT as char,
-    };
-    Value::String(compared.iter().map(code).collect())
 }
 
 #[derive(Default)]

@@ -290,6 +290,8 @@ impl Worker {
             self.socket = None;
             // What was in flight is still in the queue, and jobs in their rows.
             self.forget();
+            // Its calls are numbered anew.
+            self.wiring = Wiring::new();
             self.keeper = None;
         }
         let now = Instant::now();

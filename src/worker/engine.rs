@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use es::{Backoff, Breaker, Client, EngineInfo, Event, Failure, Permit, Senders, Sizing};
-use serde_json::{Value, json};
+use es::{Backoff, Breaker, Client, EngineInfo, Event, Failure, Output, Permit, Product, Senders, Sizing};
 
 use crate::document::shape::Dialect;
 use crate::settings;
@@ -83,14 +82,20 @@ impl Engine {
     }
 
     /// Has `work` done by the calls' thread; its token.
-    pub fn call(&mut self, work: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) -> u64 {
+    pub fn call<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Client) -> Result<T, Failure> + Send + 'static,
+    ) -> u64 {
         let token = self.token();
         self.senders.call(token, work);
         token
     }
 
     /// As `call`, in the thread for what must not wait.
-    pub fn call_urgent(&mut self, work: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) -> u64 {
+    pub fn call_urgent<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Client) -> Result<T, Failure> + Send + 'static,
+    ) -> u64 {
         let token = self.token();
         self.senders.call_urgent(token, work);
         token
@@ -122,14 +127,7 @@ impl Engine {
     }
 
     fn ask(&mut self) -> u64 {
-        self.call(|client| {
-            let info: EngineInfo = client.info()?;
-            Ok(json!({
-                "opensearch": info.product == es::Product::OpenSearch,
-                "version": info.version,
-                "max_content_length": info.max_content_length,
-            }))
-        })
+        self.call(Client::info)
     }
 
     /// True unless the engine is known to be away: a lease must be renewed while it is asked once more, for that may take
@@ -142,26 +140,28 @@ impl Engine {
     pub fn identified(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         now: Instant,
     ) -> Option<Result<String, String>> {
         if !matches!(self.info, Info::Asked(asked) | Info::AskedAgain(asked) if asked == token) {
             return None;
         }
         Some(match result {
-            Ok(info) => {
-                let opensearch = info["opensearch"] == true;
-                self.info = Info::Known(if opensearch { Dialect::OpenSearch } else { Dialect::Elasticsearch });
-                let limit = info["max_content_length"].as_u64().map(|limit| limit as usize);
+            Ok(output) => {
+                let info: &EngineInfo = output.get();
+                let (dialect, product) = match info.product {
+                    Product::OpenSearch => (Dialect::OpenSearch, "OpenSearch"),
+                    Product::Elasticsearch => (Dialect::Elasticsearch, "Elasticsearch"),
+                };
+                self.info = Info::Known(dialect);
                 // What was found by trying stays: it is asked after each failure.
-                if let Some(limit) = limit.filter(|limit| *limit != self.max_content) {
-                    self.max_content = limit;
+                if info.max_content_length != self.max_content {
+                    self.max_content = info.max_content_length;
                     let most = self.max_body.min(self.max_content);
                     self.sizing = Sizing::new(most, self.config.connections, SLOW);
                 }
                 self.breaker.success();
-                let product = if opensearch { "OpenSearch" } else { "Elasticsearch" };
-                Ok(format!("{product} {}", info["version"].as_str().unwrap_or("of unknown version")))
+                Ok(format!("{product} {}", info.version))
             }
             Err(failure) => {
                 self.breaker.failure(now);

@@ -7,8 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use es::{Failure, FailureKind, Found, Lease as Document, Mark};
-use serde_json::{Value, json};
+use es::{Failure, FailureKind, Found, Lease as Document, Mark, Output};
 
 use super::engine::Engine;
 
@@ -192,7 +191,7 @@ impl Keeper {
                 let (installation, mark) = (self.installation.clone(), held.mark);
                 let call = engine.call_urgent(move |client| {
                     let mark = client.write_lease(&installation, &lease, Some(mark))?;
-                    Ok(json!(Found { lease, mark }))
+                    Ok(Found { lease, mark })
                 });
                 held.renewing = Some((call, now));
                 Some(held.valid_until)
@@ -205,7 +204,7 @@ impl Keeper {
 
     fn ask(&mut self, engine: &mut Engine, watch: Option<Watch>, known: Option<Held>) {
         let installation = self.installation.clone();
-        let call = engine.call_urgent(move |client| Ok(json!(client.lease(&installation)?)));
+        let call = engine.call_urgent(move |client| client.lease(&installation));
         self.state = State::Asking { call, watch, known };
     }
 
@@ -213,7 +212,7 @@ impl Keeper {
     pub fn answered(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         engine: &mut Engine,
         note: &Note,
         now: Instant,
@@ -231,8 +230,8 @@ impl Keeper {
             self.failures = 0;
         }
         Some(match (state, result) {
-            (State::Held(held), Ok(value)) => {
-                self.renewed(held, value, now);
+            (State::Held(held), Ok(output)) => {
+                self.renewed(&held, output.get());
                 None
             }
             // Somebody else wrote, or this very renewal came through although its answer was lost: look.
@@ -249,8 +248,8 @@ impl Keeper {
                 self.state = State::Held(Held { renewing: None, due, ..held });
                 None
             }
-            (State::Asking { watch, known, .. }, Ok(value)) => {
-                let found = serde_json::from_value::<Option<Found>>(value.clone()).unwrap_or_default();
+            (State::Asking { watch, known, .. }, Ok(output)) => {
+                let found = output.get::<Option<Found>>().clone();
                 match known {
                     Some(held) => self.looked(engine, note, held, found, now),
                     None => self.decide(engine, note, watch, found, now),
@@ -262,18 +261,10 @@ impl Keeper {
                 self.state = State::Watching { due: self.later(now), watch };
                 None
             }
-            (State::Taking { lease, gap, .. }, Ok(value)) => {
+            (State::Taking { lease, gap, .. }, Ok(output)) => {
                 let generation = lease.generation;
-                match serde_json::from_value(value["mark"].clone()) {
-                    Ok(mark) => {
-                        self.state = self.held(lease, mark, now);
-                        Some(Verdict::Taken { generation, gap })
-                    }
-                    Err(_) => {
-                        self.state = State::Unknown { due: self.later(now) };
-                        None
-                    }
-                }
+                self.state = self.held(lease, *output.get(), now);
+                Some(Verdict::Taken { generation, gap })
             }
             (_, _) => {
                 self.state = State::Unknown { due: self.later(now) };
@@ -282,13 +273,11 @@ impl Keeper {
         })
     }
 
-    fn renewed(&mut self, held: Held, value: &Value, now: Instant) {
-        let Some((_, started)) = held.renewing else { return };
-        self.state = match serde_json::from_value::<Found>(value.clone()) {
-            // From the start of the request: the engine's clock ran from somewhere behind that.
-            Ok(found) => self.held(found.lease, found.mark, started),
-            Err(_) => State::Held(Held { renewing: None, due: self.later(now), ..held }),
-        };
+    fn renewed(&mut self, held: &Held, found: &Found) {
+        // From the start of the request: the engine's clock ran from somewhere behind that.
+        if let Some((_, started)) = held.renewing {
+            self.state = self.held(found.lease.clone(), found.mark, started);
+        }
     }
 
     /// The document's state was in doubt while the lease was held.
@@ -412,10 +401,8 @@ impl Keeper {
             released: false,
         };
         let (installation, written) = (self.installation.clone(), lease.clone());
-        let call = engine.call_urgent(move |client| {
-            let mark = client.write_lease(&installation, &written, found.map(|found| found.mark))?;
-            Ok(json!({ "mark": mark }))
-        });
+        let call = engine
+            .call_urgent(move |client| client.write_lease(&installation, &written, found.map(|found| found.mark)));
         self.state = State::Taking { call, lease, gap };
     }
 

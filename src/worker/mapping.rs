@@ -4,8 +4,8 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use es::{Failure, FailureKind};
-use serde_json::{Value, json};
+use es::{Failure, FailureKind, Output};
+use serde_json::json;
 
 use super::answers::set_cause;
 use super::delivery::Delivery;
@@ -49,7 +49,6 @@ impl Delivery {
                     Err(failure) if failure.lacks(&optional) => client.put_mapping(&alias, &reduced),
                     result => result,
                 }
-                .map(|()| Value::Null)
             });
             self.mappings.push(PutMapping { token, lane, mapping });
         }
@@ -60,7 +59,7 @@ impl Delivery {
     pub(super) fn mapping_answered(
         &mut self,
         token: u64,
-        result: &Result<Value, Failure>,
+        result: &Result<Output, Failure>,
         engine: &mut Engine,
     ) -> bool {
         let Some(place) = self.mappings.iter().position(|asked| asked.token == token) else { return false };

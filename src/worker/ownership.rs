@@ -4,8 +4,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use es::{Failure, FailureKind};
-use serde_json::{Value, json};
+use es::{Failure, Output, Wired};
 
 use super::answers::set_cause;
 use super::database::Worker;
@@ -122,7 +121,7 @@ impl Worker {
     }
 
     /// Takes the answer to a call about the lease; false if it is none.
-    pub fn lease_answered(&mut self, token: u64, result: &Result<Value, Failure>) -> Result<bool, SqlError> {
+    pub fn lease_answered(&mut self, token: u64, result: &Result<Output, Failure>) -> Result<bool, SqlError> {
         let now = Instant::now();
         let (Some(keeper), Some(engine)) = (self.keeper.as_mut(), self.engine.as_mut()) else { return Ok(false) };
         let Some(verdict) = keeper.answered(token, result, engine, &self.note, now) else { return Ok(false) };
@@ -211,33 +210,16 @@ impl Worker {
         let (generation, owner) = (self.generation, self.owner.clone());
         let Some(engine) = self.engine.as_mut() else { return };
         self.wiring.call = Some(engine.call(move |client| {
-            let mut found = Vec::new();
-            for (attachment, index) in indexes {
-                found.push(match client.take_write_alias(&index, generation, &owner) {
-                    Ok(alias) => {
-                        let (uuid, found, others) = (alias.uuid, alias.found, alias.taken_from.join(", "));
-                        json!({"attachment": attachment, "index": index, "uuid": uuid, "found": found, "others": others})
-                    }
-                    Err(failure) if failure.kind == FailureKind::NotFound => {
-                        json!({"attachment": attachment, "index": index, "missing": true})
-                    }
-                    // An index that is another's, that lets nobody change it (index.blocks.read_only), or whose disk is
-                    // full, must not stop the others.
-                    Err(failure)
-                        if failure.kind == FailureKind::Conflict || matches!(failure.status, Some(403 | 429)) =>
-                    {
-                        let blocked = failure.kind != FailureKind::Conflict;
-                        json!({"attachment": attachment, "index": index, "refused": failure.reason, "blocked": blocked})
-                    }
-                    Err(failure) => return Err(failure),
-                });
-            }
-            Ok(Value::Array(found))
+            let wire = |(attachment, index): (i32, String)| {
+                let wired = client.wire(&index, generation, &owner)?;
+                Ok((attachment, index, wired))
+            };
+            indexes.into_iter().map(wire).collect::<Result<Vec<_>, Failure>>()
         }));
     }
 
     /// Takes the answer about the live indexes; false if it is another call's.
-    pub fn wiring_answered(&mut self, token: u64, result: &Result<Value, Failure>) -> Result<bool, SqlError> {
+    pub fn wiring_answered(&mut self, token: u64, result: &Result<Output, Failure>) -> Result<bool, SqlError> {
         if self.wiring.call != Some(token) {
             return Ok(false);
         }
@@ -251,46 +233,48 @@ impl Worker {
         taken.map(|()| true)
     }
 
-    fn take_wiring(&mut self, result: &Result<Value, Failure>, now: Instant) -> Result<(), SqlError> {
+    fn take_wiring(&mut self, result: &Result<Output, Failure>, now: Instant) -> Result<(), SqlError> {
         let found = match result {
-            Ok(found) => found.as_array().map_or(&[][..], Vec::as_slice),
+            Ok(output) => output.get::<Vec<(i32, String, Wired)>>(),
             Err(failure) => {
                 self.delivery.trouble = Some(failure.to_string());
                 self.wiring.look_again(now + WIRE_AGAIN);
                 return Ok(());
             }
         };
-        for one in found {
-            let attachment = one["attachment"].as_i64().unwrap_or_default() as i32;
-            let index = one["index"].as_str().unwrap_or_default();
+        for (attachment, index, wired) in found {
+            let attachment = *attachment;
             let Some(known) = self.attachments.iter().find(|known| known.id == attachment) else { continue };
-            if known.live.as_deref() != Some(index) {
+            if known.live.as_ref() != Some(index) {
                 // A build looks after its own.
                 continue;
             }
-            let lane = self.delivery.lanes.iter().find(|lane| lane.index == index).map(|lane| lane.id);
-            if one["missing"] == true {
-                self.rebuild(attachment, index)?;
-            } else if let Some(reason) = one["refused"].as_str() {
-                set_cause(attachment, reason);
-                if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
-                    lane.blocked_until = Some(now + 2 * WIRE_AGAIN);
-                    lane.refusals += u32::from(one["blocked"] == true);
+            let lane = self.delivery.lanes.iter().find(|lane| lane.index == *index).map(|lane| lane.id);
+            match wired {
+                Wired::Missing => self.rebuild(attachment, index)?,
+                Wired::Refused { reason, blocked } => {
+                    set_cause(attachment, reason);
+                    if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
+                        lane.blocked_until = Some(now + 2 * WIRE_AGAIN);
+                        lane.refusals += u32::from(*blocked);
+                    }
+                    self.wiring.look_again(now + WIRE_AGAIN);
                 }
-                self.wiring.look_again(now + WIRE_AGAIN);
-            } else if let Some(uuid) = one["uuid"].as_str() {
-                self.compare_uuid(attachment, index, uuid)?;
-                if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
-                    lane.blocked_until = None;
-                    lane.refusals = 0;
-                }
-                if let Some(others) = one["others"].as_str().filter(|others| !others.is_empty()) {
-                    pgrx::warning!(
-                        "the write alias of index \"{index}\" stood for {others} as well, and is taken from there"
-                    );
-                }
-                if one["found"] == false && self.wiring.done {
-                    pgrx::warning!("index \"{index}\" had lost its write alias, which is set again");
+                Wired::Set(alias) => {
+                    self.compare_uuid(attachment, index, &alias.uuid)?;
+                    if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
+                        lane.blocked_until = None;
+                        lane.refusals = 0;
+                    }
+                    if !alias.taken_from.is_empty() {
+                        let others = alias.taken_from.join(", ");
+                        pgrx::warning!(
+                            "the write alias of index \"{index}\" stood for {others} as well, and is taken from there"
+                        );
+                    }
+                    if !alias.found && self.wiring.done {
+                        pgrx::warning!("index \"{index}\" had lost its write alias, which is set again");
+                    }
                 }
             }
         }

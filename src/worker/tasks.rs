@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde_json::Value;
+use es::{Failure, Output};
 
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
@@ -51,10 +51,7 @@ impl Worker {
                 }
             } else if let Some(engine) = self.engine.as_mut() {
                 let owner = self.owner.clone();
-                let token = engine.call(move |client| {
-                    client.drop_public(&index, &owner)?;
-                    Ok(Value::Null)
-                });
+                let token = engine.call(move |client| client.drop_public(&index, &owner));
                 self.drops.push((token, job));
             }
         }
@@ -103,7 +100,7 @@ impl Worker {
         Ok(again)
     }
 
-    pub(super) fn job_answered(&mut self, token: u64, result: &Result<Value, es::Failure>) -> Result<(), SqlError> {
+    pub(super) fn job_answered(&mut self, token: u64, result: &Result<Output, Failure>) -> Result<(), SqlError> {
         if let Some(place) = self.drops.iter().position(|(own, _)| *own == token) {
             let (_, job) = self.drops.swap_remove(place);
             if result.as_ref().is_err_and(|failure| failure.kind.is_transient()) {

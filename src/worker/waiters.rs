@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use es::Failure;
+use es::{Failure, Output};
 use rustc_hash::FxHashSet;
-use serde_json::Value;
 
 use super::delivery::Delivery;
 use super::engine::Engine;
@@ -113,12 +112,7 @@ impl Waiters {
             let next = |lane: &&Lane| lane.is_loaded && concerned.clone().any(|known| known.id == lane.attachment);
             indexes
                 .extend(delivery.lanes.iter().filter(|lane| lane.building).filter(next).map(|lane| lane.index.clone()));
-            let token = engine.call(move |client| {
-                for index in &indexes {
-                    client.refresh(index)?;
-                }
-                Ok(Value::Null)
-            });
+            let token = engine.call(move |client| indexes.iter().try_for_each(|index| client.refresh(index)));
             self.refreshing.push(Refreshing { token, waiter, serial });
         }
         self.next_look = Some(claim::next_look(now, LOOK_EVERY));
@@ -126,7 +120,7 @@ impl Waiters {
     }
 
     /// Takes the answer to a refresh; false if it is not one of ours. A failed one is tried again by `serve`.
-    pub fn answered(&mut self, token: u64, result: &Result<Value, Failure>) -> bool {
+    pub fn answered(&mut self, token: u64, result: &Result<Output, Failure>) -> bool {
         let Some(place) = self.refreshing.iter().position(|refreshing| refreshing.token == token) else {
             return false;
         };

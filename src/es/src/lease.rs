@@ -33,14 +33,14 @@ pub struct Lease {
 }
 
 /// Which state of the document was seen: what compare-and-set compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub seq_no: u64,
     pub primary_term: u64,
 }
 
 /// A lease as it was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub lease: Lease,
     pub mark: Mark,
@@ -157,6 +157,21 @@ impl Client {
         }
         Ok(WriteAlias { uuid: info.uuid, found, taken_from })
     }
+
+    /// [`Client::take_write_alias`] for one index among many: what is wrong with this one alone must not stop the others.
+    pub fn wire(&self, index: &str, generation: i64, installation: &str) -> Result<Wired, Failure> {
+        match self.take_write_alias(index, generation, installation) {
+            Ok(alias) => Ok(Wired::Set(alias)),
+            Err(failure) if failure.kind == FailureKind::NotFound => Ok(Wired::Missing),
+            Err(failure) if failure.kind == FailureKind::Conflict => {
+                Ok(Wired::Refused { reason: failure.reason, blocked: false })
+            }
+            Err(failure) if matches!(failure.status, Some(403 | 429)) => {
+                Ok(Wired::Refused { reason: failure.reason, blocked: true })
+            }
+            Err(failure) => Err(failure),
+        }
+    }
 }
 
 /// What [`Client::take_write_alias`] found.
@@ -168,6 +183,19 @@ pub struct WriteAlias {
     pub found: bool,
     /// Other indexes that had it.
     pub taken_from: Vec<String>,
+}
+
+/// What became of an index's write alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wired {
+    Set(WriteAlias),
+    /// There is no such index.
+    Missing,
+    /// It is another's; or, if `blocked`, it lets nobody change it (index.blocks.read_only), or its disk is full.
+    Refused {
+        reason: String,
+        blocked: bool,
+    },
 }
 
 /// Name of the alias through which a generation writes a concrete index.

@@ -3,7 +3,6 @@
 //! An index bears a mark (`_meta.pg_es_sync`): the installation that made it, and the public name it was made for. What
 //! is behind a name is asked each time, never remembered: people and other installations move aliases too.
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -11,7 +10,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::indices::IndexInfo;
 
 /// What became of an index that a build had made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is gone, or somebody else's by now.
     Gone,

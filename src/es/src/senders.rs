@@ -13,7 +13,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use serde_json::Value;
 
 use crate::answer::Outcome;
 use crate::body::Body;
@@ -41,15 +40,36 @@ pub enum Event {
     },
     Called {
         token: u64,
-        result: Result<Value, Failure>,
+        result: Result<Output, Failure>,
     },
 }
 
-type CallFunction = dyn FnOnce(&Client) -> Result<Value, Failure> + Send;
+/// What a call's function gave, of whatever type: who made the call knows it.
+#[derive(Debug)]
+pub struct Output(Box<dyn Any + Send>);
+
+impl Output {
+    /// # Panics
+    /// If the function gave something of another type: somebody has taken the answer to another call for his.
+    pub fn get<T: 'static>(&self) -> &T {
+        self.0.downcast_ref().expect("whoever takes an answer has made the call")
+    }
+}
+
+type CallFunction = dyn FnOnce(&Client) -> Result<Output, Failure> + Send;
 
 struct Call {
     token: u64,
     function: Box<CallFunction>,
+}
+
+impl Call {
+    fn new<T: Send + 'static>(
+        token: u64,
+        function: impl FnOnce(&Client) -> Result<T, Failure> + Send + 'static,
+    ) -> Self {
+        Self { token, function: Box::new(move |client| Ok(Output(Box::new(function(client)?)))) }
+    }
 }
 
 /// `connections` threads for bodies, one for calls, which are carried out one after the other, and one for calls that
@@ -137,15 +157,23 @@ impl Senders {
     }
 
     /// Runs a function with the client in the calls' thread, in the order they are given. Its result comes as [`Event::Called`].
-    pub fn call(&self, token: u64, function: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) {
+    pub fn call<T: Send + 'static>(
+        &self,
+        token: u64,
+        function: impl FnOnce(&Client) -> Result<T, Failure> + Send + 'static,
+    ) {
         // As above.
-        let _ = self.calls.send(Call { token, function: Box::new(function) });
+        let _ = self.calls.send(Call::new(token, function));
     }
 
     /// As [`Senders::call`], in the thread for what must not wait: with the urgent client.
-    pub fn call_urgent(&self, token: u64, function: impl FnOnce(&Client) -> Result<Value, Failure> + Send + 'static) {
+    pub fn call_urgent<T: Send + 'static>(
+        &self,
+        token: u64,
+        function: impl FnOnce(&Client) -> Result<T, Failure> + Send + 'static,
+    ) {
         // As above.
-        let _ = self.urgent.send(Call { token, function: Box::new(function) });
+        let _ = self.urgent.send(Call::new(token, function));
     }
 
     /// The next event, if there is one. Never blocks.

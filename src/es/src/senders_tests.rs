@@ -59,8 +59,8 @@ fn every_delivery_and_call_comes_back_once_with_its_token() {
 fn a_panic_is_an_event_and_not_the_end() {
     let stub = Stub::start(|_| Reply::Answer(200, OK));
     let senders = start(&stub.url);
-    senders.call(1, |_| panic!("for the test"));
-    senders.call(2, |_| Ok(Value::Null));
+    senders.call(1, |_| -> Result<(), Failure> { panic!("for the test") });
+    senders.call(2, |_| Ok(7));
     let events = wait(&senders, 2);
     match &events[0] {
         Event::Called { token: 1, result: Err(failure) } => {
@@ -69,7 +69,7 @@ fn a_panic_is_an_event_and_not_the_end() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(events[1], Event::Called { token: 2, result: Ok(Value::Null) }));
+    assert!(matches!(&events[1], Event::Called { token: 2, result: Ok(output) } if *output.get::<i32>() == 7));
     senders.stop(Duration::from_secs(5));
 }
 
@@ -86,10 +86,12 @@ fn no_signal_reaches_a_sender_thread() {
                 .iter()
                 .all(|signal| libc::sigismember(&set, *signal) == 1)
         };
-        Ok(Value::from(vec![Value::from(blocked), Value::from(thread::current().name())]))
+        Ok((blocked, thread::current().name().map(str::to_owned)))
     });
     match &wait(&senders, 1)[0] {
-        Event::Called { result: Ok(value), .. } => assert_eq!(value, &serde_json::json!([true, "es_sync calls"])),
+        Event::Called { result: Ok(output), .. } => {
+            assert_eq!(*output.get::<(bool, Option<String>)>(), (true, Some("es_sync calls".into())));
+        }
         other => panic!("{other:?}"),
     }
     // SAFETY: as above.
