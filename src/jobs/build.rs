@@ -38,31 +38,37 @@ pub struct Build {
     phase: Phase,
     target: Option<String>,
     lane: Option<u32>,
-    /// The last key read.
-    after: Option<String>,
-    exhausted: bool,
-    /// The call that settles the index while the last pages are under way: the engine writes its segments with whatever
-    /// thread comes along then, and with one alone once all requests are answered.
-    early: Option<u64>,
-    /// It has the settings of a live index again.
-    has_settings: bool,
-    pages: VecDeque<Sent>,
+    filling: Filling,
     next_page: Page,
-    /// Key of the last row of the last finished page, and how many rows that makes.
-    position: Option<String>,
-    done: i64,
     written_down: Instant,
     failures: u32,
     /// The first build of an attachment, not a rebuild.
     first: bool,
     /// The fields that the target was created with; None for one that a former worker has created.
     mapping: Option<Rc<str>>,
-    /// The live index took nothing, and gets no changes any more.
-    pub has_left_live: bool,
-    /// The engine has refused to swap: nothing is behind the alias yet.
-    swap_refused: bool,
     /// The other attachment of the table that the job says it waits for.
     awaited: Option<i32>,
+}
+
+/// How far one target is: another one begins without.
+#[derive(Default)]
+struct Filling {
+    /// The last key read.
+    after: Option<String>,
+    exhausted: bool,
+    pages: VecDeque<Sent>,
+    /// Key of the last row of the last finished page, and how many rows that makes.
+    position: Option<String>,
+    done: i64,
+    /// The call that settles the index while the last pages are under way: the engine writes its segments with whatever
+    /// thread comes along then, and with one alone once all requests are answered.
+    early: Option<u64>,
+    /// It has the settings of a live index again.
+    has_settings: bool,
+    /// The live index took nothing, and gets no changes any more.
+    has_left_live: bool,
+    /// The engine has refused to swap: nothing is behind the alias yet.
+    swap_refused: bool,
 }
 
 struct Sent {
@@ -72,25 +78,30 @@ struct Sent {
     last: String,
 }
 
+/// What the engine is asked for on the way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Call {
+    /// To create the index, under a name that is chosen now.
+    Create,
+    /// After a restart of the worker: whether the target still stands.
+    Look,
+    /// To give settings back, and to make searchable what was loaded.
+    Settle,
+    /// To put the index behind the alias.
+    Swap,
+}
+
 #[derive(Debug)]
 enum Phase {
-    /// A name is to be chosen and the index created.
-    Create,
-    Creating(u64),
-    /// After a restart of the worker: does the target still stand?
-    Look,
-    Looking(u64),
+    /// The engine is to be asked.
+    To(Call),
+    Asked(Call, u64),
     Load,
-    /// Settings are being given back, and what was loaded made searchable.
-    Settle,
-    Settling(u64),
     /// Waits until everything below the mark has been delivered.
     Drain {
         mark: i64,
         due: Instant,
     },
-    Swap,
-    Swapping(u64),
     Pause {
         until: Instant,
         then: Box<Phase>,
@@ -108,23 +119,20 @@ impl Build {
         Self {
             job: job.id,
             attachment,
-            phase: if job.target.is_some() { Phase::Look } else { Phase::Create },
+            phase: Phase::To(if job.target.is_some() { Call::Look } else { Call::Create }),
             target: job.target.clone(),
             lane: None,
-            after: job.position.clone(),
-            exhausted: false,
-            early: None,
-            has_settings: false,
-            pages: VecDeque::new(),
+            filling: Filling {
+                after: job.position.clone(),
+                position: job.position.clone(),
+                done: job.done,
+                ..Filling::default()
+            },
             next_page: 1,
-            position: job.position.clone(),
-            done: job.done,
             written_down: Instant::now(),
             failures: 0,
             first: job.kind == "load",
             mapping: None,
-            has_left_live: false,
-            swap_refused: false,
             awaited: None,
         }
     }
@@ -134,13 +142,21 @@ impl Build {
         self.target.is_some()
     }
 
+    /// True once the live index gets no changes any more, because it took nothing.
+    pub fn has_left_live(&self) -> bool {
+        self.filling.has_left_live
+    }
+
     /// True once the engine has been asked to put the new index behind the alias: too late to abandon it, whatever
     /// came of the answer.
     pub fn is_swapping(&self) -> bool {
-        match &self.phase {
-            Phase::Swapping(_) => true,
-            Phase::Swap => !self.swap_refused,
-            Phase::Pause { then, .. } => matches!(**then, Phase::Swap) && !self.swap_refused,
+        let phase = match &self.phase {
+            Phase::Pause { then, .. } => then,
+            phase => phase,
+        };
+        match phase {
+            Phase::Asked(Call::Swap, _) => true,
+            Phase::To(Call::Swap) => !self.filling.swap_refused,
             _ => false,
         }
     }
@@ -179,43 +195,43 @@ impl UnderWay for Build {
                 }
                 Ok(Step::Again)
             }
-            Phase::Create => self.create(context),
-            Phase::Look => {
-                let (index, _) = self.names(context);
-                let (owner, generation) = (context.owner.to_owned(), context.generation);
-                self.phase =
-                    Phase::Looking(context.engine.call(move |client| client.standing(&index, generation, &owner)));
+            Phase::To(Call::Create) => self.create(context),
+            Phase::To(Call::Look) => {
+                let (index, owner, generation) = (self.index(), context.owner.to_owned(), context.generation);
+                let look = context.engine.call(move |client| client.standing(&index, generation, &owner));
+                self.phase = Phase::Asked(Call::Look, look);
                 Ok(Step::Wait(None))
             }
-            Phase::Load => self.load(context, now),
-            Phase::Settle => {
-                self.phase = Phase::Settling(self.settle(context, !self.has_settings));
+            Phase::To(Call::Settle) => {
+                let settle = self.settle(context, !self.filling.has_settings);
+                self.phase = Phase::Asked(Call::Settle, settle);
                 self.note_progress("settle")?;
                 Ok(Step::Wait(None))
             }
+            Phase::To(Call::Swap) => {
+                let (index, alias, owner) = (self.index(), context.attachment.index.clone(), context.owner.to_owned());
+                let adopt = context.attachment.options.adopt == Some(true);
+                let swap = context.engine.call(move |client| {
+                    client.swap(&alias, &index, &owner, adopt)?;
+                    Ok(client.index(&index)?.map(|info| info.uuid))
+                });
+                self.phase = Phase::Asked(Call::Swap, swap);
+                self.note_progress("swap")?;
+                Ok(Step::Wait(None))
+            }
+            Phase::Asked(..) => Ok(Step::Wait(None)),
+            Phase::Load => self.load(context, now),
             Phase::Drain { due, .. } if *due > now => Ok(Step::Wait(Some(*due))),
             Phase::Drain { mark, .. } => {
                 let mark = *mark;
                 let Some(due) = context.look(mark, now)? else {
-                    self.phase = Phase::Swap;
+                    self.phase = Phase::To(Call::Swap);
                     return Ok(Step::Again);
                 };
                 self.phase = Phase::Drain { mark, due };
                 self.see_to_what_takes_nothing(context)?;
                 Ok(Step::Wait(Some(due)))
             }
-            Phase::Swap => {
-                let (index, _) = self.names(context);
-                let (alias, owner) = (context.attachment.index.clone(), context.owner.to_owned());
-                let adopt = context.attachment.options.adopt == Some(true);
-                self.phase = Phase::Swapping(context.engine.call(move |client| {
-                    client.swap(&alias, &index, &owner, adopt)?;
-                    Ok(client.index(&index)?.map(|info| info.uuid))
-                }));
-                self.note_progress("swap")?;
-                Ok(Step::Wait(None))
-            }
-            Phase::Creating(_) | Phase::Looking(_) | Phase::Settling(_) | Phase::Swapping(_) => Ok(Step::Wait(None)),
             Phase::Over => Ok(Step::Over),
         }
     }
@@ -226,29 +242,26 @@ impl UnderWay for Build {
         result: &Result<Output, Failure>,
         context: &mut Context,
     ) -> Result<bool, SqlError> {
-        if self.early == Some(token) {
+        if self.filling.early == Some(token) {
             // If it has failed, the settings are given back after the last document, and why they cannot be is said then.
-            self.has_settings = result.is_ok();
+            self.filling.has_settings = result.is_ok();
             return Ok(true);
         }
-        let (again, failed): (_, fn() -> Phase) = match &self.phase {
-            Phase::Creating(own) if *own == token => (Phase::Create, || Phase::Create),
-            Phase::Looking(own) if *own == token => (Phase::Look, || Phase::Look),
-            Phase::Settling(own) if *own == token => (Phase::Settle, || Phase::Settle),
-            Phase::Swapping(own) if *own == token => (Phase::Swap, || Phase::Swap),
+        let call = match self.phase {
+            Phase::Asked(call, own) if own == token => call,
             _ => return Ok(false),
         };
         // Where the result cannot be written down, the engine is asked once more.
-        self.phase = failed();
+        self.phase = Phase::To(call);
         let noted = match result {
             Ok(output) => {
                 self.failures = 0;
-                self.succeeded(again, output, context)
+                self.succeeded(call, output, context)
             }
-            Err(failure) => self.failed(again, failure, context),
+            Err(failure) => self.failed(call, failure, context),
         };
         if noted.as_ref().is_err_and(SqlError::passes_soon) {
-            self.phase = Phase::Pause { until: Instant::now() + LOCKED_REST, then: Box::new(failed()) };
+            self.phase = Phase::Pause { until: Instant::now() + LOCKED_REST, then: Box::new(Phase::To(call)) };
             return Ok(true);
         }
         noted.map(|()| true)
@@ -257,7 +270,7 @@ impl UnderWay for Build {
     fn index_missing(&mut self, lane: u32, context: &mut Context) {
         if self.lane == Some(lane) {
             self.close_lane(context);
-            self.phase = Phase::Create;
+            self.phase = Phase::To(Call::Create);
         }
     }
 }
@@ -269,15 +282,14 @@ impl Build {
         (self.job as u64) << 32 | self.next_page
     }
 
-    fn names(&self, context: &Context) -> (String, String) {
-        let index = self.target.clone().unwrap_or_default();
-        let alias = es::write_alias(&index, context.generation);
-        (index, alias)
+    /// The concrete index that is being built.
+    fn index(&self) -> String {
+        self.target.clone().unwrap_or_default()
     }
 
     /// Gives the index the settings of a live one, if it has not got them, and makes searchable what has arrived.
     fn settle(&self, context: &mut Context, with_settings: bool) -> u64 {
-        let (index, _) = self.names(context);
+        let index = self.index();
         let settings = with_settings.then(|| Shape::live_settings(context.attachment));
         context.engine.call(move |client| {
             if let Some(settings) = settings {
@@ -302,17 +314,9 @@ impl Build {
             self.phase = Phase::Over;
             return Ok(Step::Over);
         };
+        let (index, alias) = (target.clone(), es::write_alias(&target, context.generation));
         self.target = Some(target);
-        self.after = None;
-        self.position = None;
-        self.done = 0;
-        self.exhausted = false;
-        self.early = None;
-        self.has_settings = false;
-        self.has_left_live = false;
-        self.swap_refused = false;
-        self.pages.clear();
-        let (index, alias) = self.names(context);
+        self.filling = Filling::default();
         self.mapping = Some(context.reader.mapping(context.attachment, dialect));
         let shape = context.reader.shape();
         let optional = shape.optional_types(context.attachment, dialect);
@@ -325,7 +329,7 @@ impl Build {
         let public = context.attachment.index.clone();
         let owner = context.owner.to_owned();
         let adopt = context.attachment.options.adopt == Some(true);
-        self.phase = Phase::Creating(context.engine.call(move |client| {
+        let create = context.engine.call(move |client| {
             // A name that is somebody else's is refused before anything is loaded.
             client.make_room(&public, &index, &owner, adopt)?;
             match client.create_index(&index, &body) {
@@ -336,49 +340,48 @@ impl Build {
                 }
                 result => result.map(|()| Vec::new()),
             }
-        }));
+        });
+        self.phase = Phase::Asked(Call::Create, create);
         Ok(Step::Wait(None))
     }
 
     fn load(&mut self, context: &mut Context, now: Instant) -> Result<Step, SqlError> {
         let Some(lane) = self.lane else {
-            self.phase = Phase::Look;
+            self.phase = Phase::To(Call::Look);
             return Ok(Step::Again);
         };
-        while self.pages.front().is_some_and(|sent| sent.left == 0) {
-            if let Some(sent) = self.pages.pop_front() {
-                self.done += sent.rows as i64;
-                self.position = Some(sent.last);
-            }
+        while let Some(sent) = self.filling.pages.pop_front_if(|sent| sent.left == 0) {
+            self.filling.done += sent.rows as i64;
+            self.filling.position = Some(sent.last);
         }
         let mut stepped = false;
-        if !self.exhausted && !context.held {
+        if !self.filling.exhausted && !context.held {
             let busy = context.delivery.in_flight() > context.engine.sizing.concurrency();
             let open = context.delivery.may_send(lane, now);
-            let room = self.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD;
+            let room = self.filling.pages.len() < context.engine.sizing.concurrency() + PAGES_AHEAD;
             let Context { delivery, reader, attachment, engine, .. } = &mut *context;
             if !busy && open && room && delivery.fit_mapping(lane, reader, attachment, engine) {
                 let page = self.page_number();
-                let (after, left) = (self.after.as_deref(), self.left(context.reader.shape().estimated_rows));
+                let (after, left) = (self.filling.after.as_deref(), self.left(context.reader.shape().estimated_rows));
                 let read = context.delivery.send_page(lane, context.reader, context.engine, after, left, page);
                 let read = match read {
                     Ok(read) => read,
                     Err(error) => return self.page_failed(context, error, now),
                 };
-                self.exhausted = read.exhausted;
-                if let Some(last) = read.last {
-                    self.after = Some(last.to_string());
-                    self.pages.push_back(Sent { page, left: read.sent, rows: read.rows, last: last.to_string() });
+                self.filling.exhausted = read.exhausted;
+                if let Some(last) = read.last.map(|last| last.to_string()) {
+                    self.filling.after = Some(last.clone());
+                    self.filling.pages.push_back(Sent { page, left: read.sent, rows: read.rows, last });
                 }
                 stepped = true;
             }
         }
-        if self.exhausted && self.pages.is_empty() {
-            self.phase = Phase::Settle;
+        if self.filling.exhausted && self.filling.pages.is_empty() {
+            self.phase = Phase::To(Call::Settle);
             return Ok(Step::Again);
         }
-        if self.exhausted && self.early.is_none() {
-            self.early = Some(self.settle(context, true));
+        if self.filling.exhausted && self.filling.early.is_none() {
+            self.filling.early = Some(self.settle(context, true));
         }
         if now.duration_since(self.written_down) >= PROGRESS_EVERY {
             self.note_progress("load")?;
@@ -388,7 +391,7 @@ impl Build {
 
     /// Rows that are still to be read, as far as the table's statistics tell.
     fn left(&self, estimated_rows: f64) -> Option<usize> {
-        let read = self.done as f64 + self.pages.iter().map(|sent| sent.rows as f64).sum::<f64>();
+        let read = self.filling.done as f64 + self.filling.pages.iter().map(|sent| sent.rows as f64).sum::<f64>();
         (estimated_rows > read).then_some((estimated_rows - read) as usize)
     }
 
@@ -402,14 +405,14 @@ impl Build {
                 return Ok(Step::Again);
             }
             let page = self.page_number();
-            let after = self.after.as_deref();
+            let after = self.filling.after.as_deref();
             match transaction::run_without_waiting(|| context.reader.next_key(after))? {
-                None => self.exhausted = true,
+                None => self.filling.exhausted = true,
                 Some(key) => {
                     let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
                     let alone = lane.is_some_and(|lane| lane.backfill_alone(key.as_str().into(), page));
-                    self.pages.push_back(Sent { page, left: usize::from(alone), rows: 1, last: key.clone() });
-                    self.after = Some(key);
+                    self.filling.pages.push_back(Sent { page, left: usize::from(alone), rows: 1, last: key.clone() });
+                    self.filling.after = Some(key);
                 }
             }
             return Ok(Step::Again);
@@ -425,7 +428,7 @@ impl Build {
         if (page >> 32) as i64 != self.job {
             return false;
         }
-        if let Some(sent) = self.pages.iter_mut().find(|sent| sent.page == page) {
+        if let Some(sent) = self.filling.pages.iter_mut().find(|sent| sent.page == page) {
             sent.left = sent.left.saturating_sub(1);
         }
         true
@@ -452,7 +455,7 @@ impl Build {
                 // Before anybody who waits is answered.
                 capture::announce_catalog_change();
             })?;
-            self.has_left_live = true;
+            self.filling.has_left_live = true;
             context.delivery.close_lane(live);
             return Ok(());
         }
@@ -471,7 +474,7 @@ impl Build {
     }
 
     fn note_progress(&mut self, phase: &str) -> Result<(), SqlError> {
-        let (job, position, done) = (self.job, self.position.clone(), self.done);
+        let (job, position, done) = (self.job, self.filling.position.clone(), self.filling.done);
         transaction::run(|| {
             record::progress(job, phase, position.as_deref(), done);
             record::trouble(job, None);
@@ -480,9 +483,9 @@ impl Build {
         Ok(())
     }
 
-    fn succeeded(&mut self, phase: Phase, output: &Output, context: &mut Context) -> Result<(), SqlError> {
-        match phase {
-            Phase::Create => {
+    fn succeeded(&mut self, call: Call, output: &Output, context: &mut Context) -> Result<(), SqlError> {
+        match call {
+            Call::Create => {
                 let lacking: &Vec<String> = output.get();
                 if !lacking.is_empty() {
                     pgrx::warning!(
@@ -495,36 +498,35 @@ impl Build {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
                     lane.mapping = self.mapping.take();
                 }
-                self.exhausted = self.first && context.attachment.options.load == Some(false);
+                self.filling.exhausted = self.first && context.attachment.options.load == Some(false);
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
             }
-            Phase::Look => match output.get() {
+            Call::Look => match output.get() {
                 Standing::Ready => {
                     self.open_lane(context.delivery, context.attachment, context.generation);
                     self.phase = Phase::Load;
                 }
                 // Only the last note is missing.
                 Standing::Live => self.complete(context, None)?,
-                Standing::Gone => self.phase = Phase::Create,
+                Standing::Gone => self.phase = Phase::To(Call::Create),
             },
-            Phase::Settle => {
+            Call::Settle => {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
                     lane.is_loaded = true;
                 }
                 self.phase = Phase::Drain { mark: context.shared.queue_mark(), due: Instant::now() };
                 self.note_progress("drain")?;
             }
-            Phase::Swap => self.complete(context, output.get::<Option<String>>().as_deref())?,
-            _ => {}
+            Call::Swap => self.complete(context, output.get::<Option<String>>().as_deref())?,
         }
         Ok(())
     }
 
     /// The new index is live: the old lane closes, this one stays.
     fn complete(&mut self, context: &mut Context, uuid: Option<&str>) -> Result<(), SqlError> {
-        let (index, _) = self.names(context);
-        let (job, attachment, done, first) = (self.job, self.attachment, self.done, self.first);
+        let index = self.index();
+        let (job, attachment, done, first) = (self.job, self.attachment, self.filling.done, self.first);
         let source = context.attachment.relation.to_u32();
         let ended = transaction::run_without_waiting(|| {
             let ended = record::finish_build(job, &index, done);
@@ -552,24 +554,24 @@ impl Build {
         self.target = None;
         pgrx::log!("index \"{}\" is built: {done} rows in \"{index}\"", context.attachment.index);
         // Where somebody has asked for another beginning meanwhile, it begins again beside what is live now.
-        self.phase = if ended.is_some() { Phase::Over } else { Phase::Create };
+        self.phase = if ended.is_some() { Phase::Over } else { Phase::To(Call::Create) };
         self.first &= ended.is_some();
         Ok(())
     }
 
-    fn failed(&mut self, phase: Phase, failure: &Failure, context: &mut Context) -> Result<(), SqlError> {
+    fn failed(&mut self, call: Call, failure: &Failure, context: &mut Context) -> Result<(), SqlError> {
         let job = self.job;
         let passing = failure.kind.is_transient()
             || failure.kind.outcome_unknown()
             // The number was taken, by a request whose answer was lost or by somebody's index: take the next one.
             || failure.kind == FailureKind::Exists
-            || (failure.kind == FailureKind::NotFound && !matches!(phase, Phase::Create));
+            || (failure.kind == FailureKind::NotFound && call != Call::Create);
         let message = failure.to_string();
-        if matches!(phase, Phase::Swap) {
-            self.swap_refused = failure.status.is_some_and(|status| (400..500).contains(&status));
+        if call == Call::Swap {
+            self.filling.swap_refused = failure.status.is_some_and(|status| (400..500).contains(&status));
         }
         if !passing {
-            let done = self.done;
+            let done = self.filling.done;
             transaction::run_without_waiting(|| record::finish(job, "failed", done, Some(&message)))?;
             self.abandon(context);
             pgrx::warning!("could not build index \"{}\": {message}", context.attachment.index);
@@ -578,8 +580,8 @@ impl Build {
         }
         let until = context.pause(job, &mut self.failures, &message, Instant::now())?;
         // An index that vanished while it was built is created anew.
-        let then = if failure.kind == FailureKind::NotFound { Phase::Look } else { phase };
-        self.phase = Phase::Pause { until, then: Box::new(then) };
+        let then = if failure.kind == FailureKind::NotFound { Call::Look } else { call };
+        self.phase = Phase::Pause { until, then: Box::new(Phase::To(then)) };
         Ok(())
     }
 
@@ -590,10 +592,10 @@ impl Build {
             self.target = None;
         }
         self.abandon(context);
-        self.has_left_live = false;
+        self.filling.has_left_live = false;
         // What was delivered to the former target is there no more, whether or not a load was wanted.
         self.first = false;
-        self.phase = Phase::Create;
+        self.phase = Phase::To(Call::Create);
     }
 
     /// Lets go of what was built; the live index stays as it is.

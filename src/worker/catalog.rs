@@ -224,7 +224,7 @@ impl Worker {
         let unread = self.attachments.iter().filter(unread).map(|known| (known.id, known.relation.to_u32())).collect();
         self.delivery.apply_unread(unread);
         for attachment in &self.attachments {
-            let is_left = self.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live);
+            let is_left = self.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live());
             if let Some(live) = &attachment.live
                 && !is_left
                 && !self.delivery.is_left_out(attachment)
