@@ -46,7 +46,7 @@ impl Worker {
             self.partitions_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
         }
-        let in_doubt = self.doubt_definitions(Instant::now()) && !self.being_restored;
+        let in_doubt = self.definitions.are_due(&self.attachments, Instant::now()) && !self.being_restored;
         let waited_for = self.shared.waiting(my_database()).next().is_some();
         if self.partitions_in_doubt && !self.being_restored && (waited_for || Instant::now() >= self.catalog_due) {
             self.notice_partitions()?;
@@ -65,10 +65,10 @@ impl Worker {
             return Ok(());
         }
         for _ in 0..MAX_LOOKS {
-            if !self.doubt_definitions(Instant::now()) {
+            if !self.definitions.are_due(&self.attachments, Instant::now()) {
                 break;
             }
-            if self.look_at_definitions() {
+            if self.definitions.look(&self.attachments) {
                 self.take_catalog()?;
             }
         }

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use es::Event;
 use pgrx::pg_sys;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::catalog::NOT_READ;
+use super::definitions::Definitions;
 use super::delivery::Delivery;
 use super::engine::Engine;
 use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
-use super::process::{CLIENT, Thing, has_extension, stop_requested};
+use super::process::{CLIENT, has_extension, stop_requested};
 use super::upkeep::Upkeep;
 use super::waiters::{Known, Waiters};
 use crate::attachment::catalog::Attachment;
@@ -69,13 +70,7 @@ pub struct Worker {
     pub(super) being_restored: bool,
     pub(super) seen_changes: u32,
     pub(super) catalog_due: Instant,
-    /// What the documents of an attachment depend on, for those whose definitions were looked at.
-    pub(super) definitions: FxHashMap<i32, FxHashSet<Thing>>,
-    /// Attachments whose definitions are to be looked at, or could not be looked at or acted upon for the moment.
-    pub(super) doubtful_definitions: FxHashSet<i32>,
-    /// Those where that was an error, which the status shows.
-    pub(super) failed_looks: FxHashSet<i32>,
-    pub(super) definitions_due: Option<Instant>,
+    pub(super) definitions: Definitions,
     /// There may be partitions without a TRUNCATE trigger, or triggers that were switched off.
     pub(super) triggers_in_doubt: bool,
     /// Partitions may have come or gone.
@@ -125,10 +120,7 @@ impl Worker {
             being_restored: false,
             seen_changes: NOT_READ,
             catalog_due: now,
-            definitions: FxHashMap::default(),
-            doubtful_definitions: FxHashSet::default(),
-            failed_looks: FxHashSet::default(),
-            definitions_due: None,
+            definitions: Definitions::default(),
             triggers_in_doubt: true,
             partitions_in_doubt: true,
             more: true,
@@ -215,7 +207,7 @@ impl Worker {
         if let Some(engine) = self.engine.as_mut() {
             let known = Known {
                 attachments: &self.attachments,
-                doubtful: &self.doubtful_definitions,
+                doubtful: &self.definitions.doubtful,
                 catalog_changes: self.seen_changes,
             };
             due.extend(self.waiters.serve(self.shared, self.database, &known, &mut self.delivery, engine)?);
@@ -223,7 +215,7 @@ impl Worker {
         self.publish()?;
         self.look_after_queue()?;
         due.push(self.catalog_due);
-        due.extend(self.definitions_due);
+        due.extend(self.definitions.due);
         let now = Instant::now();
         if self.more && self.may_claim() {
             due.push(self.last_claim + self.linger());

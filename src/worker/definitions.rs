@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::answers::set_cause;
-use super::database::{REST, Worker};
+use super::database::REST;
 use super::process::{TRACKED, Thing, take_changed};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::definition::{self, Difference};
@@ -13,6 +13,19 @@ use crate::attachment::{attach, check, follow, pin};
 use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
+
+/// What the worker knows of definitions, by attachment.
+#[derive(Default)]
+pub(super) struct Definitions {
+    /// What the documents depend on, where that was looked at.
+    tracked: FxHashMap<i32, FxHashSet<Thing>>,
+    /// To be looked at, or not to be looked at or acted upon for the moment.
+    pub(super) doubtful: FxHashSet<i32>,
+    /// Those where that was an error, which the status shows.
+    failed: FxHashSet<i32>,
+    /// When the doubtful ones are looked at.
+    pub(super) due: Option<Instant>,
+}
 
 /// What came of looking at an attachment's definitions.
 enum Looked {
@@ -24,12 +37,12 @@ enum Looked {
     Later,
 }
 
-impl Worker {
-    /// Notes whose definitions may have changed since the last look; true if anybody's are to be looked at now.
-    pub(super) fn doubt_definitions(&mut self, now: Instant) -> bool {
+impl Definitions {
+    /// Notes whose may have changed since the last look; true if anybody's are to be looked at now.
+    pub(super) fn are_due(&mut self, attachments: &[Attachment], now: Instant) -> bool {
         let changed = take_changed();
-        for attachment in &self.attachments {
-            let doubtful = match self.definitions.get(&attachment.id) {
+        for attachment in attachments {
+            let doubtful = match self.tracked.get(&attachment.id) {
                 None => true,
                 Some(tracked) => {
                     changed.anything
@@ -38,28 +51,28 @@ impl Worker {
                         || (changed.functions && attachment.stale)
                 }
             };
-            if doubtful && self.doubtful_definitions.insert(attachment.id) {
-                self.definitions_due = Some(now);
+            if doubtful && self.doubtful.insert(attachment.id) {
+                self.due = Some(now);
             }
         }
-        self.definitions_due.is_some_and(|due| due <= now)
+        self.due.is_some_and(|due| due <= now)
     }
 
-    /// Looks at the definitions that are in doubt; true if something was written down that is to be read again.
-    pub(super) fn look_at_definitions(&mut self) -> bool {
-        self.definitions_due = None;
+    /// Looks at those that are in doubt; true if something was written down that is to be read again.
+    pub(super) fn look(&mut self, attachments: &[Attachment]) -> bool {
+        self.due = None;
         let mut written = false;
-        for id in std::mem::take(&mut self.doubtful_definitions) {
-            let Some(attachment) = self.attachments.iter().find(|known| known.id == id).cloned() else { continue };
+        for id in std::mem::take(&mut self.doubtful) {
+            let Some(attachment) = attachments.iter().find(|known| known.id == id) else { continue };
             // Before, so that what is altered from now on is heard of; after, for there may be more to hear of.
             let looked = self
-                .track(&attachment)
-                .and_then(|_| look(&attachment))
-                .and_then(|looked| self.track(&attachment).map(|more| (looked, more)));
+                .track(attachment)
+                .and_then(|_| look(attachment))
+                .and_then(|looked| self.track(attachment).map(|more| (looked, more)));
             match looked {
                 Ok((Looked::Known(news), more)) => {
                     written |= news;
-                    if self.failed_looks.remove(&id) {
+                    if self.failed.remove(&id) {
                         set_cause(id, "");
                         written = true;
                     }
@@ -77,24 +90,24 @@ impl Worker {
                 Err(error) if error.passes_soon() => self.doubt(id, Instant::now() + REST),
                 Err(error) => {
                     set_cause(id, &format!("could not look at the definitions of what its documents show: {error}"));
-                    self.failed_looks.insert(id);
+                    self.failed.insert(id);
                     self.doubt(id, Instant::now() + REST);
                 }
             }
         }
-        let known: FxHashSet<i32> = self.attachments.iter().map(|attachment| attachment.id).collect();
-        self.definitions.retain(|id, _| known.contains(id));
+        let known: FxHashSet<i32> = attachments.iter().map(|attachment| attachment.id).collect();
+        self.tracked.retain(|id, _| known.contains(id));
         TRACKED.with_borrow_mut(|tracked| {
             tracked.clear();
-            tracked.extend(self.definitions.values().flatten());
+            tracked.extend(self.tracked.values().flatten());
         });
         written
     }
 
     /// Has an attachment's definitions looked at, no later than `due`: another one's may be due sooner.
     fn doubt(&mut self, attachment: i32, due: Instant) {
-        self.doubtful_definitions.insert(attachment);
-        self.definitions_due = Some(self.definitions_due.map_or(due, |known| known.min(due)));
+        self.doubtful.insert(attachment);
+        self.due = Some(self.due.map_or(due, |known| known.min(due)));
     }
 
     /// Lets changes of what an attachment depends on be heard of; true if of more than before.
@@ -111,8 +124,8 @@ impl Worker {
         let own = [Some(attachment.relation), attachment.document];
         things.extend(own.into_iter().flatten().map(|relation| Thing::Relation(relation.to_u32())));
         TRACKED.with_borrow_mut(|tracked| tracked.extend(&things));
-        let before = self.definitions.insert(attachment.id, things);
-        let now = &self.definitions[&attachment.id];
+        let before = self.tracked.insert(attachment.id, things);
+        let now = &self.tracked[&attachment.id];
         Ok(before.is_none_or(|before| !now.is_subset(&before)))
     }
 }
