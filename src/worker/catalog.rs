@@ -186,19 +186,17 @@ impl Worker {
 
     fn take_attachments(&mut self, attachments: Vec<Attachment>) {
         // While what they need is still known: a half-built index must not stay behind.
-        let mut builds = std::mem::take(&mut self.builds);
-        for build in builds.iter_mut().filter(|build| !attachments.iter().any(|new| new.id == build.attachment)) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        for build in jobs.builds.iter_mut().filter(|build| !attachments.iter().any(|new| new.id == build.attachment)) {
             self.with_context(build.attachment, false, |context| build.abandon(context));
         }
-        self.builds = builds;
+        self.jobs = jobs;
         let old = std::mem::replace(&mut self.attachments, attachments);
         for gone in old.iter().filter(|old| !self.attachments.iter().any(|new| new.id == old.id)) {
             let lanes: Vec<u32> =
                 self.delivery.lanes.iter().filter(|l| l.attachment == gone.id).map(|l| l.id).collect();
             lanes.into_iter().for_each(|lane| self.delivery.close_lane(lane));
-            self.builds.retain(|build| build.attachment != gone.id);
-            self.verifies.retain(|verify| verify.attachment != gone.id);
-            self.loads.retain(|load| load.attachment != gone.id);
+            self.jobs.retain(|job| job.attachment() != gone.id);
         }
         for attachment in &self.attachments {
             if old.iter().find(|old| old.id == attachment.id) != Some(attachment) {
@@ -219,12 +217,13 @@ impl Worker {
         let unread = |known: &&Attachment| {
             known.options.load == Some(false)
                 && known.live.is_none()
-                && self.builds.iter().any(|build| build.attachment == known.id && !build.is_over())
+                && self.jobs.builds.iter().any(|build| build.attachment == known.id && !build.is_over())
         };
         let unread = self.attachments.iter().filter(unread).map(|known| (known.id, known.relation.to_u32())).collect();
         self.delivery.apply_unread(unread);
         for attachment in &self.attachments {
-            let is_left = self.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live());
+            let is_left =
+                self.jobs.builds.iter().any(|build| build.attachment == attachment.id && build.has_left_live());
             if let Some(live) = &attachment.live
                 && !is_left
                 && !self.delivery.is_left_out(attachment)
@@ -236,55 +235,56 @@ impl Worker {
         }
     }
 
-    fn take_jobs(&mut self, jobs: Vec<record::Job>) {
-        let mut builds = std::mem::take(&mut self.builds);
-        for build in builds.iter_mut().filter(|build| !build.is_over()) {
-            match jobs.iter().find(|job| job.id == build.job) {
+    fn take_jobs(&mut self, rows: Vec<record::Job>) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        for build in jobs.builds.iter_mut().filter(|build| !build.is_over()) {
+            match rows.iter().find(|row| row.id == build.job) {
                 // Cancelled too late: what is behind the alias must be written down.
                 None if build.is_swapping() => {}
                 // Cancelled, or its attachment is gone.
                 None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),
                 // Sent back to its beginning by a TRUNCATE.
-                Some(job) if job.target.is_none() && build.has_begun() => {
+                Some(row) if row.target.is_none() && build.has_begun() => {
                     self.with_context(build.attachment, false, |context| build.restart(context));
                 }
                 Some(_) => {}
             }
         }
-        // One whose table cannot be read now is abandoned the next time: its lane must not stay behind.
-        builds.retain(|build| !build.is_over() || jobs.iter().any(|job| job.id == build.job));
-        self.queued_drops.retain(|(id, _)| jobs.iter().any(|job| job.id == *id));
-        self.builds = builds;
-        self.verifies.retain(|verify| jobs.iter().any(|job| job.id == verify.job));
-        self.loads.retain(|load| jobs.iter().any(|job| job.id == load.job));
-        for job in jobs {
-            match (job.kind.as_str(), job.attachment) {
+        // A build whose table cannot be read now is abandoned the next time: its lane must not stay behind.
+        let is_open = |job: i64| rows.iter().any(|row| row.id == job);
+        jobs.builds.retain(|build| !build.is_over() || is_open(build.job));
+        jobs.verifies.retain(|verify| is_open(verify.job));
+        jobs.loads.retain(|load| is_open(load.job));
+        jobs.queued_drops.retain(|(job, _)| is_open(*job));
+        for row in rows {
+            match (row.kind.as_str(), row.attachment) {
                 ("drop", _) => {
-                    let under_way = self.drops.iter().any(|(_, id)| *id == job.id)
-                        || self.queued_drops.iter().any(|(id, _)| *id == job.id);
-                    if let (false, Some(target)) = (under_way, job.target) {
-                        self.queued_drops.push((job.id, target));
+                    let under_way = jobs.drops.iter().any(|(_, job)| *job == row.id)
+                        || jobs.queued_drops.iter().any(|(job, _)| *job == row.id);
+                    if let (false, Some(target)) = (under_way, row.target) {
+                        jobs.queued_drops.push((row.id, target));
                     }
                 }
-                ("verify", Some(attachment)) => match self.verifies.iter_mut().find(|known| known.job == job.id) {
-                    Some(verify) => verify.take(&job),
-                    None => self.verifies.push(Verify::new(&job, attachment)),
+                ("verify", Some(attachment)) => match jobs.verifies.iter_mut().find(|known| known.job == row.id) {
+                    Some(verify) => verify.take(&row),
+                    None => jobs.verifies.push(Verify::new(&row, attachment)),
                 },
-                ("partition", Some(attachment)) => match self.loads.iter_mut().find(|known| known.job == job.id) {
-                    Some(load) => load.take(&job),
-                    None => self.loads.extend(Load::new(&job, attachment)),
+                ("partition", Some(attachment)) => match jobs.loads.iter_mut().find(|known| known.job == row.id) {
+                    Some(load) => load.take(&row),
+                    None => jobs.loads.extend(Load::new(&row, attachment)),
                 },
-                ("load" | "reindex", Some(attachment)) if !self.builds.iter().any(|build| build.job == job.id) => {
-                    let mut build = Build::new(&job, attachment);
+                ("load" | "reindex", Some(attachment)) if !jobs.builds.iter().any(|build| build.job == row.id) => {
+                    let mut build = Build::new(&row, attachment);
                     // Before anything is claimed: what is claimed now must reach the index that is being built.
                     if let Some(known) = self.attachments.iter().find(|known| known.id == attachment) {
                         build.open_lane(&mut self.delivery, known, self.generation);
                     }
-                    self.builds.push(build);
+                    jobs.builds.push(build);
                 }
                 _ => {}
             }
         }
+        self.jobs = jobs;
     }
 }
 

@@ -13,15 +13,13 @@ use super::engine::Engine;
 use super::lease::{Keeper, Note};
 use super::ownership::Wiring;
 use super::process::{CLIENT, has_extension, stop_requested};
+use super::tasks::Jobs;
 use super::upkeep::Upkeep;
 use super::waiters::{Known, Waiters};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::link::Link;
 use crate::document::read::Reader;
 use crate::document::related::Finder;
-use crate::jobs::build::Build;
-use crate::jobs::partition;
-use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::latch::{self, WaitSet};
 use crate::postgres::process::cpu_time;
@@ -47,16 +45,9 @@ pub struct Worker {
     pub(super) readers: FxHashMap<i32, Reader>,
     pub(super) links: Vec<Link>,
     pub(super) finders: FxHashMap<u32, Finder>,
-    pub(super) builds: Vec<Build>,
-    pub(super) verifies: Vec<Verify>,
-    /// Rows of partitions that came.
-    pub(super) loads: Vec<partition::Load>,
+    pub(super) jobs: Jobs,
     /// Jobs of which a step failed, and until when they rest.
     pub(super) resting_jobs: FxHashMap<i64, Instant>,
-    /// Drops under way: token and job.
-    pub(super) drops: Vec<(u64, i64)>,
-    /// Jobs that drop an index, not yet begun.
-    pub(super) queued_drops: Vec<(i64, String)>,
     pub(super) waiters: Waiters,
     pub(super) claims: [Claims; 2],
     /// The installation's token; empty before the first attachment.
@@ -103,12 +94,8 @@ impl Worker {
             readers: FxHashMap::default(),
             links: Vec::new(),
             finders: FxHashMap::default(),
-            builds: Vec::new(),
-            verifies: Vec::new(),
-            loads: Vec::new(),
+            jobs: Jobs::default(),
             resting_jobs: FxHashMap::default(),
-            drops: Vec::new(),
-            queued_drops: Vec::new(),
             waiters: Waiters::default(),
             claims: [Claims::new(Queue::Changes), Claims::new(Queue::Prepared)],
             owner: String::new(),
@@ -308,10 +295,7 @@ impl Worker {
 
     pub(super) fn forget(&mut self) {
         self.delivery.forget();
-        self.builds.clear();
-        self.verifies.clear();
-        self.loads.clear();
-        self.drops.clear();
+        self.jobs.forget();
         self.waiters = Waiters::default();
         self.rewind_claims();
         self.seen_changes = NOT_READ;
@@ -361,7 +345,7 @@ impl Worker {
             }
         }
         for page in std::mem::take(&mut self.delivery.pages) {
-            for build in &mut self.builds {
+            for build in &mut self.jobs.builds {
                 if build.page_done(page) {
                     break;
                 }

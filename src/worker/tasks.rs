@@ -14,6 +14,40 @@ use crate::jobs::verify::Verify;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 
+/// The jobs that this worker has taken up.
+#[derive(Default)]
+pub(super) struct Jobs {
+    pub(super) builds: Vec<Build>,
+    pub(super) verifies: Vec<Verify>,
+    /// Rows of partitions that came.
+    pub(super) loads: Vec<Load>,
+    /// Those that drop an index and have not begun, with its public name.
+    pub(super) queued_drops: Vec<(i64, String)>,
+    /// Drops under way: token and job.
+    pub(super) drops: Vec<(u64, i64)>,
+}
+
+impl Jobs {
+    fn all(&mut self) -> impl Iterator<Item = &mut dyn UnderWay> {
+        let builds = self.builds.iter_mut().map(|build| build as &mut dyn UnderWay);
+        let verifies = self.verifies.iter_mut().map(|verify| verify as &mut dyn UnderWay);
+        builds.chain(verifies).chain(self.loads.iter_mut().map(|load| load as &mut dyn UnderWay))
+    }
+
+    /// Keeps those that fill, compare or mend an index, where this says so.
+    pub(super) fn retain(&mut self, keep: impl Fn(&dyn UnderWay) -> bool) {
+        self.builds.retain(|build| keep(build));
+        self.verifies.retain(|verify| keep(verify));
+        self.loads.retain(|load| keep(load));
+    }
+
+    /// Forgets what is under way: it goes on from its row.
+    pub(super) fn forget(&mut self) {
+        self.retain(|_| false);
+        self.drops.clear();
+    }
+}
+
 impl Worker {
     /// Lends a job what it needs; None where its attachment or table is gone.
     pub(super) fn with_context<T>(
@@ -41,7 +75,7 @@ impl Worker {
     pub(super) fn work_on_jobs(&mut self, held: bool, due: &mut Vec<Instant>) -> Result<bool, SqlError> {
         let now = Instant::now();
         let mut again = false;
-        for (job, index) in std::mem::take(&mut self.queued_drops) {
+        for (job, index) in std::mem::take(&mut self.jobs.queued_drops) {
             if self.attachments.iter().any(|known| known.index == index) {
                 // Attached anew: what is to go is replaced by its build, and what is behind the name may be that already.
                 match transaction::run_without_waiting(|| record::finish(job, "done", 0, None)) {
@@ -52,14 +86,14 @@ impl Worker {
             } else if let Some(engine) = self.engine.as_mut() {
                 let owner = self.owner.clone();
                 let token = engine.call(move |client| client.drop_public(&index, &owner));
-                self.drops.push((token, job));
+                self.jobs.drops.push((token, job));
             }
         }
         let missing = std::mem::take(&mut self.delivery.missing);
-        let (mut builds, mut verifies, mut loads) =
-            (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies), std::mem::take(&mut self.loads));
+        // Put back whatever happens: a job that is forgotten here is begun a second time.
+        let mut jobs = std::mem::take(&mut self.jobs);
         let mut result = Ok(());
-        for job in all(&mut builds, &mut verifies, &mut loads) {
+        for job in jobs.all() {
             if self.attachments.iter().any(|known| known.id == job.attachment() && known.paused) {
                 continue;
             }
@@ -87,10 +121,8 @@ impl Worker {
                 None => {}
             }
         }
-        builds.retain(|build| !build.is_over());
-        verifies.retain(|verify| !verify.is_over());
-        loads.retain(|load| !load.is_over());
-        (self.builds, self.verifies, self.loads) = (builds, verifies, loads);
+        jobs.retain(|job| !job.is_over());
+        self.jobs = jobs;
         self.more |= std::mem::take(&mut self.delivery.enqueued);
         if missing.iter().any(|lane| self.delivery.lane(*lane).is_some_and(|lane| !lane.building)) {
             // Gone, or only its write alias is: the engine is asked.
@@ -101,8 +133,8 @@ impl Worker {
     }
 
     pub(super) fn job_answered(&mut self, token: u64, result: &Result<Output, Failure>) -> Result<(), SqlError> {
-        if let Some(place) = self.drops.iter().position(|(own, _)| *own == token) {
-            let (_, job) = self.drops.swap_remove(place);
+        if let Some(place) = self.jobs.drops.iter().position(|(own, _)| *own == token) {
+            let (_, job) = self.jobs.drops.swap_remove(place);
             if result.as_ref().is_err_and(|failure| failure.kind.is_transient()) {
                 // The job stays queued: the next reading of the catalog takes it up again.
                 return Ok(());
@@ -115,10 +147,10 @@ impl Worker {
                 result => result,
             };
         }
-        // Put back whatever happens: a job that is forgotten here is begun a second time.
-        let (mut builds, mut verifies) = (std::mem::take(&mut self.builds), std::mem::take(&mut self.verifies));
+        // Put back as above.
+        let mut jobs = std::mem::take(&mut self.jobs);
         let mut result_of_all = Ok(());
-        for job in all(&mut builds, &mut verifies, &mut []) {
+        for job in jobs.all() {
             let taken = self.with_context(job.attachment(), false, |context| job.answered(token, result, context));
             match taken.transpose() {
                 Ok(Some(true)) => break,
@@ -128,7 +160,7 @@ impl Worker {
                 Err(error) => result_of_all = result_of_all.and(note_trouble(job.job(), &error)),
             }
         }
-        (self.builds, self.verifies) = (builds, verifies);
+        self.jobs = jobs;
         result_of_all
     }
 }
@@ -136,14 +168,4 @@ impl Worker {
 /// What a job could not read or write is its own trouble: other indexes go on.
 fn note_trouble(job: i64, error: &SqlError) -> Result<(), SqlError> {
     transaction::run_without_waiting(|| record::trouble(job, Some(&error.message)))
-}
-
-fn all<'a>(
-    builds: &'a mut [Build],
-    verifies: &'a mut [Verify],
-    loads: &'a mut [Load],
-) -> impl Iterator<Item = &'a mut dyn UnderWay> {
-    let builds = builds.iter_mut().map(|build| build as &mut dyn UnderWay);
-    let verifies = verifies.iter_mut().map(|verify| verify as &mut dyn UnderWay);
-    builds.chain(verifies).chain(loads.iter_mut().map(|load| load as &mut dyn UnderWay))
 }
