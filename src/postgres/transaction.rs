@@ -104,7 +104,7 @@ fn last_end(next: u64, segment: u64) -> u64 {
     const HEADER: u64 = 24;
     const FIRST_HEADER: u64 = 40;
     let page = next - next % pg_sys::XLOG_BLCKSZ as u64;
-    let header = if page % segment == 0 { FIRST_HEADER } else { HEADER };
+    let header = if page.is_multiple_of(segment) { FIRST_HEADER } else { HEADER };
     if next - page == header { page } else { next }
 }
 

@@ -1,23 +1,25 @@
 //! Callers of `es_sync.wait()`, and what the worker answers them.
 
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
 use super::Shared;
 use crate::postgres::latch;
 
-const FREE: u32 = 0;
-const FILLING: u32 = 1;
-const WAITING: u32 = 2;
-const DONE: u32 = 3;
+const FREE: u64 = 0;
+const FILLING: u64 = 1;
+const WAITING: u64 = 2;
+const DONE: u64 = 3;
+/// The bits of these.
+const STATE: u64 = 3;
 
 /// A call of `es_sync.wait()`.
 #[repr(C)]
 pub struct Waiter {
-    state: AtomicU32,
-    /// Grows with each use of the place, so that a late answer cannot reach the next caller.
-    serial: AtomicU32,
+    /// How far it is, and above that which use of the place it is: in one word, so that a late answer cannot reach the
+    /// next caller.
+    state: AtomicU64,
     pub database: AtomicU32,
     /// 0 for all sources.
     pub source: AtomicU32,
@@ -31,27 +33,26 @@ impl Shared {
     /// Takes a place to wait; None while all are taken. `is_alive` tells whether a process still runs: one that was
     /// terminated could not give its place back.
     pub fn take_waiter(&self, is_alive: impl Fn(i32) -> bool) -> Option<&Waiter> {
-        let take = |waiter: &Waiter, from| {
-            let taken = waiter.state.compare_exchange(from, FILLING, Ordering::AcqRel, Ordering::Acquire).is_ok();
-            if taken {
-                // Before its fields change.
-                waiter.serial.fetch_add(1, Ordering::AcqRel);
-            }
-            taken
+        let take = |waiter: &&Waiter, is_left: &dyn Fn(u64) -> bool| {
+            let state = waiter.state.load(Ordering::Acquire);
+            let next = (state & !STATE).wrapping_add(STATE + 1) | FILLING;
+            is_left(state & STATE)
+                && waiter.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
         };
-        self.waiters.iter().find(|waiter| take(waiter, FREE)).or_else(|| {
-            self.waiters.iter().find(|waiter| {
-                let state = waiter.state.load(Ordering::Acquire);
-                state != FILLING && !is_alive(waiter.pid.load(Ordering::Relaxed)) && take(waiter, state)
-            })
+        self.waiters.iter().find(|waiter| take(waiter, &|state| state == FREE)).or_else(|| {
+            self.waiters
+                .iter()
+                .find(|waiter| take(waiter, &|state| state != FILLING && !is_alive(waiter.pid.load(Ordering::Relaxed))))
         })
     }
 
-    /// Requests of `es_sync.wait()` in a database that are not answered yet.
-    pub fn waiting(&self, database: pg_sys::Oid) -> impl Iterator<Item = &Waiter> {
-        self.waiters.iter().filter(move |waiter| {
-            waiter.state.load(Ordering::Acquire) == WAITING
-                && waiter.database.load(Ordering::Relaxed) == database.to_u32()
+    /// Requests of `es_sync.wait()` in a database that are not answered yet, each with what `Waiter::answer` needs. What is
+    /// read of it may be the next caller's already; then the answer reaches nobody.
+    pub fn waiting(&self, database: pg_sys::Oid) -> impl Iterator<Item = (&Waiter, u64)> {
+        self.waiters.iter().filter_map(move |waiter| {
+            let request = waiter.state.load(Ordering::Acquire);
+            let is_meant = request & STATE == WAITING && waiter.database.load(Ordering::Relaxed) == database.to_u32();
+            is_meant.then_some((waiter, request))
         })
     }
 }
@@ -59,29 +60,29 @@ impl Shared {
 impl Waiter {
     /// Publishes the request, once its fields are filled.
     pub fn publish(&self) {
-        self.state.store(WAITING, Ordering::Release);
+        self.set(WAITING);
     }
 
     /// True once the worker has answered.
     pub fn is_done(&self) -> bool {
-        self.state.load(Ordering::Acquire) == DONE
+        self.state.load(Ordering::Acquire) & STATE == DONE
     }
 
-    pub fn serial(&self) -> u32 {
-        self.serial.load(Ordering::Acquire)
-    }
-
-    /// Answers request `serial` and wakes the caller, unless he has given up meanwhile.
-    pub fn answer(&self, serial: u32) {
-        if self.serial() == serial
-            && self.state.compare_exchange(WAITING, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
+    /// Answers a request and wakes the caller, unless he has given up meanwhile.
+    pub fn answer(&self, request: u64) {
+        let done = request & !STATE | DONE;
+        if self.state.compare_exchange(request, done, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             latch::wake(self.procno.load(Ordering::Relaxed));
         }
     }
 
     /// Gives the place back.
     pub fn release(&self) {
-        self.state.store(FREE, Ordering::Release);
+        self.set(FREE);
+    }
+
+    /// Only who has the place goes on with it.
+    fn set(&self, state: u64) {
+        self.state.store(self.state.load(Ordering::Relaxed) & !STATE | state, Ordering::Release);
     }
 }

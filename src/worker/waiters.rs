@@ -38,7 +38,7 @@ pub struct Known<'a> {
 struct Refreshing {
     token: u64,
     waiter: &'static Waiter,
-    serial: u32,
+    request: u64,
 }
 
 impl Waiters {
@@ -60,9 +60,9 @@ impl Waiters {
         let mut waiting = shared
             .waiting(database)
             // One that was terminated has not given its place back.
-            .filter(|waiter| is_alive(waiter.pid.load(Relaxed)))
-            .filter(|waiter| {
-                !self.refreshing.iter().any(|r| r.serial == waiter.serial() && std::ptr::eq(r.waiter, *waiter))
+            .filter(|(waiter, _)| is_alive(waiter.pid.load(Relaxed)))
+            .filter(|(waiter, request)| {
+                !self.refreshing.iter().any(|r| r.request == *request && std::ptr::eq(r.waiter, *waiter))
             })
             .peekable();
         if waiting.peek().is_none() {
@@ -80,9 +80,7 @@ impl Waiters {
             // What the caller has attached or resumed just before must be known first.
             return Ok(Some(now));
         }
-        for waiter in waiting {
-            // The number first: if the place is another's by now, the answer to this one reaches nobody.
-            let serial = waiter.serial();
+        for (waiter, request) in waiting {
             let (source, mark) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed));
             let is_concerned = |a: &&Attachment| !a.paused && (source == 0 || a.relation.to_u32() == source);
             let mut concerned = known.attachments.iter().filter(is_concerned).peekable();
@@ -104,7 +102,7 @@ impl Waiters {
                 return Ok(Some(now));
             }
             if concerned.peek().is_none() {
-                waiter.answer(serial);
+                waiter.answer(request);
                 continue;
             }
             let mut indexes: Vec<String> = concerned.clone().filter_map(|known| known.live.clone()).collect();
@@ -113,7 +111,7 @@ impl Waiters {
             indexes
                 .extend(delivery.lanes.iter().filter(|lane| lane.building).filter(next).map(|lane| lane.index.clone()));
             let token = engine.call(move |client| indexes.iter().try_for_each(|index| client.refresh(index)));
-            self.refreshing.push(Refreshing { token, waiter, serial });
+            self.refreshing.push(Refreshing { token, waiter, request });
         }
         self.next_look = Some(claim::next_look(now, LOOK_EVERY));
         Ok(self.next_look)
@@ -126,7 +124,7 @@ impl Waiters {
         };
         let refreshing = self.refreshing.swap_remove(place);
         match result {
-            Ok(_) => refreshing.waiter.answer(refreshing.serial),
+            Ok(_) => refreshing.waiter.answer(refreshing.request),
             Err(_) => self.next_look = Some(Instant::now() + Duration::from_millis(100)),
         }
         true
