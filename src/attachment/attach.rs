@@ -63,7 +63,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         if catalog::all().is_empty() {
             // Nothing was captured before the first attachment, so no queue can have been lost. The install script must
             // not say so: it also runs where a dump is restored.
-            crate::queue::claim::write_marker();
+            crate::queue::marker::write();
         }
         let moves = request.options.routing.as_ref().map(|_| link::free_source()).transpose()?;
         let options = serde_json::to_value(&request.options).unwrap_or_default();

@@ -3,6 +3,7 @@
 use pgrx::pg_sys;
 
 use crate::postgres::spi;
+use crate::queue::marker;
 
 /// A job that is queued or running.
 #[derive(Debug, Clone, PartialEq)]
@@ -183,7 +184,7 @@ pub fn finish_build(job: i64, target: &str, done: i64) -> Option<bool> {
 }
 
 /// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
-const QUEUE_MISSES_CHANGES: &str = "not exists (select from es_sync.marker)";
+const QUEUE_MISSES_CHANGES: &str = marker::IS_MISSING;
 
 /// Rows that came with a partition are not loaded yet, or documents whose rows went with one not yet taken out. No build
 /// need begin again for that: its index gets the same changes, or is looked through when it is live.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use smallvec::SmallVec;
 
-use super::insert::{REBUILD, SWEEP};
+use super::insert::Whole;
 use super::keys::{self, Key};
 use super::spool::LAST_SPOOLED;
 use super::table::{Found, Queue, Table};
@@ -38,12 +38,7 @@ pub struct Row {
 #[derive(Debug)]
 pub enum Asked {
     Keys(SmallVec<[Key; 1]>),
-    /// The whole table was emptied: its indexes are built anew.
-    Rebuild,
-    /// Changes of the table were not captured one by one: its indexes are compared with it and mended.
-    Repair,
-    /// A partition was emptied: documents without a row are looked for.
-    Sweep,
+    Whole(Whole),
 }
 
 /// Walks through a queue in the order of its blocks, again and again.
@@ -167,13 +162,9 @@ impl Asked {
             Some(keys) => match unsafe { spi::with_bytes(keys, keys::decode) } {
                 Some(keys) => Asked::Keys(keys),
                 // Nobody writes what cannot be read; whatever it was, a comparison makes up for it.
-                None => Asked::Repair,
+                None => Asked::Whole(Whole::Repair),
             },
-            None => match row.count {
-                REBUILD => Asked::Rebuild,
-                SWEEP => Asked::Sweep,
-                _ => Asked::Repair,
-            },
+            None => Asked::Whole(Whole::of(row.count)),
         }
     }
 }
@@ -248,32 +239,6 @@ pub fn highest_id() -> i64 {
 pub fn next_look(started: Instant, every: Duration) -> Instant {
     let ended = Instant::now();
     ended + every.max((ended - started) * 10)
-}
-
-/// True if the queue holds every change since the marker was written: a crash or a promotion empties an unlogged
-/// queue and its marker with it; a promotion or a recovery to some point leaves a logged one behind the time.
-pub fn has_marker() -> bool {
-    !spi::run("select from es_sync.marker m where m.timeline = $1", &[(pg_sys::INT8OID, spi::value(timeline()))])
-        .is_empty()
-}
-
-fn timeline() -> i64 {
-    // SAFETY: reads a variable in shared memory; the server is not in recovery where a worker runs.
-    i64::from(unsafe { pg_sys::GetWALInsertionTimeLine() })
-}
-
-/// Writes the marker, in the transaction that asked for everything to be repaired.
-pub fn write_marker() {
-    spi::run(
-        "insert into es_sync.marker as m (timeline) values ($1)
-         on conflict (only_one) do update set timeline = excluded.timeline, written_at = excluded.written_at",
-        &[(pg_sys::INT8OID, spi::value(timeline()))],
-    );
-}
-
-/// Removes the marker: from here on the queue is not trusted to hold every change.
-pub fn remove_marker() {
-    spi::run("delete from es_sync.marker", &[]);
 }
 
 /// What a scan took beyond what its rows and keys account for.

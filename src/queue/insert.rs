@@ -7,10 +7,27 @@ use super::table::{NewRow, Queue, Table};
 use crate::capture::Changes;
 use crate::shared;
 
-/// What a row without keys asks for, in its column `count`.
-pub(super) const REBUILD: i32 = 0;
-const REPAIR: i32 = 1;
-pub(super) const SWEEP: i32 = 2;
+/// What a row without keys asks for; in its column `count`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Whole {
+    /// The table was emptied: its indexes are built anew.
+    Rebuild = 0,
+    /// Changes were not captured one by one: its indexes are compared with it and mended.
+    Repair = 1,
+    /// Rows went with a partition: its indexes may have documents without one.
+    Sweep = 2,
+}
+
+impl Whole {
+    pub(super) fn of(count: i32) -> Self {
+        match count {
+            0 => Whole::Rebuild,
+            2 => Whole::Sweep,
+            // Whatever it was, a comparison makes up for it.
+            _ => Whole::Repair,
+        }
+    }
+}
 
 /// Writes the changes of `tables`, and a request to repair each table in `repair`. True if anything was written;
 /// nothing is where the extension was dropped.
@@ -21,11 +38,11 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
     let Some(mut writer) = Writer::open(queue) else { return false };
     for (source, mut changes) in tables {
         if changes.whole_table {
-            writer.insert(source, Err(REBUILD));
+            writer.ask(source, Whole::Rebuild);
         } else if changes.unnoted && !repair.contains(&source) {
-            writer.insert(source, Err(REPAIR));
+            writer.ask(source, Whole::Repair);
         } else if changes.part_emptied && !repair.contains(&source) {
-            writer.insert(source, Err(SWEEP));
+            writer.ask(source, Whole::Sweep);
         }
         // In order: neighbours take less room, and the worker reads them together.
         changes.sort();
@@ -41,7 +58,7 @@ pub fn write(queue: Queue, tables: Vec<(u32, Changes)>, repair: &[u32]) -> bool 
         writer.flush(source);
     }
     for source in repair {
-        writer.insert(*source, Err(REPAIR));
+        writer.ask(*source, Whole::Repair);
     }
     writer.close();
     true
@@ -74,17 +91,17 @@ impl Writer {
     fn flush(&mut self, source: u32) {
         if !self.keys.is_empty() {
             let mut keys = std::mem::take(&mut self.keys);
-            self.insert(source, Ok(&keys));
+            self.insert(source, keys.count() as i32, Some(keys.bytes()));
             keys.clear();
             self.keys = keys;
         }
     }
 
-    fn insert(&mut self, source: u32, keys: Result<&Keys, i32>) {
-        let (count, keys) = match keys {
-            Ok(keys) => (keys.count() as i32, Some(keys.bytes())),
-            Err(request) => (request, None),
-        };
+    fn ask(&mut self, source: u32, what: Whole) {
+        self.insert(source, what as i32, None);
+    }
+
+    fn insert(&mut self, source: u32, count: i32, keys: Option<&[u8]>) {
         let id = shared::shared().map_or(self.now, |shared| shared.next_queue_id());
         self.table.insert(&NewRow { id, source, count, enqueued_at: self.now, keys });
     }

@@ -13,6 +13,7 @@ pub mod claim;
 pub mod dead_letter;
 pub mod insert;
 pub mod keys;
+pub mod marker;
 pub mod spool;
 pub mod storage;
 pub mod table;

@@ -23,7 +23,7 @@ use crate::postgres::error::SqlError;
 use crate::postgres::process::my_database;
 use crate::postgres::spi;
 use crate::postgres::transaction;
-use crate::queue::{claim, dead_letter};
+use crate::queue::{claim, dead_letter, marker};
 use crate::shared::QueueState;
 
 /// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
@@ -92,7 +92,7 @@ impl Worker {
                 self.is_closed() || self.database.queue_state() != QueueState::Open || self.note.queue_closed.is_some();
             self.being_restored = !closed && succession::is_being_restored(&self.note);
             let repairs = self.note.standing_off.is_none() && !closed && !self.being_restored;
-            if repairs && (lost || !claim::has_marker()) {
+            if repairs && (lost || !marker::is_there()) {
                 let why = if lost { "a change could not be noted" } else { "the queue was lost" };
                 succession::repair_everything(why);
             }

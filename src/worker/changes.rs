@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
-use super::delivery::{MAX_OUTSTANDING, Whole};
+use super::delivery::MAX_OUTSTANDING;
 use crate::attachment::partitions;
 use crate::jobs::step::LOCKED_REST;
 use crate::jobs::{ask, record};
@@ -16,6 +16,7 @@ use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::claim;
 use crate::queue::dead_letter;
+use crate::queue::insert::Whole;
 
 impl Worker {
     pub(super) fn may_claim(&self) -> bool {

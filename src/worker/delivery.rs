@@ -13,25 +13,26 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::{SmallVec, smallvec};
 
 use super::answers::set_cause;
+use super::batch::{Batch, Operation};
 use super::engine::Engine;
 use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Change, Finished, Key, Lane, Page, Ticket};
 use super::mapping::PutMapping;
+use super::outbox::Outbox;
 use super::process::RELATIONS_CHANGED;
 use crate::attachment::catalog::Attachment;
 use crate::attachment::definition;
-use crate::attachment::key::{self, is_too_long};
+use crate::attachment::key;
 use crate::attachment::link;
 use crate::attachment::routing::{self, Routing};
-use crate::document::read::{Reader, Row as Found};
-use crate::document::shape::{MAX_NESTING, is_too_deep};
+use crate::document::read::Reader;
 use crate::postgres::error::{Report, SqlError};
 use crate::postgres::process::now_micros;
 use crate::postgres::spi::Plan;
 use crate::postgres::transaction;
 use crate::queue::claim::{Asked, Place, Row};
-use crate::queue::dead_letter::DeadLetter;
+use crate::queue::insert::Whole;
 use crate::settings;
 
 /// How long a table rests that somebody has locked, or is altering.
@@ -82,54 +83,6 @@ pub struct Delivery {
     pub met_generation: Option<i64>,
 }
 
-/// What is to be written down in Postgres: see `changes`.
-#[derive(Default)]
-pub struct Outbox {
-    pub finished: Vec<Place>,
-    pub letters: Vec<DeadLetter>,
-    pub cleared: Vec<(i32, Key)>,
-    /// What is to be done for a table as a whole, with the queue rows that asked for it.
-    pub requests: Vec<Request>,
-    /// Indexes that cannot have the fields that documents have by now: attachment, whether it is still being built, why.
-    pub misfits: Vec<(i32, bool, String)>,
-}
-
-/// One of those requests.
-pub struct Request {
-    /// The attached table.
-    pub root: u32,
-    pub what: Whole,
-    pub places: Vec<Place>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub enum Whole {
-    /// It was emptied: its indexes are built anew.
-    Rebuild,
-    /// Changes were not captured one by one: its indexes are compared with it and mended.
-    Repair,
-    /// Rows went: its indexes may have documents without one.
-    Sweep,
-}
-
-impl Outbox {
-    pub fn is_empty(&self) -> bool {
-        self.finished.is_empty()
-            && self.letters.is_empty()
-            && self.cleared.is_empty()
-            && self.requests.is_empty()
-            && self.misfits.is_empty()
-    }
-
-    /// The same request twice is one.
-    fn ask(&mut self, root: u32, what: Whole, places: Vec<Place>) {
-        match self.requests.iter_mut().find(|known| known.root == root && known.what == what) {
-            Some(known) => known.places.extend(places),
-            None => self.requests.push(Request { root, what, places }),
-        }
-    }
-}
-
 pub(super) struct Claimed {
     /// One row, but for related rows' values that are looked for together.
     pub(super) places: SmallVec<[Place; 1]>,
@@ -146,31 +99,6 @@ pub(super) struct Flight {
     pub(super) version: i64,
     /// Rows that were read for it.
     pub(super) rows: usize,
-}
-
-/// What becomes of one document.
-pub(super) struct Operation {
-    pub(super) key: Key,
-    pub(super) delete: bool,
-    /// Of a routed index: where it is indexed.
-    pub(super) routing: Option<Routing>,
-    /// So many items of the request, one after the other: one to index it, and one for each place where it must not be.
-    pub(super) items: usize,
-}
-
-/// A request under construction.
-struct Batch {
-    body: Body,
-    operations: Vec<Operation>,
-    /// What the engine must not see: document, kind and reason of its dead letter.
-    unfit: Vec<(Key, &'static str, String)>,
-    version: i64,
-    /// With a routing: the version of deletes beside an index operation of the same document. It is the lower one, so in
-    /// whatever order they arrive on a shard that both routings lead to, the document stays.
-    former: i64,
-    routed: bool,
-    /// Rows that were asked for, with a document or without.
-    rows: usize,
 }
 
 /// What became of reading a page.
@@ -324,16 +252,8 @@ impl Delivery {
             }
             let keys = match row.asked {
                 Asked::Keys(keys) => keys,
-                Asked::Rebuild => {
-                    self.outbox.ask(root, Whole::Rebuild, vec![row.place]);
-                    continue;
-                }
-                Asked::Repair => {
-                    self.outbox.ask(root, Whole::Repair, vec![row.place]);
-                    continue;
-                }
-                Asked::Sweep => {
-                    self.outbox.ask(root, Whole::Sweep, vec![row.place]);
+                Asked::Whole(what) => {
+                    self.outbox.ask(root, what, vec![row.place]);
                     continue;
                 }
             };
@@ -739,55 +659,5 @@ fn require_names(attachment: &Attachment) {
     if RELATIONS_CHANGED.get() && !definition::names_hold(attachment) {
         Report::new(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, "could not read a table whose columns were just renamed")
             .raise();
-    }
-}
-
-impl Batch {
-    /// Adds what a row's document should be: indexed where it belongs, and nowhere else.
-    fn put(&mut self, key: &Key, row: Found, elsewhere: &[Routing], max_content: usize) {
-        let id = key::document_id(key);
-        let Some(document) = row.document else {
-            // The row is there and its document must not be.
-            let here = row.routing.map(Rc::from);
-            let others = elsewhere.iter().filter(|routing| **routing != here).cloned();
-            let places: Vec<Routing> = others.chain([here.clone()]).collect();
-            return self.remove(key, &places);
-        };
-        if es::operation_len(&id, row.routing, document.len()) > max_content {
-            let reason = format!("document of {} bytes is larger than the engine takes", document.len());
-            self.unfit.push((key.clone(), "too_large", reason));
-            return;
-        }
-        if is_too_deep(document) {
-            let reason = format!("document is nested more than {MAX_NESTING} levels deep");
-            self.unfit.push((key.clone(), "too_deep", reason));
-            return;
-        }
-        let mut items = 0;
-        if !is_too_long(key) {
-            // First, so that on a shard that both routings lead to the document is never missing.
-            self.body.index(&id, row.routing, self.version, document);
-            items = 1;
-            for former in elsewhere.iter().filter(|routing| routing.as_deref() != row.routing) {
-                self.body.delete(&id, former.as_deref(), self.former);
-                items += 1;
-            }
-        }
-        let routing = self.routed.then(|| row.routing.map(Rc::from));
-        self.operations.push(Operation { key: key.clone(), delete: false, routing, items });
-    }
-
-    /// Adds what becomes of a document that must not be there; `places` are where it may lie, in a routed index.
-    fn remove(&mut self, key: &Key, places: &[Routing]) {
-        let mut items = 0;
-        if !is_too_long(key) {
-            let id = key::document_id(key);
-            let places: &[Routing] = if self.routed { places } else { &[None] };
-            for routing in places {
-                self.body.delete(&id, routing.as_deref(), self.version);
-            }
-            items = places.len();
-        }
-        self.operations.push(Operation { key: key.clone(), delete: true, routing: None, items });
     }
 }

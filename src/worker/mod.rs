@@ -10,12 +10,13 @@
 //! claims, reads, sends and acknowledges, `tasks` takes jobs a step further; `waiters` answers es_sync.wait(); `upkeep`
 //! looks after the queue as a table; `publish` shows it all. `version` waits for ALTER EXTENSION UPDATE before the first.
 //!
-//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `answers` what
-//! becomes of it, `lane` the documents of one index on their way, `delay` how changes of a document gather, `hold` what is
+//! What they work on: `engine` is the connection to the engine, `delivery` what is outstanding, `batch` a
+//! request of it, `answers` what becomes of it, `outbox` what is written down of that, `lane` the documents of one index on their way, `delay` how changes of a document gather, `hold` what is
 //! not claimed for now, `mapping` what an index is given before documents carry it, `fan` what changes of related rows
 //! become.
 
 mod answers;
+mod batch;
 mod catalog;
 mod changes;
 pub mod database;
@@ -29,6 +30,7 @@ pub mod lane;
 pub mod launcher;
 pub mod lease;
 mod mapping;
+mod outbox;
 pub mod ownership;
 pub mod process;
 mod publish;

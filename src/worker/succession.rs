@@ -8,7 +8,7 @@ use crate::jobs::{ask, record};
 use crate::postgres::process::my_database;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
-use crate::queue::claim;
+use crate::queue::marker;
 use crate::shared;
 
 /// Bits of a version below the generation.
@@ -41,7 +41,7 @@ pub fn is_being_restored(note: &Note) -> bool {
     note.generation == 0
         && note.standing_off.is_none()
         && !note.take_over
-        && !claim::has_marker()
+        && !marker::is_there()
         && (catalog::all().is_empty()
             || !definition::without_trigger().is_empty()
             || !partitions::unwatched().is_empty())
@@ -83,7 +83,7 @@ pub fn stand_off(why: &str) {
         "update es_sync.lease l set standing_off = $1, take_over = false, changed_at = pg_catalog.clock_timestamp()",
         &[(pg_sys::TEXTOID, spi::value(why))],
     );
-    claim::remove_marker();
+    marker::remove();
 }
 
 /// Writes down, until the repair is asked for that this makes necessary, why the queue takes nothing.
@@ -108,7 +108,7 @@ pub fn repair_everything(why: &str) {
         }
     }
     partitions::remember(None);
-    claim::write_marker();
+    marker::write();
 }
 
 /// As whom this database holds the lease: a nonce of this server's run, and the database.

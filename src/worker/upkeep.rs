@@ -13,7 +13,7 @@ use crate::jobs::record;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::table::Queue;
-use crate::queue::{claim, storage};
+use crate::queue::{marker, storage};
 use crate::settings;
 use crate::shared::QueueState;
 
@@ -69,7 +69,7 @@ impl Worker {
     pub fn close_queue(&mut self, why: &str) -> Result<(), SqlError> {
         if !matches!(self.upkeep.intake, Intake::Closed(_)) {
             transaction::run(|| {
-                claim::remove_marker();
+                marker::remove();
                 record::mark_all_stale(why);
                 succession::note_queue_closed(Some(why));
             })?;

@@ -13,7 +13,7 @@ use crate::attachment::catalog::Attachment;
 use crate::postgres::error::SqlError;
 use crate::postgres::process::{is_alive, my_database};
 use crate::postgres::transaction;
-use crate::queue::claim;
+use crate::queue::{claim, marker};
 use crate::shared::{Database, Shared, Waiter};
 
 /// How often the queue is looked at for a waiting caller.
@@ -94,7 +94,7 @@ impl Waiters {
             // nothing is attached there may be none yet, and nothing to wait for.
             let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
             let waits = !known.attachments.is_empty();
-            if waits && !transaction::run(|| claim::has_marker() && claim::is_clear(mark, &sources))? {
+            if waits && !transaction::run(|| marker::is_there() && claim::is_clear(mark, &sources))? {
                 continue;
             }
             if RELATIONS_CHANGED.get() {
