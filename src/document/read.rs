@@ -9,6 +9,7 @@ use super::shape::{Dialect, Shape};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
+use crate::postgres::limit::within_read_timeout;
 use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value};
 use crate::postgres::transaction::{self, Scope};
@@ -130,7 +131,8 @@ impl Reader {
         let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
         let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
         // The type may be a domain, whose check runs its owner's functions.
-        let check = || rights::as_owner(self.shape.owner, || spi::run(&self.shape.statements.key_check, &parts).len());
+        let run = || spi::run(&self.shape.statements.key_check, &parts).len();
+        let check = || rights::as_owner(self.shape.owner, || within_read_timeout(run));
         match transaction::run(check) {
             Ok(_) => Ok(true),
             Err(error) if error.refuses_a_value() => Ok(false),
@@ -160,14 +162,14 @@ impl Reader {
     }
 }
 
-/// As the table's owner. A table is read by its key's index, however small it is: in a scan Postgres might evaluate the
+/// As the table's owner, and not longer than `es_sync.read_timeout`. A table is read by its key's index, however small it is: in a scan Postgres might evaluate the
 /// filter before it compares keys, and one row of which that fails would keep all others from being read.
 fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
     rights::as_owner(shape.owner, || {
         if !shape.is_view {
             transaction::set(c"enable_seqscan", c"off", Scope::Nested);
         }
-        work()
+        within_read_timeout(work)
     })
 }
 

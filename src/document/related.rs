@@ -7,6 +7,7 @@ use super::shape::text_as;
 use crate::attachment::link::Link;
 use crate::attachment::{catalog, key, link, operator};
 use crate::postgres::error::Report;
+use crate::postgres::limit::within_read_timeout;
 use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value, quoted};
 
@@ -100,7 +101,7 @@ impl Finder {
                 }
             };
             parameters.push(spi::value(limit as i64));
-            let rows = plan.execute(&parameters, 0).typed(key_types);
+            let rows = within_read_timeout(|| plan.execute(&parameters, 0)).typed(key_types);
             let mut text = String::new();
             (0..rows.len())
                 .map(|row| {

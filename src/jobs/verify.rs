@@ -475,6 +475,9 @@ impl Verify {
                 return self.could_not_read(&error, Phase::Again(Box::new(then)), context, now);
             }
         };
+        if read.is_too_much {
+            self.compared_at_once = suspects.len().min(self.compared_at_once).div_ceil(2);
+        }
         let unread: FxHashSet<&str> = read.unread.iter().map(String::as_str).collect();
         let unreadable: FxHashSet<&str> = read.unreadable.iter().map(String::as_str).collect();
         let how = how(context);
@@ -711,6 +714,8 @@ struct Read {
     unread: Vec<String>,
     /// The row is there, and Postgres cannot make a document of it.
     unreadable: Vec<String>,
+    /// So many at once take longer than they may.
+    is_too_much: bool,
 }
 
 /// Reads the rows of `keys`. Keys that no row can have are absent.
@@ -742,6 +747,8 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
             let (absent, unreadable) = if possible { (Vec::new(), keys) } else { (keys, Vec::new()) };
             Ok(Read { absent, unreadable, ..Read::default() })
         }
+        // Each try takes long: the worker has other work in between.
+        Err(error) if error.was_cancelled() => Ok(Read { unread: keys, is_too_much: true, ..Read::default() }),
         Err(_) => {
             let mut keys = keys;
             let rest = keys.split_off(keys.len() / 2);
@@ -750,6 +757,7 @@ fn read_keys(context: &mut Context, keys: Vec<String>) -> Result<Read, SqlError>
             one.absent.extend(two.absent);
             one.unread.extend(two.unread);
             one.unreadable.extend(two.unreadable);
+            one.is_too_much |= two.is_too_much;
             Ok(one)
         }
     }
@@ -775,7 +783,8 @@ fn without_rows(context: &mut Context, documents: Vec<Suspect>) -> Result<(Vec<S
             places.remove(key);
         }
         unreadable.extend(read.unreadable);
-        left = read.unread;
+        // Not known now; as suspects they are looked at again, a few at a time.
+        left = if read.is_too_much { Vec::new() } else { read.unread };
     }
     Ok((places.into_values().flatten().collect(), unreadable))
 }

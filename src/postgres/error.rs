@@ -99,11 +99,16 @@ impl SqlError {
     /// statement is to blame for.
     pub fn is_in_the_data(&self) -> bool {
         let state = self.sqlstate();
-        if self.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+        if self.was_cancelled() {
             return true;
         }
         let passes = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "72", "F0", "HV"];
         !(passes.contains(&&state[..2]) || state == "XX002" || self.is_in_the_statement())
+    }
+
+    /// True if it took longer than it may, or somebody has cancelled it by hand.
+    pub fn was_cancelled(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
     }
 
     /// True if a text is no value of a type: its input function refuses it, or a domain's check.

@@ -2,13 +2,12 @@
 
 use pgrx::pg_sys;
 
+use super::spi;
 use super::transaction::{Scope, set};
-use super::{limit, spi};
 
 /// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
 ///
-/// Writes are impossible inside, and row-level security is off (it raises where it would filter). In a worker it ends
-/// after `es_sync.read_timeout`.
+/// Writes are impossible inside, and row-level security is off (it raises where it would filter).
 pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
@@ -23,7 +22,7 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
         set(c"row_security", c"off", Scope::Nested);
         let read_only = pg_sys::XactReadOnly;
         pg_sys::XactReadOnly = true;
-        let result = limit::within_read_timeout(work);
+        let result = work();
         pg_sys::AtEOXact_GUC(false, level);
         // Last: what the owner's code has set transaction_read_only to goes back to what it is inside.
         pg_sys::XactReadOnly = read_only;

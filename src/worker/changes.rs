@@ -18,6 +18,9 @@ use crate::queue::claim;
 use crate::queue::dead_letter;
 use crate::queue::insert::Whole;
 
+/// How long documents are read and sent before the worker looks at all else again.
+const TURN: Duration = Duration::from_secs(1);
+
 impl Worker {
     pub(super) fn may_claim(&self) -> bool {
         self.delivery.room() > 0
@@ -89,6 +92,10 @@ impl Worker {
             return true;
         }
         loop {
+            // Reading may take long where it fails. Whatever else there is has its turn first.
+            if now.elapsed() > TURN {
+                return false;
+            }
             // One more than there are connections, so that none waits for the next body.
             if self.delivery.in_flight() > engine.sizing.concurrency() {
                 return false;

@@ -83,6 +83,33 @@ fn a_row_whose_reading_does_not_end_is_parked_and_holds_nothing_up_for_long() {
 }
 
 #[test]
+fn many_rows_whose_reading_does_not_end_keep_the_worker_from_nothing_else() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.read_timeout", "1s").start();
+    let mut client = server.create_database("app");
+    let name = unique("slow");
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, slow boolean);
+             insert into {name} select i, false from generate_series(1, 100) i;
+             select es_sync.attach('{name}', filter => 'not slow or pg_sleep(3600) is null')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    client.batch_execute(&format!("update {name} set slow = true")).expect("write");
+    wait::until("what is parked is written down while others are still tried", wait::SHORT, || -> bool {
+        client.query_one("select count(*) between 1 and 50 from es_sync.dead_letters", &[]).expect("letters").get(0)
+    });
+    client.batch_execute(&format!("select es_sync.detach('{name}')")).expect("it can be detached");
+    let other = unique("other");
+    client
+        .batch_execute(&format!("create table {other} (id int primary key); select es_sync.attach('{other}')"))
+        .expect("and another attached");
+    client.batch_execute(&format!("insert into {other} values (1)")).expect("write");
+    expect::table_equal(&mut client, &other, "id", &engine, &other);
+}
+
+#[test]
 fn resets_lost_answers_and_refusals_for_now_end_in_equality() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
