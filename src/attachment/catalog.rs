@@ -6,7 +6,7 @@ use pgrx::{Array, FromDatum, JsonB, PgRelation, pg_sys};
 
 use super::options::Options;
 use crate::postgres::spi::{self, Rows};
-use crate::postgres::transaction::{Scope, set};
+use crate::postgres::transaction::{Scope, set, with_nested_settings};
 
 /// An attached table and its index.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,13 +108,11 @@ pub fn owner_of_index(index: &str) -> Option<String> {
 /// Deletes the attachments that a condition on $1 chooses, and with them what is theirs: ways, jobs, dead letters, and
 /// what was seen of their definitions. SPI must be connected.
 pub fn delete(condition: &str, parameter: (pg_sys::Oid, spi::Value)) {
-    // SAFETY: only this setting is changed, and restored below or by the abort.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    // In a session that acts as a replica no foreign key would cascade.
-    set(c"session_replication_role", c"origin", Scope::Nested);
-    spi::run(&format!("delete from es_sync.attachment a where {condition}"), &[parameter]);
-    // SAFETY: paired with NewGUCNestLevel above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    with_nested_settings(|| {
+        // In a session that acts as a replica no foreign key would cascade.
+        set(c"session_replication_role", c"origin", Scope::Nested);
+        spi::run(&format!("delete from es_sync.attachment a where {condition}"), &[parameter]);
+    });
 }
 
 /// DROP TABLE leaves its attachments behind: the table's owner need not know of us. Lets go of them all, or of that of

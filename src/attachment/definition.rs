@@ -321,15 +321,13 @@ pub fn called(attachment: &Attachment) -> Called {
 
 /// Notes the facts as they are when a table is attached, so that whatever is altered from then on is noticed.
 pub fn begin(attachment: i32) {
-    // SAFETY: only settings are changed, and restored below or by the abort.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    // The worker's: a constant in a generated column would be written otherwise.
-    pin_notation(Scope::Nested);
-    if let Some(made) = catalog::of_id(attachment) {
-        remember(attachment, &gather(&made, &called(&made)));
-    }
-    // SAFETY: paired with NewGUCNestLevel above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    transaction::with_nested_settings(|| {
+        // The worker's: a constant in a generated column would be written otherwise.
+        pin_notation(Scope::Nested);
+        if let Some(made) = catalog::of_id(attachment) {
+            remember(attachment, &gather(&made, &called(&made)));
+        }
+    });
 }
 
 /// Sets every setting that the text of a definition can depend on.

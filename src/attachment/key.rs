@@ -87,12 +87,10 @@ impl Column {
                 }
                 Kind::Text => spi::with_bytes(datum, |text| out.push_str(&to_utf8(text))),
                 Kind::Other { output, fixed: true } => append_output(output, datum, out),
-                Kind::Other { output, fixed: false } => {
-                    let level = pg_sys::NewGUCNestLevel();
+                Kind::Other { output, fixed: false } => transaction::with_nested_settings(|| {
                     pin_output_settings(Scope::Nested);
                     append_output(output, datum, out);
-                    pg_sys::AtEOXact_GUC(true, level);
-                }
+                }),
             }
         }
     }

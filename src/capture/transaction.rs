@@ -200,7 +200,7 @@ fn committed() {
             if let Some(database) = database {
                 use std::sync::atomic::Ordering;
                 if lost {
-                    database.lost_notes.fetch_add(1, Ordering::AcqRel);
+                    database.note_lost();
                 }
                 if state.catalog_changed {
                     database.catalog_changes.fetch_add(1, Ordering::AcqRel);

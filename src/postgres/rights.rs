@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::spi;
-use super::transaction::{Scope, set};
+use super::transaction::{Scope, set, with_nested_settings};
 
 /// Runs `work` as `owner`: no right of the worker's own is lent to a table's expressions and views.
 ///
@@ -50,13 +50,10 @@ pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
 
 /// Runs `work` with SPI, as who runs now, under the search path that filters are read with.
 pub fn with_pinned_path<T>(work: impl FnOnce() -> T) -> T {
-    // SAFETY: only the search path is changed, and restored below or by the abort.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
-    let result = with_spi(work);
-    // SAFETY: paired with NewGUCNestLevel above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
-    result
+    with_nested_settings(|| {
+        set(c"search_path", c"pg_catalog, pg_temp", Scope::Nested);
+        with_spi(work)
+    })
 }
 
 /// Runs `work` with SPI, as the caller.

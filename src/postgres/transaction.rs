@@ -130,8 +130,19 @@ pub enum Scope {
     Session,
     /// Until the transaction ends.
     Local,
-    /// Until the innermost `NewGUCNestLevel` ends.
+    /// Until the innermost level of settings ends, as `with_nested_settings` makes one.
     Nested,
+}
+
+/// Runs `work`, after which all settings are again what they were.
+pub fn with_nested_settings<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: the level is left below, or by the abort if `work` raises.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        let result = work();
+        pg_sys::AtEOXact_GUC(true, level);
+        result
+    }
 }
 
 /// A setting of Postgres, in the form that `set` takes.

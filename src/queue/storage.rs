@@ -54,11 +54,8 @@ fn truncate(queue: Queue) {
     spi::run(&format!("truncate {}", name(queue)), &[]);
 }
 
-fn name(queue: Queue) -> &'static str {
-    match queue {
-        Queue::Changes => "es_sync.queue",
-        Queue::Prepared => "es_sync.prepared_queue",
-    }
+fn name(queue: Queue) -> String {
+    format!("es_sync.{}", queue.name().to_string_lossy())
 }
 
 /// True if the queue survives a crash, and if the marker does.

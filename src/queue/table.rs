@@ -21,7 +21,7 @@ impl Queue {
     pub const ALL: [Queue; 2] = [Queue::Changes, Queue::Prepared];
 
     /// The table's name in schema es_sync.
-    fn name(self) -> &'static CStr {
+    pub(super) fn name(self) -> &'static CStr {
         match self {
             Queue::Changes => c"queue",
             Queue::Prepared => c"prepared_queue",

@@ -25,9 +25,9 @@ pub struct Database {
     /// Raised when attachments or jobs changed.
     pub catalog_changes: AtomicU32,
     /// Notes that came too late to be flushed; the worker then repairs everything.
-    pub lost_notes: AtomicU32,
+    lost_notes: AtomicU32,
     /// So many of them are covered by a repair.
-    pub repaired_notes: AtomicU32,
+    repaired_notes: AtomicU32,
     /// Grows with each commit that wrote to the queue. Apart, as `Shared::queue_ids` is.
     commits: CachePadded<AtomicU64>,
     /// The worker sleeps, and a commit is to wake it.
@@ -171,6 +171,22 @@ impl Database {
 
     pub fn set_queue_state(&self, state: QueueState) {
         self.queue_state.store(state as u32, Ordering::Release);
+    }
+
+    /// A note came too late to be flushed.
+    pub fn note_lost(&self) {
+        self.lost_notes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many notes were lost so far; None where a repair covers them all.
+    pub fn lost_notes(&self) -> Option<u32> {
+        let lost = self.lost_notes.load(Ordering::Acquire);
+        (lost != self.repaired_notes.load(Ordering::Acquire)).then_some(lost)
+    }
+
+    /// A repair covers the first so many of them.
+    pub fn note_repaired(&self, lost: u32) {
+        self.repaired_notes.store(lost, Ordering::Release);
     }
 
     /// Tells the worker of a commit that wrote to the queue. A system call only where the worker sleeps and wants to

@@ -55,7 +55,7 @@ impl Worker {
         if changes == self.seen_changes
             && Instant::now() < self.catalog_due
             && !in_doubt
-            && self.database.lost_notes.load(Ordering::Acquire) == self.database.repaired_notes.load(Ordering::Acquire)
+            && self.database.lost_notes().is_none()
         {
             return Ok(());
         }
@@ -78,8 +78,7 @@ impl Worker {
 
     fn take_catalog(&mut self) -> Result<(), SqlError> {
         let changes = self.database.catalog_changes.load(Ordering::Acquire);
-        let lost_notes = self.database.lost_notes.load(Ordering::Acquire);
-        let lost = lost_notes != self.database.repaired_notes.load(Ordering::Acquire);
+        let lost = self.database.lost_notes();
         let first = !self.catalog_was_read;
         match transaction::run_without_waiting(|| catalog::forget_dropped_tables(None)) {
             // Somebody is just pausing or cancelling what is to go: it goes the next time.
@@ -92,8 +91,8 @@ impl Worker {
                 self.is_closed() || self.database.queue_state() != QueueState::Open || self.note.queue_closed.is_some();
             self.being_restored = !closed && succession::is_being_restored(&self.note);
             let repairs = self.note.standing_off.is_none() && !closed && !self.being_restored;
-            if repairs && (lost || !marker::is_there()) {
-                let why = if lost { "a change could not be noted" } else { "the queue was lost" };
+            if repairs && (lost.is_some() || !marker::is_there()) {
+                let why = if lost.is_some() { "a change could not be noted" } else { "the queue was lost" };
                 succession::repair_everything(why);
             }
             let rows = spi::run("select i.token::text from es_sync.installation i", &[]);
@@ -104,8 +103,8 @@ impl Worker {
             let parked = if first { dead_letter::all() } else { Vec::new() };
             (catalog::all(), link::links(), record::open_jobs(), parked)
         })?;
-        if lost {
-            self.database.repaired_notes.store(lost_notes, Ordering::Release);
+        if let Some(lost) = lost {
+            self.database.note_repaired(lost);
         }
         if first {
             self.delivery = Delivery::new(parked);

@@ -37,6 +37,11 @@ impl Builder {
         self
     }
 
+    /// With a queue that takes nothing more when it has 1 MB, and a lease that is soon free.
+    pub fn with_small_queue(self) -> Self {
+        self.conf("es_sync.lease_timeout", "2s").conf("es_sync.queue_limit", "1MB")
+    }
+
     /// Sets a variable in the postmaster's environment.
     pub fn env(mut self, key: &str, value: impl ToString) -> Self {
         self.environment.push((key.into(), value.to_string()));

@@ -259,22 +259,26 @@ fn a_publication_for_all_tables_and_a_logged_queue_get_along() {
     assert_eq!(server.unexpected_log_lines(&[]), Vec::<String>::new());
 }
 
+fn is_stale(client: &mut Client) -> bool {
+    client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
+}
+
+/// Lets the engine be away until a small queue takes nothing more.
+#[track_caller]
+fn close_queue(client: &mut Client, proxy: &Proxy, table: &str) {
+    proxy.set(Fault::Refuse);
+    fill_queue(client, table, 20_000);
+    wait::until("the queue is closed", wait::SHORT, || is_stale(client));
+}
+
 #[test]
 fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_repair() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let server = Server::builder()
-        .conf("es_sync.url", proxy.url())
-        .conf("es_sync.lease_timeout", "2s")
-        .conf("es_sync.queue_limit", "1MB")
-        .start();
+    let server = Server::builder().conf("es_sync.url", proxy.url()).with_small_queue().start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    proxy.set(Fault::Refuse);
-    fill_queue(&mut client, &name, 20_000);
-    wait::until("the queue is closed", wait::SHORT, || -> bool {
-        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
-    });
+    close_queue(&mut client, &proxy, &name);
     client
         .batch_execute(&format!(
             "begin; update {name} set title = 'prepared' where id = 7; delete from {name} where id = 8; prepare transaction 'held'"
@@ -284,8 +288,7 @@ fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_re
     wait::until("the backlog is delivered", wait::LONG, || -> bool {
         client.query_one("select pending = 0 from es_sync.status", &[]).expect("status").get(0)
     });
-    let stale: bool = client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0);
-    assert!(stale, "the repair waits for the prepared transaction");
+    assert!(is_stale(&mut client), "the repair waits for the prepared transaction");
     client.batch_execute("commit prepared 'held'").expect("commit");
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
@@ -294,20 +297,11 @@ fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_before_the_re
 fn a_transaction_prepared_while_the_queue_was_closed_is_waited_for_over_a_restart() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());
-    let mut server = Server::builder()
-        .conf("es_sync.url", proxy.url())
-        .conf("es_sync.lease_timeout", "2s")
-        .conf("es_sync.queue_limit", "1MB")
-        .start();
+    let mut server = Server::builder().conf("es_sync.url", proxy.url()).with_small_queue().start();
     let mut client = server.create_database("app");
     let name = table(&mut client, 100);
-    let is_stale = |client: &mut Client| -> bool {
-        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
-    };
     for mode in [Mode::Immediate, Mode::Fast] {
-        proxy.set(Fault::Refuse);
-        fill_queue(&mut client, &name, 20_000);
-        wait::until("the queue is closed", wait::SHORT, || is_stale(&mut client));
+        close_queue(&mut client, &proxy, &name);
         client
             .batch_execute(&format!(
                 "begin; update {name} set title = 'prepared, {mode:?}' where id = 7; delete from {name} where id = 8;
