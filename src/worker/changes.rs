@@ -44,6 +44,7 @@ impl Worker {
         }
         self.more = false;
         self.work = Duration::ZERO;
+        self.claimed_rows = 0;
         self.seen_commits = self.database.commits();
         for claims in &mut self.claims {
             let room = self.delivery.room();
@@ -56,6 +57,7 @@ impl Worker {
                 claims.claim(room, &held.sources, &held.spooled, |place| delivery.is_known(place))
             })?;
             self.more |= more;
+            self.claimed_rows += rows.len();
             if !rows.is_empty() {
                 // A table that was attached since the catalog was read: read it again before its rows are let go.
                 let unknown = rows.iter().any(|row| {

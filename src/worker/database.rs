@@ -31,6 +31,9 @@ use crate::shared::{self, Database, Shared};
 
 /// How long the worker rests after an error of its own.
 pub(super) const REST: Duration = Duration::from_secs(1);
+/// Changes gather for so many times the processor time that the last claim's work took: for each row that it found once,
+/// within these bounds.
+const GATHER: std::ops::RangeInclusive<usize> = 9..=40;
 /// How long changes gather at the most, however much work they make.
 const MAX_LINGER: Duration = Duration::from_millis(50);
 
@@ -73,6 +76,8 @@ pub struct Worker {
     pub(super) last_claim: Instant,
     /// Processor time spent on turns since the last claim.
     pub(super) work: Duration,
+    /// Rows of the queue that the last claim found: one for a small transaction.
+    pub(super) claimed_rows: usize,
     pub(super) poll_due: Instant,
     pub(super) count_due: Instant,
     pub(super) upkeep: Upkeep,
@@ -114,6 +119,7 @@ impl Worker {
             seen_commits: 0,
             last_claim: now,
             work: Duration::ZERO,
+            claimed_rows: 0,
             poll_due: now,
             count_due: now,
             upkeep: Upkeep::new(now),
@@ -249,10 +255,12 @@ impl Worker {
 
     /// How long changes gather after a claim while commits keep coming: the more work a claim made, the longer, for a
     /// claim of many changes takes little more than one of a few, and the writers want the processor too. So the worker
-    /// takes a tenth of a core, or what the changes take if that is more.
+    /// takes a tenth of a core, or what the changes take if that is more. Where commits follow each other closely it takes
+    /// less: there the writers feel it most, and the changes come in groups anyway.
     pub(super) fn linger(&self) -> Duration {
         let least = settings::linger();
-        if least.is_zero() { least } else { least.max((self.work * 9).min(MAX_LINGER)) }
+        let factor = self.claimed_rows.clamp(*GATHER.start(), *GATHER.end()) as u32;
+        if least.is_zero() { least } else { least.max((self.work * factor).min(MAX_LINGER)) }
     }
 
     /// True if somebody has committed changes since the last claim.
