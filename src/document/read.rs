@@ -162,8 +162,9 @@ impl Reader {
     }
 }
 
-/// As the table's owner, and not longer than `es_sync.read_timeout`. A table is read by its key's index, however small it is: in a scan Postgres might evaluate the
-/// filter before it compares keys, and one row of which that fails would keep all others from being read.
+/// As the table's owner, and not longer than `es_sync.read_timeout`. A table is read by its key's index, however small it
+/// is: in a scan Postgres might evaluate the filter before it compares keys, and one row of which that fails would keep
+/// all others from being read.
 fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
     rights::as_owner(shape.owner, || {
         if !shape.is_view {

@@ -134,7 +134,7 @@ pub enum Scope {
     Nested,
 }
 
-/// Runs `work`, after which all settings are again what they were.
+/// Runs `work`, after which what it has set with `Scope::Nested` is again what it was.
 pub fn with_nested_settings<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: the level is left below, or by the abort if `work` raises.
     unsafe {

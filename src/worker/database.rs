@@ -31,8 +31,8 @@ use crate::shared::{self, Database, Shared};
 
 /// How long the worker rests after an error of its own.
 pub(super) const REST: Duration = Duration::from_secs(1);
-/// Changes gather for so many times the processor time that the last claim's work took: for each row that it found once,
-/// within these bounds.
+/// Changes gather for so many times the processor time that the last claim's work took as it found rows, within these
+/// bounds.
 const GATHER: std::ops::RangeInclusive<usize> = 9..=40;
 /// How long changes gather at the most, however much work they make.
 const MAX_LINGER: Duration = Duration::from_millis(50);
@@ -256,7 +256,7 @@ impl Worker {
     /// How long changes gather after a claim while commits keep coming: the more work a claim made, the longer, for a
     /// claim of many changes takes little more than one of a few, and the writers want the processor too. So the worker
     /// takes a tenth of a core, or what the changes take if that is more. Where commits follow each other closely it takes
-    /// less: there the writers feel it most, and the changes come in groups anyway.
+    /// less: there the writers feel it most.
     pub(super) fn linger(&self) -> Duration {
         let least = settings::linger();
         let factor = self.claimed_rows.clamp(*GATHER.start(), *GATHER.end()) as u32;

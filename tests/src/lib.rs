@@ -56,3 +56,17 @@ pub fn fill_queue(client: &mut Client, table: &str, rows: u32) {
     );
     client.batch_execute(&fill).expect("could not fill the queue");
 }
+
+/// Lets the engine be away until a queue as `Builder::with_small_queue` makes it takes nothing more.
+#[track_caller]
+pub fn close_queue(client: &mut Client, proxy: &Proxy, table: &str) {
+    proxy.set(Fault::Refuse);
+    fill_queue(client, table, 20_000);
+    wait::until("the queue is closed", wait::SHORT, || is_stale(client));
+}
+
+/// Whether the only index there is waits to be compared with its table.
+#[track_caller]
+pub fn is_stale(client: &mut Client) -> bool {
+    client.query_one("select stale is not null from es_sync.status", &[]).expect("could not read the status").get(0)
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, is_stale, unique, wait};
 use postgres::Client;
 use serde_json::json;
 
@@ -562,8 +562,7 @@ fn a_comparison_of_an_index_that_is_left_behind_waits_and_then_mends_it() {
     wait::until("it has been delivered", wait::SHORT, || -> bool {
         client.query_one("select not exists (select from es_sync.queue)", &[]).expect("queue").get(0)
     });
-    let stale: bool = client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0);
-    assert!(stale, "the comparison waits");
+    assert!(is_stale(&mut client), "the comparison waits");
     client.batch_execute("select es_sync.cancel(id) from es_sync.jobs where kind = 'reindex'").expect("cancel");
     engine.put(&format!("/{index}/_settings"), json!({"index.blocks.read_only": null}));
     // Mended, or swapped after all: a call that was under way may have been let through.

@@ -1,6 +1,6 @@
 //! Moments at which something goes wrong between two steps: each is arranged, not waited for.
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, process, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, close_queue, expect, is_stale, process, unique, wait};
 use postgres::Client;
 
 fn server(url: &str) -> Server {
@@ -257,18 +257,6 @@ fn a_publication_for_all_tables_and_a_logged_queue_get_along() {
         client.query_one("select count(*) = 0 from es_sync.queue", &[]).expect("queue").get(0)
     });
     assert_eq!(server.unexpected_log_lines(&[]), Vec::<String>::new());
-}
-
-fn is_stale(client: &mut Client) -> bool {
-    client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
-}
-
-/// Lets the engine be away until a small queue takes nothing more.
-#[track_caller]
-fn close_queue(client: &mut Client, proxy: &Proxy, table: &str) {
-    proxy.set(Fault::Refuse);
-    fill_queue(client, table, 20_000);
-    wait::until("the queue is closed", wait::SHORT, || is_stale(client));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, fill_queue, process, unique, wait};
+use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, close_queue, expect, is_stale, process, unique, wait};
 use postgres::Client;
 use serde_json::json;
 
@@ -382,10 +382,7 @@ fn closed_queue(proxy: &Proxy, last: u32) -> (Server, Client, String) {
     client
         .batch_execute(&format!("insert into {name} select i, 'much' from generate_series(100001, {last}) i"))
         .expect("a writer sees no error");
-    fill_queue(&mut client, &name, 20_000);
-    wait::until("the index is marked as stale", wait::SHORT, || -> bool {
-        client.query_one("select stale is not null from es_sync.attachment", &[]).expect("attachment").get(0)
-    });
+    close_queue(&mut client, proxy, &name);
     (server, client, name)
 }
 
@@ -440,9 +437,7 @@ fn prepared_transactions_fill_the_queue_as_others_do() {
         prepared(&mut client, &change);
     }
     assert!(size(&mut client) > 1 << 20);
-    wait::until("the queue takes nothing more", wait::SHORT, || -> bool {
-        client.query_one("select stale is not null from es_sync.status", &[]).expect("status").get(0)
-    });
+    wait::until("the queue takes nothing more", wait::SHORT, || is_stale(&mut client));
     let before = size(&mut client);
     prepared(&mut client, &format!("update {name} set n = -n"));
     assert_eq!(size(&mut client), before, "nothing was enqueued");
