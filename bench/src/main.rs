@@ -71,7 +71,7 @@ const QUICK: Scale = Scale {
     transaction_clients: &[1, 16],
     transaction_rounds: 1,
     transaction_seconds: 1,
-    delivery_percent: 10,
+    delivery_percent: 5,
     delivery_rounds: 1,
     latency_rounds: 1,
     latency_seconds: 3,

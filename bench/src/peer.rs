@@ -49,7 +49,7 @@ pub struct Scale {
     singles: usize,
 }
 
-pub const FULL: Scale = Scale { rows: 100_000, loads: 5, changed: 20_000, updates: 7, singles: 30 };
+pub const FULL: Scale = Scale { rows: 100_000, loads: 5, changed: 20_000, updates: 9, singles: 30 };
 pub const QUICK: Scale = Scale { rows: 20_000, loads: 1, changed: 5_000, updates: 1, singles: 10 };
 
 pub fn measure(report: &mut Report, scale: &crate::Scale) {

@@ -66,10 +66,12 @@ pub fn create_index(engine: &Engine, alike: &Value) -> String {
     name
 }
 
-/// Has it refresh as the live index does after a load.
+/// Gives it what the live index gets after a load.
 pub fn go_live(engine: &Engine, index: &str, alike: &Value) {
-    let refresh = &alike["settings"]["index"]["refresh_interval"];
-    engine.put(&format!("/{index}/_settings"), json!({"index": {"refresh_interval": refresh}}));
+    let live = &alike["settings"]["index"];
+    let settings =
+        json!({"refresh_interval": live["refresh_interval"], "number_of_replicas": live["number_of_replicas"]});
+    engine.put(&format!("/{index}/_settings"), json!({ "index": settings }));
 }
 
 /// Bulk bodies of about `megabytes`, with external versions as ours have them.
