@@ -9,6 +9,7 @@ use super::attach::required;
 use super::primary_only;
 use crate::attachment::check;
 use crate::capture;
+use crate::jobs::ask;
 use crate::jobs::record::{self, Asked};
 use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::latch;
@@ -41,7 +42,14 @@ fn owned(job: i64) -> Result<Asked, Report> {
 fn cancel(job: i64) {
     primary_only(c"es_sync.cancel()");
     let asked = owned(job).or_raise();
-    if !as_extension(|| record::cancel(job)) {
+    let cancel = || {
+        let cancelled = record::cancel(job);
+        if cancelled {
+            ask::for_what_follows(job);
+        }
+        cancelled
+    };
+    if !as_extension(cancel) {
         let state = as_extension(|| record::find(job)).map_or(asked.state, |now| now.state);
         Report::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("job {job} has ended already"))
             .detail(format!("Its state is \"{state}\"."))

@@ -35,12 +35,18 @@ pub fn for_build(attachment: i32, kind: &str) -> i64 {
     }
 }
 
+/// The same where changes are lost: a build of all rows, whether or not a load was wanted.
+pub fn for_build_of_all_rows(attachment: i32) -> i64 {
+    record::load_all_rows(attachment);
+    for_build(attachment, "reindex")
+}
+
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
 /// where the engine does not give documents back as they were sent. The job's id.
 pub fn for_repair(attachment: i32, why: &str) -> i64 {
     record::mark_stale(attachment, why);
     match catalog::of_id(attachment) {
-        Some(known) if known.live.is_none() => for_build(attachment, "load"),
+        Some(known) if known.live.is_none() => for_build_of_all_rows(attachment),
         Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => for_build(attachment, "reindex"),
         _ => for_verify(attachment, true, 1.0),
     }
@@ -51,18 +57,30 @@ pub fn for_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
     comparison(attachment, repair, sample, false)
 }
 
-/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale. One
-/// that is under way is followed by another: if it began again, it would never end where partitions are emptied more often
-/// than it takes.
+/// Asks for documents to be taken out whose rows went without being noted one by one. Until then the index is stale. A
+/// comparison that is under way is followed by it: if that began again, it would never end where partitions are emptied
+/// more often than it takes; and one that was to count only would mend.
 pub fn for_sweep(attachment: i32) {
     record::mark_partitions(attachment);
     let follows = spi::run(
         "update es_sync.job j set again = true
-         where j.attachment = $1 and j.kind = 'verify' and j.state = 'running' and j.orphans_only
+         where j.attachment = $1 and j.kind = 'verify'
+           and (j.state = 'running' or (j.state = 'queued' and not j.orphans_only))
          returning j.id",
         &[(pg_sys::INT4OID, spi::value(attachment))],
     );
     if follows.is_empty() {
+        comparison(attachment, true, 1.0, true);
+    }
+}
+
+/// A comparison has ended: what was to follow it is asked for.
+pub fn for_what_follows(job: i64) {
+    let rows = spi::run(
+        "update es_sync.job j set again = false where j.id = $1 and j.again returning j.attachment",
+        &[(pg_sys::INT8OID, spi::value(job))],
+    );
+    if let Some(attachment) = rows.first(1) {
         comparison(attachment, true, 1.0, true);
     }
 }
@@ -72,7 +90,8 @@ fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) ->
         "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
          select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
          on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
-         set state = 'queued', again = false, repair = j.repair or excluded.repair,
+         set state = 'queued', again = j.again and not (excluded.repair and excluded.sample >= 1),
+             repair = j.repair or excluded.repair,
              sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,
              phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
          returning j.id",

@@ -17,7 +17,7 @@ use crate::attachment::catalog::{self, Attachment};
 use crate::capture::{self, Changes};
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
-use crate::postgres::transaction;
+use crate::postgres::transaction::{self, Scope};
 use crate::queue::dead_letter;
 use crate::queue::insert;
 use crate::queue::table::Queue;
@@ -37,6 +37,8 @@ pub struct Build {
     pub attachment: i32,
     phase: Phase,
     target: Option<String>,
+    /// What a former worker had begun to fill, before the job was sent back to its beginning: it is dropped.
+    former: Option<String>,
     lane: Option<u32>,
     filling: Filling,
     next_page: Page,
@@ -116,11 +118,16 @@ pub fn target(attachment: &Attachment, index: &str, generation: i64) -> es::Targ
 
 impl Build {
     pub fn new(job: &record::Job, attachment: i32) -> Self {
+        let (target, former) = match job.state.as_str() {
+            "queued" => (None, job.target.clone()),
+            _ => (job.target.clone(), None),
+        };
         Self {
             job: job.id,
             attachment,
-            phase: Phase::To(if job.target.is_some() { Call::Look } else { Call::Create }),
-            target: job.target.clone(),
+            phase: Phase::To(if target.is_some() { Call::Look } else { Call::Create }),
+            target,
+            former,
             lane: None,
             filling: Filling {
                 after: job.position.clone(),
@@ -135,6 +142,11 @@ impl Build {
             mapping: None,
             awaited: None,
         }
+    }
+
+    /// Takes in that all rows are wanted after all.
+    pub fn take(&mut self, job: &record::Job) {
+        self.first &= job.kind == "load";
     }
 
     /// True once it has chosen its target.
@@ -270,7 +282,7 @@ impl UnderWay for Build {
     fn index_missing(&mut self, lane: u32, context: &mut Context) {
         if self.lane == Some(lane) {
             self.close_lane(context);
-            self.phase = Phase::To(Call::Create);
+            self.lose_target();
         }
     }
 }
@@ -302,12 +314,14 @@ impl Build {
     fn create(&mut self, context: &mut Context) -> Result<Step, SqlError> {
         let Some(dialect) = context.engine.dialect() else { return Ok(Step::Wait(None)) };
         self.close_lane(context);
-        let (job, attachment) = (self.job, self.attachment);
+        let (job, attachment, first) = (self.job, self.attachment, self.first);
         let estimate = context.reader.shape().estimated_rows;
         let target = transaction::run_without_waiting(|| {
             let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
+            // After a crash the index must be known, and its number taken.
+            transaction::set(c"synchronous_commit", c"on", Scope::Local);
             let target = record::next_target(attachment)?;
-            record::begin(job, &target, total);
+            record::begin(job, &target, total, first);
             Some(target)
         })?;
         let Some(target) = target else {
@@ -327,9 +341,12 @@ impl Build {
         };
         let (body, reduced) = (body(false), body(true));
         let public = context.attachment.index.clone();
-        let owner = context.owner.to_owned();
+        let (owner, former) = (context.owner.to_owned(), self.former.clone());
         let adopt = context.attachment.options.adopt == Some(true);
         let create = context.engine.call(move |client| {
+            if let Some(former) = former {
+                client.drop_unless_live(&former, &public, &owner)?;
+            }
             // A name that is somebody else's is refused before anything is loaded.
             client.make_room(&public, &index, &owner, adopt)?;
             match client.create_index(&index, &body) {
@@ -486,6 +503,7 @@ impl Build {
     fn succeeded(&mut self, call: Call, output: &Output, context: &mut Context) -> Result<(), SqlError> {
         match call {
             Call::Create => {
+                self.former = None;
                 let lacking: &Vec<String> = output.get();
                 if !lacking.is_empty() {
                     pgrx::warning!(
@@ -498,18 +516,19 @@ impl Build {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
                     lane.mapping = self.mapping.take();
                 }
-                self.filling.exhausted = self.first && context.attachment.options.load == Some(false);
+                self.filling.exhausted = self.leaves_rows_out(context);
                 self.phase = Phase::Load;
                 self.note_progress("load")?;
             }
             Call::Look => match output.get() {
                 Standing::Ready => {
                     self.open_lane(context.delivery, context.attachment, context.generation);
+                    self.filling.exhausted |= self.leaves_rows_out(context);
                     self.phase = Phase::Load;
                 }
                 // Only the last note is missing.
                 Standing::Live => self.complete(context, None)?,
-                Standing::Gone => self.phase = Phase::To(Call::Create),
+                Standing::Gone => self.lose_target(),
             },
             Call::Settle => {
                 if let Some(lane) = self.lane.and_then(|lane| context.delivery.lane(lane)) {
@@ -593,17 +612,30 @@ impl Build {
         }
         self.abandon(context);
         self.filling.has_left_live = false;
-        // What was delivered to the former target is there no more, whether or not a load was wanted.
+        self.lose_target();
+    }
+
+    /// Another index is to be filled.
+    fn lose_target(&mut self) {
+        // What was delivered to the former one is there no more, whether or not a load was wanted.
         self.first = false;
         self.phase = Phase::To(Call::Create);
+    }
+
+    /// True if no row is to be read: all that is wanted comes by the queue.
+    fn leaves_rows_out(&self, context: &Context) -> bool {
+        self.first && context.attachment.options.load == Some(false)
     }
 
     /// Lets go of what was built; the live index stays as it is.
     pub fn abandon(&mut self, context: &mut Context) {
         self.close_lane(context);
         self.phase = Phase::Over;
+        // The live index may have taken meanwhile what it had refused.
+        context.delivery.check_parked(self.attachment);
         let (owner, public) = (context.owner.to_owned(), context.attachment.index.clone());
-        if let Some(index) = self.target.take() {
+        for index in self.target.take().into_iter().chain(self.former.take()) {
+            let (owner, public) = (owner.clone(), public.clone());
             context.engine.call(move |client| client.drop_unless_live(&index, &public, &owner));
         }
     }

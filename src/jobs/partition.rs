@@ -206,7 +206,7 @@ impl Load {
         if !self.begun {
             let rows = table.first::<i64>(3).filter(|rows| *rows >= 0);
             let former = (!place.since.is_empty()).then(|| place.to_string());
-            if !record::resume(self.job, None, rows, former.as_deref(), self.done) {
+            if !record::resume(self.job, None, rows, former.as_deref(), self.done, None) {
                 // Another begins at its beginning.
                 return Read { next: place, rows: 0, last: true };
             }

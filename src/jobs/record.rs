@@ -11,19 +11,28 @@ pub struct Job {
     pub id: i64,
     pub kind: String,
     pub attachment: Option<i32>,
-    /// Set once the job has begun to fill it.
+    /// Set once the job has begun to fill it; of a queued build, what it had begun to fill.
     pub target: Option<String>,
     pub position: Option<String>,
     pub done: i64,
     pub phase: Option<String>,
     pub state: String,
-    /// Of a verify: mend what differs; which share of the keys; what it has found so far.
-    pub repair: bool,
-    pub sample: f32,
-    pub orphans_only: bool,
+    /// Of a verify: what was asked for, and what it has found so far.
+    pub extent: Extent,
     pub counts: Counts,
     /// Of a partition's load: the partition.
     pub part: Option<pg_sys::Oid>,
+}
+
+/// What a comparison is to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Extent {
+    /// Mend what differs.
+    pub repair: bool,
+    /// Which share of the keys it looks at, 0 to 1.
+    pub sample: f32,
+    /// Rows went without being noted: only documents without one are looked for.
+    pub orphans_only: bool,
 }
 
 /// What a comparison found.
@@ -53,14 +62,16 @@ pub fn open_jobs() -> Vec<Job> {
                 done: rows.get(row, 6)?,
                 phase: rows.get(row, 7),
                 state: rows.get(row, 8)?,
-                repair: rows.get(row, 9)?,
-                sample: rows.get(row, 10)?,
+                extent: Extent {
+                    repair: rows.get(row, 9)?,
+                    sample: rows.get(row, 10)?,
+                    orphans_only: rows.get(row, 14)?,
+                },
                 counts: Counts {
                     missing: rows.get(row, 11).unwrap_or_default(),
                     different: rows.get(row, 12).unwrap_or_default(),
                     orphaned: rows.get(row, 13).unwrap_or_default(),
                 },
-                orphans_only: rows.get(row, 14)?,
                 part: rows.get(row, 15),
             })
         })
@@ -88,26 +99,50 @@ pub fn next_target(attachment: i32) -> Option<String> {
     rows.first(1)
 }
 
-/// A build begins, or begins again, to fill a new target.
-pub fn begin(job: i64, target: &str, total: Option<i64>) {
+/// A build begins, or begins again, to fill a new target. From then on it is a first load only if `first`.
+pub fn begin(job: i64, target: &str, total: Option<i64>, first: bool) {
     spi::run(
         "update es_sync.job j
          set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
+             kind = case when $4 then j.kind else 'reindex' end,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",
-        &[id(job), text(Some(target)), (pg_sys::INT8OID, total.and_then(spi::value))],
+        &[
+            id(job),
+            text(Some(target)),
+            (pg_sys::INT8OID, total.and_then(spi::value)),
+            (pg_sys::BOOLOID, spi::value(first)),
+        ],
+    );
+}
+
+/// A first load that has not begun is to read all rows, whether or not a load was wanted.
+pub fn load_all_rows(attachment: i32) {
+    spi::run(
+        "update es_sync.job j set kind = 'reindex'
+         where j.attachment = $1 and j.kind = 'load' and j.state = 'queued'",
+        &[(pg_sys::INT4OID, spi::value(attachment))],
     );
 }
 
 /// Another job begins, or goes on where it was. False if somebody has sent it back to its beginning since that was read,
-/// or cancelled it: then nothing is written.
-pub fn resume(job: i64, target: Option<&str>, total: Option<i64>, position: Option<&str>, done: i64) -> bool {
+/// asked for another `comparison`, or cancelled it: then nothing is written.
+pub fn resume(
+    job: i64,
+    target: Option<&str>,
+    total: Option<i64>,
+    position: Option<&str>,
+    done: i64,
+    comparison: Option<Extent>,
+) -> bool {
+    let Extent { repair, sample, orphans_only } = comparison.unwrap_or_default();
     let rows = spi::run(
         "update es_sync.job j
          set state = 'running', phase = 'rows', target = $2, total = $3, position = $4, done = $5,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1
            and (j.state = 'running' or (j.state = 'queued' and j.position is not distinct from $4))
+           and (j.kind <> 'verify' or (j.repair = $6 and j.sample = $7 and j.orphans_only = $8))
          returning true",
         &[
             id(job),
@@ -115,6 +150,9 @@ pub fn resume(job: i64, target: Option<&str>, total: Option<i64>, position: Opti
             (pg_sys::INT8OID, total.and_then(spi::value)),
             text(position),
             (pg_sys::INT8OID, spi::value(done)),
+            (pg_sys::BOOLOID, spi::value(repair)),
+            (pg_sys::FLOAT4OID, spi::value(sample)),
+            (pg_sys::BOOLOID, spi::value(orphans_only)),
         ],
     );
     !rows.is_empty()
@@ -176,7 +214,7 @@ pub fn finish_build(job: i64, target: &str, done: i64) -> Option<bool> {
          set state = 'done', phase = null, done = $3, total = $3, error = null,
              finished_at = pg_catalog.clock_timestamp()
          from (select x.state from es_sync.job x where x.id = $1 for no key update) former
-         where j.id = $1 and j.target = $2
+         where j.id = $1 and j.target = $2 and former.state <> 'queued'
          returning former.state = 'running'",
         &[id(job), text(Some(target)), (pg_sys::INT8OID, spi::value(done))],
     );
@@ -190,23 +228,23 @@ const QUEUE_MISSES_CHANGES: &str = marker::IS_MISSING;
 /// need begin again for that: its index gets the same changes, or is looked through when it is live.
 const PARTITIONS_UNDER_WAY: &str = "exists (
     select from es_sync.job j
-    where j.attachment = a.id and j.state in ('queued', 'running') and (j.kind = 'partition' or j.orphans_only))";
+    where j.attachment = a.id and j.state in ('queued', 'running')
+      and (j.kind = 'partition' or j.orphans_only or j.again))";
 
 /// Why an index is stale while that is so.
 const PARTITIONS: &str = "rows came or went with a partition";
 
-/// A running job is done; false if it was cancelled, sent back to its beginning, or asked for once more meanwhile.
+/// A running job is done; false if it was cancelled, or sent back to its beginning meanwhile.
 pub fn finish_running(job: i64, done: i64) -> bool {
     let rows = spi::run(
         "update es_sync.job j
-         set state = case when j.again then 'queued' else 'done' end,
-             finished_at = case when j.again then null else pg_catalog.clock_timestamp() end,
-             phase = null, position = null, done = $2, total = $2, error = null, again = false
+         set state = 'done', finished_at = pg_catalog.clock_timestamp(),
+             phase = null, position = null, done = $2, total = $2, error = null
          where j.id = $1 and j.state = 'running'
-         returning j.state = 'done'",
+         returning true",
         &[id(job), (pg_sys::INT8OID, spi::value(done))],
     );
-    rows.first(1) == Some(true)
+    !rows.is_empty()
 }
 
 /// A new index, with the engine's own id, is behind the alias. If its build `is_whole`, whatever was to be mended is
@@ -305,7 +343,9 @@ pub fn forget_live(attachment: i32) {
     );
 }
 
-/// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning.
+/// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning. A build reads all
+/// rows then: what was delivered to its former target is there no more, whether or not a load was wanted. That target
+/// stays in the row, to be dropped; but not one that may be behind the alias any moment, which the next swap drops.
 pub fn restart(attachment: Option<i32>) {
     restart_where("j.kind <> 'drop'", attachment);
 }
@@ -319,8 +359,10 @@ fn restart_where(condition: &str, attachment: Option<i32>) {
     spi::run(
         &format!(
             "update es_sync.job j
-             set state = 'queued', phase = null, target = null, position = null, done = 0,
-                 missing = null, different = null, orphaned = null
+             set state = 'queued', phase = null, position = null, done = 0,
+                 missing = null, different = null, orphaned = null,
+                 target = case when j.kind in ('load', 'reindex') and j.phase is distinct from 'swap' then j.target end,
+                 kind = case j.kind when 'load' then 'reindex' else j.kind end
              where j.state = 'running' and ($1 is null or j.attachment = $1) and {condition}"
         ),
         &[(pg_sys::INT4OID, attachment.and_then(spi::value))],

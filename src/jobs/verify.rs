@@ -2,15 +2,18 @@
 //!
 //! First the rows, page by page in the order of their keys, against the documents with those ids; then all ids of the
 //! index against the table, for documents that should not be there. Whatever differs is looked at a second time, once
-//! all changes that were committed before have been delivered: only then it counts. A repair enqueues the keys that
+//! all changes that were committed before have been delivered: only then it counts, and if the row has not changed since;
+//! else it is looked at once more. A repair enqueues the keys that
 //! differ, and they take every change's way.
 
+use std::hash::BuildHasher;
 use std::time::Instant;
 
 use es::{Compare, Compared, Failure, FailureKind, Ids, Output, Wanted};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
-use super::record::{self, Counts};
+use super::ask;
+use super::record::{self, Counts, Extent};
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::key::{self, is_too_long};
 use crate::attachment::routing;
@@ -18,6 +21,7 @@ use crate::capture::Changes;
 use crate::document::read::Row;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
+use crate::queue::dead_letter;
 use crate::queue::insert;
 use crate::queue::table::Queue;
 use crate::worker::lane::Lane;
@@ -29,15 +33,14 @@ const PAGE_BYTES: usize = 2 * 1024 * 1024;
 const PAGE_IDS: usize = 2_000;
 /// Suspects gathered before they are looked at again.
 const MAX_SUSPECTS: usize = 2_000;
+/// A row that has changed so often from one look to the next, and was never seen on its way, is judged all the same.
+const MAX_CHANGES: u8 = 100;
 
 /// A comparison under way.
 pub struct Verify {
     pub job: i64,
     pub attachment: i32,
-    repair: bool,
-    sample: f32,
-    /// Rows went without being noted: only documents without one are looked for.
-    orphans_only: bool,
+    extent: Extent,
     phase: Phase,
     /// The concrete index that is compared; None before the first step.
     index: Option<String>,
@@ -63,13 +66,31 @@ struct Suspect {
     key: String,
     /// Of a routed index: where a document was found; None for a row.
     found: Option<Option<String>>,
+    /// What its row said when it was last compared, and how often that was something else than before.
+    text: Option<u64>,
+    changes: u8,
+}
+
+impl Suspect {
+    fn row(key: String, text: Option<u64>, changes: u8) -> Self {
+        Self { key, found: None, text, changes }
+    }
+}
+
+/// A suspect's row that is compared.
+struct Again {
+    key: String,
+    text: u64,
+    /// As of the suspect.
+    former: Option<u64>,
+    changes: u8,
 }
 
 enum Phase {
     Rows,
     Comparing {
         call: u64,
-        keys: Vec<String>,
+        rows: Vec<(String, u64)>,
         last: bool,
     },
     /// What was written before must be searchable, or a deleted document is taken for an orphan.
@@ -86,7 +107,7 @@ enum Phase {
     Again(Box<Phase>),
     ComparingAgain {
         call: u64,
-        present: Vec<String>,
+        present: Vec<Again>,
         /// Documents that have no row.
         absent: Vec<Suspect>,
         then: Box<Phase>,
@@ -113,11 +134,9 @@ impl Verify {
         Self {
             job: job.id,
             attachment,
-            repair: job.repair,
-            sample: job.sample,
-            orphans_only: job.orphans_only,
+            extent: job.extent,
             // The ids are gone through from the beginning again: the engine forgets a scroll.
-            phase: if job.orphans_only || job.phase.as_deref() == Some("documents") {
+            phase: if job.extent.orphans_only || job.phase.as_deref() == Some("documents") {
                 Phase::Refresh
             } else {
                 Phase::Rows
@@ -137,7 +156,7 @@ impl Verify {
 
     /// Takes in that somebody asked for more: a repair, or a new beginning.
     pub fn take(&mut self, job: &record::Job) {
-        self.repair |= job.repair;
+        self.extent.repair |= job.extent.repair;
         // Also before its first step: it may have become another one, of all rows instead of the orphans.
         if job.state == "queued" {
             *self = Self::new(job, self.attachment);
@@ -167,7 +186,7 @@ impl UnderWay for Verify {
             // A build has left it behind: what would mend it would not arrive.
             return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));
         }
-        if self.orphans_only && context.delivery.lanes.iter().any(waits) {
+        if self.extent.orphans_only && context.delivery.lanes.iter().any(waits) {
             // A build may have read rows before they went. Its index is looked through once it is known to be live.
             return Ok(Step::Wait(Some(now + PROGRESS_EVERY)));
         }
@@ -183,12 +202,15 @@ impl UnderWay for Verify {
                 self.settled = (None, 0);
                 self.counts = Counts::default();
                 self.suspects.clear();
-                self.phase = if self.orphans_only { Phase::Refresh } else { Phase::Rows };
+                self.phase = if self.extent.orphans_only { Phase::Refresh } else { Phase::Rows };
             }
             if !self.begin(context, &live)? {
                 // Sent back to its beginning, or cancelled: that is known as soon as the jobs have been read.
                 return Ok(Step::Wait(Some(now + LOCKED_REST)));
             }
+            let attachment = self.attachment;
+            let letters = transaction::run_without_waiting(|| dead_letter::keys_of(attachment))?;
+            context.delivery.set_parked(attachment, letters);
             // What is on its way was read before whatever led to this comparison, maybe; and what is passed over later
             // because it is on its way must have been read after.
             let then = Box::new(std::mem::replace(&mut self.phase, Phase::Over));
@@ -281,10 +303,10 @@ impl UnderWay for Verify {
             self.compared_at_once = (self.compared_at_once * 2).min(PAGE_ROWS as usize);
         }
         match phase {
-            Phase::Comparing { keys, last, .. } => {
-                for (key, compared) in keys.into_iter().zip(output.get::<Vec<Compared>>()) {
+            Phase::Comparing { rows, last, .. } => {
+                for ((key, text), compared) in rows.into_iter().zip(output.get::<Vec<Compared>>()) {
                     if *compared != Compared::Equal {
-                        self.suspects.push(Suspect { key, found: None });
+                        self.suspects.push(Suspect::row(key, Some(text), 0));
                     }
                 }
                 self.phase = Phase::Rows;
@@ -300,10 +322,20 @@ impl UnderWay for Verify {
             Phase::ComparingAgain { present, absent, then, .. } => {
                 let (mut differing, mut orphans) = (Vec::new(), Vec::new());
                 let (rows, documents): &(Vec<Compared>, Vec<Compared>) = output.get();
-                for (key, compared) in present.into_iter().zip(rows) {
+                let index = self.index.clone().unwrap_or_default();
+                let mut in_flux = false;
+                for (Again { key, text, former, changes }, compared) in present.into_iter().zip(rows) {
+                    let has_changed = former != Some(text);
                     match compared {
+                        Compared::Equal => {}
                         // Its dead letter says so already.
-                        _ if !self.repair && context.delivery.is_parked(self.attachment, &key) => {}
+                        _ if !self.extent.repair && context.delivery.is_parked(self.attachment, &key) => {}
+                        // Its last change may have been on its way: that is nobody's fault.
+                        _ if has_changed && Self::is_under_way(context, &index, &key) => {}
+                        _ if has_changed && changes < MAX_CHANGES => {
+                            in_flux = true;
+                            self.suspects.push(Suspect::row(key, Some(text), changes + 1));
+                        }
                         Compared::Missing => {
                             self.counts.missing += 1;
                             differing.push(key);
@@ -312,7 +344,6 @@ impl UnderWay for Verify {
                             self.counts.different += 1;
                             differing.push(key);
                         }
-                        Compared::Equal => {}
                     }
                 }
                 for (orphan, compared) in absent.into_iter().zip(documents) {
@@ -322,7 +353,11 @@ impl UnderWay for Verify {
                     }
                 }
                 self.mend(differing, orphans, context)?;
-                self.phase = if self.suspects.is_empty() { *then } else { Phase::Again(then) };
+                match self.suspects.is_empty() {
+                    _ if in_flux => self.await_then_again(context, now, *then),
+                    true => self.phase = *then,
+                    false => self.phase = Phase::Again(then),
+                }
             }
             other => self.phase = other,
         }
@@ -335,13 +370,14 @@ impl Verify {
         let estimate = context.reader.shape().estimated_rows;
         let total = (estimate >= 0.0).then_some(estimate as i64);
         let (position, done) = &self.settled;
-        transaction::run_without_waiting(|| record::resume(self.job, Some(index), total, position.as_deref(), *done))
+        transaction::run_without_waiting(|| {
+            record::resume(self.job, Some(index), total, position.as_deref(), *done, Some(self.extent))
+        })
     }
 
     fn is_sampled(&self, key: &str) -> bool {
-        use std::hash::BuildHasher;
-        self.sample >= 1.0
-            || (rustc_hash::FxBuildHasher.hash_one(key) >> 40) as f32 / (1u64 << 24) as f32 <= self.sample
+        self.extent.sample >= 1.0
+            || (FxBuildHasher.hash_one(key) >> 40) as f32 / (1u64 << 24) as f32 <= self.extent.sample
     }
 
     /// What is on its way to the index differs for a moment, and is nobody's fault.
@@ -388,10 +424,10 @@ impl Verify {
         page.retain(|Document { key, .. }| {
             self.is_sampled(key) && !is_too_long(key) && !Self::is_under_way(context, &index, key)
         });
-        let keys: Vec<String> = page.iter().map(|document| document.key.clone()).collect();
+        let rows = page.iter().map(|document| (document.key.clone(), document.hash())).collect();
         let how = how(context);
         let call = context.engine.call(move |client| client.compare(&index, &wanted(page), how));
-        self.phase = Phase::Comparing { call, keys, last: ended };
+        self.phase = Phase::Comparing { call, rows, last: ended };
         Ok(())
     }
 
@@ -481,15 +517,17 @@ impl Verify {
         let unread: FxHashSet<&str> = read.unread.iter().map(String::as_str).collect();
         let unreadable: FxHashSet<&str> = read.unreadable.iter().map(String::as_str).collect();
         let how = how(context);
-        let (mut rows, mut absent) = (FxHashSet::default(), Vec::new());
+        let (mut rows, mut absent) = (FxHashMap::default(), Vec::new());
         let documents: FxHashMap<&str, &Document> =
             read.present.iter().map(|document| (document.key.as_str(), document)).collect();
         for suspect in suspects {
             match (documents.get(suspect.key.as_str()), &suspect.found) {
                 _ if unread.contains(suspect.key.as_str()) => self.suspects.push(suspect),
                 _ if unreadable.contains(suspect.key.as_str()) => {}
-                (Some(_), None) => drop(rows.insert(suspect.key)),
-                (Some(document), Some(found)) if document.routing == *found => drop(rows.insert(suspect.key)),
+                (Some(_), None) => drop(rows.insert(suspect.key, (suspect.text, suspect.changes))),
+                (Some(document), Some(found)) if document.routing == *found => {
+                    rows.entry(suspect.key).or_insert((suspect.text, suspect.changes));
+                }
                 // A row that is gone by now: where its document lies is known only when all are listed.
                 (None, None) if how.routed => {}
                 _ => absent.push(suspect),
@@ -497,8 +535,12 @@ impl Verify {
         }
         self.park(read.unreadable, context)?;
         let mut documents = read.present;
-        documents.retain(|document| rows.contains(&document.key));
-        let present: Vec<String> = documents.iter().map(|document| document.key.clone()).collect();
+        documents.retain(|document| rows.contains_key(&document.key));
+        let again = |document: &Document| {
+            let (former, changes) = rows.get(&document.key).copied().unwrap_or_default();
+            Again { key: document.key.clone(), text: document.hash(), former, changes }
+        };
+        let present = documents.iter().map(again).collect();
         let places = absent.clone();
         let call = context.engine.call(move |client| {
             let place =
@@ -526,7 +568,10 @@ impl Verify {
         let found: Vec<Suspect> = page
             .ids
             .iter()
-            .map(|(id, routing)| Suspect { key: key::of_document_id(id), found: routed.then(|| routing.clone()) })
+            .map(|(id, routing)| {
+                let found = routed.then(|| routing.clone());
+                Suspect { found, ..Suspect::row(key::of_document_id(id), None, 0) }
+            })
             .filter(|found| self.is_sampled(&found.key))
             .filter(|found| found.found.is_some() || !Self::is_under_way(context, &index, &found.key))
             .collect();
@@ -555,7 +600,7 @@ impl Verify {
     }
 
     fn mend(&mut self, keys: Vec<String>, orphans: Vec<Suspect>, context: &mut Context) -> Result<(), SqlError> {
-        if !self.repair || (keys.is_empty() && orphans.is_empty()) {
+        if !self.extent.repair || (keys.is_empty() && orphans.is_empty()) {
             return Ok(());
         }
         let (mut rows, mut moves) = (Changes::default(), Changes::default());
@@ -610,13 +655,14 @@ impl Verify {
             self.compared_at_once = self.compared_at_once.div_ceil(2);
         }
         match phase {
-            Phase::Comparing { keys, last, .. } => {
-                // Seen again at the second look.
-                self.suspects.extend(keys.into_iter().map(|key| Suspect { key, found: None }));
+            Phase::Comparing { rows, last, .. } => {
+                // Seen again at the second look, which is the first that compares them.
+                self.suspects.extend(rows.into_iter().map(|(key, _)| Suspect::row(key, None, 0)));
                 if last { self.after_rows() } else { Phase::Rows }
             }
             Phase::ComparingAgain { present, absent, then, .. } => {
-                self.suspects.extend(present.into_iter().map(|key| Suspect { key, found: None }).chain(absent));
+                let present = present.into_iter().map(|row| Suspect::row(row.key, row.former, row.changes));
+                self.suspects.extend(present.chain(absent));
                 Phase::Again(then)
             }
             _ => self.list_anew(),
@@ -625,7 +671,7 @@ impl Verify {
 
     /// The ids are gone through from the beginning again. What was orphaned and not mended is found once more.
     fn list_anew(&mut self) -> Phase {
-        if !self.repair {
+        if !self.extent.repair {
             self.counts.orphaned = 0;
         }
         self.suspects.clear();
@@ -645,9 +691,9 @@ impl Verify {
 
     fn finish(&mut self, context: &Context, why: &str) -> Result<(), SqlError> {
         let (job, attachment, done, counts, repair) =
-            (self.job, self.attachment, self.done, self.counts, self.repair && why.is_empty());
-        let whole = repair && self.sample >= 1.0;
-        let everything = whole && !self.orphans_only && context.contents_comparable();
+            (self.job, self.attachment, self.done, self.counts, self.extent.repair && why.is_empty());
+        let whole = repair && self.extent.sample >= 1.0;
+        let everything = whole && !self.extent.orphans_only && context.contents_comparable();
         let over = transaction::run_without_waiting(|| {
             let over = if why.is_empty() {
                 record::finish_running(job, done)
@@ -657,6 +703,7 @@ impl Verify {
             };
             if over {
                 record::counts(job, &counts);
+                ask::for_what_follows(job);
             }
             if over && everything {
                 record::clear_stale(attachment);
@@ -688,6 +735,11 @@ struct Document {
 }
 
 impl Document {
+    /// Stands for what the row says.
+    fn hash(&self) -> u64 {
+        FxBuildHasher.hash_one((&self.text, &self.routing))
+    }
+
     /// None where the row has no document.
     fn of(row: Row) -> Option<Self> {
         let text = row.document?.to_vec();

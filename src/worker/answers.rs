@@ -166,12 +166,14 @@ impl Delivery {
             set_cause(attachment, reason);
             self.rest(lane_id, retries.into_iter().map(|again| again.key), engine);
         }
+        // Why some documents wait is told until the last of them has been taken or refused.
+        let waits = self.lane(lane_id).is_some_and(|lane| lane.is_retrying());
         if let Some(counters) = counters {
             counters.indexed.fetch_add(indexed, Relaxed);
             counters.deleted.fetch_add(deleted, Relaxed);
             counters.retried.fetch_add(retried, Relaxed);
             counters.batches.fetch_add(1, Relaxed);
-            if taken {
+            if !waits && (taken || (judged && retried == 0)) {
                 counters.set_cause("");
             }
         }
@@ -261,10 +263,22 @@ impl Delivery {
         }
     }
 
-    /// A document is no longer refused: its dead letter goes.
+    /// A document is no longer refused: its dead letter goes. Not while an index is being built beside the live one: what
+    /// the one has taken the other may have refused. All of them are sent once more when one index is left.
     pub(super) fn clear(&mut self, attachment: i32, key: &Key) {
+        if self.lanes.iter().filter(|lane| lane.attachment == attachment).nth(1).is_some() {
+            return;
+        }
         if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
             self.outbox.cleared.push((attachment, key.clone()));
+        }
+    }
+
+    /// Has an attachment's refused documents sent once more.
+    pub fn check_parked(&mut self, attachment: i32) {
+        let parked = self.parked.iter().filter(|(of, _)| *of == attachment);
+        for lane in self.lanes.iter_mut().filter(|lane| lane.attachment == attachment) {
+            parked.clone().for_each(|(_, key)| lane.check(key.clone(), None));
         }
     }
 

@@ -243,10 +243,10 @@ impl Worker {
                 // Cancelled, or its attachment is gone.
                 None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),
                 // Sent back to its beginning by a TRUNCATE.
-                Some(row) if row.target.is_none() && build.has_begun() => {
+                Some(row) if row.state == "queued" && build.has_begun() => {
                     self.with_context(build.attachment, false, |context| build.restart(context));
                 }
-                Some(_) => {}
+                Some(row) => build.take(row),
             }
         }
         // A build whose table cannot be read now is abandoned the next time: its lane must not stay behind.

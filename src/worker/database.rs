@@ -208,13 +208,13 @@ impl Worker {
         self.publish()?;
         self.look_after_queue()?;
         due.push(self.catalog_due);
-        due.extend(self.definitions.due);
+        due.extend(self.definitions.due.filter(|_| !self.being_restored));
         let now = Instant::now();
         if self.more && self.may_claim() {
             due.push(self.last_claim + self.linger());
         }
         due.extend(self.claims.iter().filter_map(Claims::due).filter(|_| self.may_claim()));
-        if again || self.can_send(now) {
+        if again || (self.may_write(now) && self.can_send(now)) {
             return Ok(Duration::ZERO);
         }
         Ok(due.into_iter().min().unwrap_or(now).saturating_duration_since(now))

@@ -4,12 +4,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use es::Body;
 use pgrx::PgSqlErrorCode;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use smallvec::{SmallVec, smallvec};
 
 use super::answers::set_cause;
@@ -192,6 +193,15 @@ impl Delivery {
         !self.parked.is_empty() && self.parked.contains(&(attachment, Key::from(key)))
     }
 
+    /// Takes in which documents of an attachment have dead letters: some may have been discarded.
+    pub fn set_parked(&mut self, attachment: i32, letters: Vec<String>) {
+        self.parked.retain(|(of, _)| *of != attachment);
+        let unwritten = self.outbox.letters.iter().filter(|letter| letter.attachment == attachment);
+        let unwritten = unwritten.map(|letter| letter.key.as_str());
+        let keys = letters.iter().map(String::as_str).chain(unwritten).map(|key| (attachment, Key::from(key)));
+        self.parked.extend(keys.filter(|parked| !self.outbox.cleared.contains(parked)));
+    }
+
     /// How many more keys may be claimed.
     pub fn room(&self) -> usize {
         let outstanding: usize = self.lanes.iter().map(Lane::outstanding).sum();
@@ -261,9 +271,10 @@ impl Delivery {
             let ticket = self.next_ticket;
             let age = Duration::from_micros(u64::try_from(now - row.enqueued_at).unwrap_or_default());
             let enqueued = now_instant.checked_sub(age).unwrap_or(now_instant);
-            let change = Change { ticket, id: row.place.id, enqueued };
+            let mut change = Change { ticket, id: row.place.id, enqueued, values: None };
             let moved = self.moves.get(&row.source).map(|(_, attachment)| *attachment);
             if row.source != root && moved.is_none() {
+                change.values = Some(FxBuildHasher.hash_one((row.source, &keys)));
                 let joined = self.accept_values(row.source, root, &keys, change);
                 match joined.and_then(|ticket| self.claimed.get_mut(&ticket)) {
                     Some(claimed) => claimed.places.push(row.place),
@@ -343,7 +354,7 @@ impl Delivery {
                 if may_have_another(lane, &self.flights) {
                     found = Some((place, lane.id));
                 }
-            } else if let Some(until) = lane.blocked_until {
+            } else if let Some(until) = lane.blocked_until.filter(|until| *until > now) {
                 earliest = Some(earliest.map_or(until, |earliest| earliest.min(until)));
             }
         }

@@ -28,6 +28,16 @@ pub struct Change {
     /// The row's id in the queue.
     pub id: i64,
     pub enqueued: Instant,
+    /// Of a row that holds values of a related table: stands for these values. None for a row that names its documents.
+    pub values: Option<u64>,
+}
+
+impl Change {
+    /// True if whoever reads this row once more is led to whatever document of it `later` leads to. One that holds values
+    /// may lead nowhere by then, because the document's own row has gone or points elsewhere.
+    fn stands_for(&self, later: &Change) -> bool {
+        self.id < later.id && (self.values.is_none() || self.values == later.values)
+    }
 }
 
 /// One concrete index and the documents on their way to it.
@@ -79,9 +89,9 @@ struct Document {
     tickets: Tickets,
     /// Queue rows claimed after the outstanding operation was read.
     late: Tickets,
-    /// Of the claimed rows that no operation has been read for yet, the first by its id: until one was, it stays in the
-    /// queue, and so can stand for every row after it.
-    first: Option<Change>,
+    /// Where changes gather, the claimed rows that no operation has been read for yet: until one was, they stay in the
+    /// queue, and so can stand for rows after them.
+    unread: Vec<Change>,
     page: Option<Page>,
     /// Of a routed index: where the document may lie besides, and must not.
     elsewhere: Vec<Routing>,
@@ -108,6 +118,9 @@ pub struct Finished {
     pub page: Option<Page>,
 }
 
+/// With more rows than this, which cannot stand for each other, a document gathers no longer: queue and memory would grow
+/// with them.
+const MAX_UNREAD: usize = 8;
 /// More operations than this are never put into one request.
 pub const MAX_OPERATIONS: usize = 10_000;
 /// More documents than this wait to be sent once more only where something is wrong with their index.
@@ -164,7 +177,8 @@ impl Lane {
     /// A change was claimed. False if the row need not wait for the document, because a row before it does.
     ///
     /// Only where changes gather: then a document that changes all the time does not fill queue and memory. The row that
-    /// stands for others must have a lower id, for `wait` asks for what was enqueued before a certain id.
+    /// stands for others must have a lower id, for `wait` asks for what was enqueued before a certain id, and must lead to
+    /// the document for ever.
     pub fn change(&mut self, key: &Key, change: Change) -> bool {
         self.note(key, change, false)
     }
@@ -177,31 +191,52 @@ impl Lane {
     fn note(&mut self, key: &Key, change: Change, behind: bool) -> bool {
         let gathers = self.is_delayed();
         let Some(document) = self.documents.get_mut(key) else {
-            self.begin(key, smallvec![change.ticket], Some(change), behind);
+            self.begin(key, smallvec![change.ticket], self.unread(change), behind);
             return true;
         };
-        if gathers && document.first.is_some_and(|first| first.id < change.id) {
+        if gathers && document.unread.iter().any(|unread| unread.stands_for(&change)) {
             return false;
         }
         if !behind && std::mem::take(&mut document.behind) {
             // Its place behind is passed over then.
             self.ready.push_back(key.clone());
         }
-        document.first = Some(change);
         if document.in_flight {
             document.late.push(change.ticket);
         } else {
             document.tickets.push(change.ticket);
         }
+        if gathers {
+            document.unread.push(change);
+            if document.unread.len() > MAX_UNREAD {
+                self.hasten(key);
+            }
+        }
         true
     }
 
+    /// What a document begins with.
+    fn unread(&self, change: Change) -> Vec<Change> {
+        if self.is_delayed() { vec![change] } else { Vec::new() }
+    }
+
+    /// A document gathers no longer.
+    fn hasten(&mut self, key: &Key) {
+        let before = self.gathering.len();
+        self.gathering.retain(|(_, gathering)| gathering != key);
+        if self.gathering.len() < before {
+            self.ready.push_back(key.clone());
+        }
+    }
+
     /// A document that was not on its way is to be read: now, or when its changes have gathered.
-    fn begin(&mut self, key: &Key, tickets: Tickets, first: Option<Change>, behind: bool) {
+    fn begin(&mut self, key: &Key, tickets: Tickets, unread: Vec<Change>, behind: bool) {
         let behind = behind && !self.is_delayed();
-        self.documents.insert(key.clone(), Document { tickets, first, behind, ..Document::default() });
-        match first.filter(|_| self.is_delayed()) {
-            Some(first) => drop(self.gathering.insert((first.enqueued + self.delay, key.clone()))),
+        let gathers = self.is_delayed() && unread.len() <= MAX_UNREAD;
+        let first = unread.iter().map(|change| change.enqueued).min().filter(|_| gathers);
+        self.documents.insert(key.clone(), Document { tickets, unread, behind, ..Document::default() });
+        match first {
+            Some(first) => drop(self.gathering.insert((first + self.delay, key.clone()))),
             None if behind => self.behind.push_back(key.clone()),
             None => self.ready.push_back(key.clone()),
         }
@@ -223,8 +258,8 @@ impl Lane {
     pub fn hurry(&mut self, mark: i64) {
         let (documents, ready) = (&self.documents, &mut self.ready);
         self.gathering.retain(|(_, key)| {
-            let first = documents.get(key).and_then(|document| document.first);
-            let stays = first.is_some_and(|first| first.id >= mark);
+            let first = documents.get(key).and_then(|document| document.unread.iter().map(|change| change.id).min());
+            let stays = first.is_some_and(|first| first >= mark);
             if !stays {
                 ready.push_back(key.clone());
             }
@@ -235,7 +270,7 @@ impl Lane {
     /// A claimed row says that a document may lie elsewhere. It is waited for always: no other row says where.
     pub fn moved(&mut self, key: &Key, change: Change, routing: Routing) {
         match self.documents.get_mut(key) {
-            None => self.begin(key, smallvec![change.ticket], Some(change), false),
+            None => self.begin(key, smallvec![change.ticket], self.unread(change), false),
             Some(document) if document.in_flight => document.late.push(change.ticket),
             Some(document) => document.tickets.push(change.ticket),
         }
@@ -300,7 +335,7 @@ impl Lane {
         for key in &keys {
             if let Some(document) = self.documents.get_mut(key) {
                 document.in_flight = true;
-                document.first = None;
+                document.unread.clear();
             }
         }
         keys
@@ -360,7 +395,7 @@ impl Lane {
         let finished = Finished { tickets: std::mem::take(&mut document.tickets), page: document.page.take() };
         let (late, elsewhere) = (document.late, document.late_elsewhere);
         if !late.is_empty() || !elsewhere.is_empty() {
-            self.begin(key, late, document.first, false);
+            self.begin(key, late, document.unread, false);
             if let Some(next) = self.documents.get_mut(key) {
                 next.check = !elsewhere.is_empty();
                 next.elsewhere = elsewhere;
@@ -406,6 +441,11 @@ impl Lane {
         self.failures > 0 || self.waiting.len() > MANY_WAITING || self.blocked_until.is_some_and(|until| until > now)
     }
 
+    /// True while documents wait to be sent once more.
+    pub fn is_retrying(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// True if its index has taken nothing for a while, or not some of its documents: it is blocked, or has lost a shard.
     pub fn is_stuck(&self) -> bool {
         self.refusals >= STUCK_REFUSALS || self.documents.values().any(|document| document.waits >= STUCK_WAITS)
@@ -416,8 +456,8 @@ impl Lane {
         self.documents.retain(|_, document| {
             document.tickets.retain(|ticket| !tickets.contains(ticket));
             document.late.retain(|ticket| !tickets.contains(ticket));
-            // What it stood for is in good hands: it is claimed again. It stands for nothing any more.
-            document.first = document.first.filter(|first| !tickets.contains(&first.ticket));
+            // What they stood for is in good hands: they are claimed again. They stand for nothing any more.
+            document.unread.retain(|change| !tickets.contains(&change.ticket));
             document.in_flight || document.is_wanted()
         });
         let documents = &self.documents;
@@ -453,7 +493,11 @@ mod tests {
     }
 
     fn at(ticket: Ticket) -> Change {
-        Change { ticket, id: ticket as i64, enqueued: Instant::now() }
+        Change { ticket, id: ticket as i64, enqueued: Instant::now(), values: None }
+    }
+
+    fn of_values(ticket: Ticket, values: u64) -> Change {
+        Change { values: Some(values), ..at(ticket) }
     }
 
     fn delayed() -> Lane {
@@ -633,6 +677,35 @@ mod tests {
         lane.hurry(4);
         assert_eq!(lane.take(10), [key("a")]);
         assert_eq!(lane.finish(&key("a")).tickets[..], [5, 3]);
+    }
+
+    #[test]
+    fn a_row_of_values_stands_for_those_of_the_same_values_only() {
+        let mut lane = delayed();
+        assert!(lane.change(&key("a"), of_values(1, 7)));
+        assert!(!lane.change(&key("a"), of_values(2, 7)));
+        assert!(
+            lane.change(&key("a"), of_values(3, 8)),
+            "the first may lead nowhere by the time that it is read again"
+        );
+        assert!(lane.change(&key("a"), at(4)));
+        assert!(!lane.change(&key("a"), of_values(5, 9)), "a row that names the document stands for all");
+        lane.hurry(2);
+        assert_eq!(lane.take(10), [key("a")]);
+        assert_eq!(lane.finish(&key("a")).tickets[..], [1, 3, 4]);
+    }
+
+    #[test]
+    fn a_document_with_many_rows_that_do_not_stand_for_each_other_gathers_no_longer() {
+        let mut lane = delayed();
+        for ticket in 1..=MAX_UNREAD as Ticket {
+            assert!(lane.change(&key("a"), of_values(ticket, ticket)));
+        }
+        assert_eq!(lane.ready(), 0);
+        assert!(lane.change(&key("a"), of_values(100, 100)));
+        assert_eq!(lane.take(10), [key("a")]);
+        assert_eq!(lane.finish(&key("a")).tickets.len(), MAX_UNREAD + 1);
+        assert_eq!(lane.outstanding(), 0);
     }
 
     #[test]

@@ -263,7 +263,9 @@ impl Worker {
                 Wired::Set(alias) => {
                     self.compare_uuid(attachment, index, &alias.uuid)?;
                     if let Some(lane) = lane.and_then(|lane| self.delivery.lane(lane)) {
-                        lane.blocked_until = None;
+                        if lane.blocked_until.take().is_some() {
+                            set_cause(attachment, "");
+                        }
                         lane.refusals = 0;
                     }
                     if !alias.taken_from.is_empty() {

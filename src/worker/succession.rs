@@ -104,7 +104,7 @@ pub fn repair_everything(why: &str) {
         if attachment.live.is_some() {
             ask::for_repair(attachment.id, why);
         } else {
-            ask::for_build(attachment.id, "load");
+            ask::for_build_of_all_rows(attachment.id);
         }
     }
     partitions::remember(None);

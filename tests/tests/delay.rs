@@ -328,6 +328,45 @@ fn changes_of_related_rows_gather_too_and_do_not_stand_still() {
 }
 
 #[test]
+fn a_row_that_leaves_the_related_one_whose_change_gathers_is_not_lost_when_it_is_found_anew() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let plain = attached(&mut client, "plain", 1, "{}");
+    let index = unique("gather");
+    run(
+        &mut client,
+        &format!(
+            r#"create table host (id int primary key, name text);
+               create table child (id int primary key, host int references host);
+               create index on child (host);
+               insert into host select i, 'host ' || i from generate_series(1, 2) i;
+               insert into child select i, 1 from generate_series(1, 10) i;
+               create view document as select c.id, h.name from child c left join host h on h.id = c.host;
+               select es_sync.attach('child', index => '{index}', document => 'document', options => '{{"delay": "1h"}}')"#
+        ),
+    );
+    expect::settled(&mut client);
+    let mut changes = 0;
+    let mut until_claimed = |client: &mut Client| {
+        for _ in 0..2 {
+            changes += 1;
+            run(client, &format!("update {plain} set n = {changes} where id = 1"));
+            wait::until("a later change arrives", wait::SHORT, || value(&engine, &plain, "1") == Some(changes));
+        }
+    };
+    run(&mut client, "update host set name = 'changed' where id = 1");
+    until_claimed(&mut client);
+    run(&mut client, "delete from child where id = 7; update child set host = 2 where id = 8");
+    until_claimed(&mut client);
+    run(&mut client, "select es_sync.pause('child')");
+    until_claimed(&mut client);
+    run(&mut client, "select es_sync.resume('child')");
+    expect::settled(&mut client);
+    expect::documents_equal(&mut client, "select id, row_to_json(d) from document d", &engine, &index);
+}
+
+#[test]
 fn pause_and_resume_keep_what_gathers() {
     let engine = Engine::elasticsearch();
     let server = Server::with(&engine);

@@ -413,6 +413,79 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() 
 }
 
 #[test]
+fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_outlives_the_queue() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let second = unique("second");
+    proxy.set_for(&format!("/{second}-1"), Fault::Hold);
+    client
+        .batch_execute(&format!(
+            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
+        ))
+        .expect("attach");
+    wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
+    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    server.kill_worker("app");
+    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
+    client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    // Nobody knows any more which row it was.
+    expect::table_equal(&mut client, &name, "id", &engine, &second);
+}
+
+#[test]
+fn an_index_that_was_half_built_when_the_queue_was_lost_does_not_stay() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let second = unique("second");
+    proxy.forget_seen();
+    proxy.set_for("_bulk", Fault::Hold);
+    client.batch_execute(&format!("select es_sync.attach('{name}', index => '{second}')")).expect("attach");
+    wait::until("the index is being filled", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    server.kill_worker("app");
+    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
+    client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    expect::table_equal(&mut client, &name, "id", &engine, &second);
+    assert_eq!(engine.indexes_of(&second), [format!("{second}-2")]);
+    assert!(!engine.exists(&format!("{second}-1")), "it belongs to nobody");
+}
+
+#[test]
+fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let second = unique("second");
+    let settings = format!("/{second}-1/_settings");
+    proxy.set_for(&settings, Fault::Hold);
+    client
+        .batch_execute(&format!(
+            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
+        ))
+        .expect("attach");
+    wait::until("the index is made live", wait::SHORT, || !proxy.seen(&settings).is_empty());
+    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    server.conf("es_sync.bulk_bytes", "4MB");
+    server.reload();
+    wait::until("the worker has connected anew", wait::LONG, || proxy.seen(&settings).len() > 1);
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    let documents = format!("select id, row_to_json(t) from {name} t where id = 7");
+    expect::documents_equal(&mut client, &documents, &engine, &second);
+}
+
+#[test]
 fn what_was_searchable_before_a_swap_is_so_after_it() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());

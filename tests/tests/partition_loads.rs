@@ -148,6 +148,28 @@ fn a_partition_that_is_emptied_again_and_again_is_swept_all_the_same() {
 }
 
 #[test]
+fn a_comparison_under_way_goes_on_when_a_partition_goes_and_mends_nothing_if_it_was_not_to() {
+    let mut parted = Parted::new(&format!("{SETUP}; {ROOMY}"));
+    parted.run(
+        "alter table {T} attach partition {T}_b for values from (1000) to (20000);
+         select es_sync.attach('{T}')",
+    );
+    expect::settled(&mut parted.client);
+    parted.proxy.set_for("_mget", Fault::Hold);
+    parted.run("select es_sync.verify('{T}', sample => 0.5)");
+    wait::until("documents are compared", wait::SHORT, || !parted.proxy.seen("_mget").is_empty());
+    parted.run("truncate {T}_b");
+    let comparisons = "select count(*) from es_sync.job where kind = 'verify'";
+    let as_asked = format!("{comparisons} and state = 'running' and not repair and sample = 0.5");
+    assert_eq!(parted.number(&as_asked), 1, "it neither began again nor became another one");
+    parted.proxy.set(Fault::Pass);
+    expect::settled(&mut parted.client);
+    parted.equal();
+    assert_eq!(parted.number(&format!("{comparisons} and state = 'done' and not repair and sample = 0.5")), 1);
+    assert_eq!(parted.number(&format!("{comparisons} and state = 'done' and orphans_only")), 1);
+}
+
+#[test]
 fn truncating_a_partition_reaches_documents_in_others_that_showed_its_rows() {
     let mut parted = Parted::new(
         "create table {T} (id int primary key, parent int, title text) partition by range (id);

@@ -186,6 +186,36 @@ fn verify_under_writes_finds_nothing_that_is_not_there() {
     expect::table_equal(&mut client, &name, "id", &engine, &name);
 }
 
+#[test]
+fn rows_that_change_all_the_time_do_not_count_as_different() {
+    let engine = Engine::elasticsearch();
+    // So that there are always changes that nobody has claimed yet.
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.linger", "50ms").start();
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 2000);
+    let mut writer = server.connect("app");
+    let hot = format!("update {name} set title = clock_timestamp()::text where id <= 40");
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let begun = Instant::now();
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) && begun.elapsed() < wait::LONG {
+                writer.batch_execute(&hot).expect("write");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        for round in 0..10 {
+            client.batch_execute(&format!("select es_sync.verify('{name}')")).expect("verify");
+            wait::until("the comparison has ended", wait::LONG, || -> bool {
+                client.query_one("select bool_and(state = 'done') from es_sync.jobs", &[]).expect("jobs").get(0)
+            });
+            assert_eq!(counts(&mut client), (0, 0, 0), "in round {round}");
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+}
+
 /// Leaves a request in flight and changes in the queue: 300 deletes, 100 updates, 10 new rows.
 fn changes_in_flight(client: &mut Client, proxy: &Proxy, name: &str) {
     proxy.set_for("_bulk", Fault::Blackhole);
@@ -600,4 +630,66 @@ fn an_index_restored_beside_the_live_one_is_kept_when_another_one_is_swapped_in_
     engine.put(&format!("/{beside}/_alias/{name}"), json!({}));
     client.batch_execute(&format!("select es_sync.detach('{name}', drop_index => true)")).expect("detach");
     wait::until("the live one is dropped", wait::SHORT, || engine.indexes_of(&name) == [&*beside]);
+}
+
+#[test]
+fn a_dead_letter_stays_while_only_an_index_that_is_being_built_has_taken_the_document() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::with_url(proxy.url());
+    let mut client = server.create_database("app");
+    let name = unique("refused");
+    let unmapped = r#"{"mappings": {"properties": {"title": null}}}"#;
+    client
+        .batch_execute(&format!(
+            "create table {name} (id int primary key, title text);
+             insert into {name} values (1, '1'), (2, '2');
+             select es_sync.attach('{name}', options => '{unmapped}')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    // By hand: another index does not have it.
+    engine.put(&format!("/{name}-1/_mapping"), json!({"properties": {"title": {"type": "integer"}}}));
+    client.batch_execute(&format!("update {name} set title = 'two' where id = 2")).expect("write");
+    let letters = |client: &mut Client| -> i64 {
+        client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0)
+    };
+    wait::until("a document is refused", wait::LONG, || letters(&mut client) == 1);
+    let settings = format!("/{name}-2/_settings");
+    proxy.set_for(&settings, Fault::Hold);
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    let settles = "select count(*) from es_sync.jobs where kind = 'reindex' and phase = 'settle'";
+    wait::until("another index has taken it", wait::LONG, || -> bool {
+        client.query_one(settles, &[]).expect("jobs").get::<_, i64>(0) == 1
+    });
+    assert_eq!(letters(&mut client), 1, "the live index has not");
+    client.batch_execute("select es_sync.cancel(id) from es_sync.jobs where kind = 'reindex'").expect("cancel");
+    proxy.set(Fault::Pass);
+    wait::until("the other index is gone", wait::LONG, || !engine.exists(&format!("{name}-2")));
+    assert_eq!(letters(&mut client), 1);
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    wait::until("the next one is live", wait::LONG, || engine.indexes_of(&name) == [format!("{name}-3")]);
+    wait::until("its letter goes", wait::LONG, || letters(&mut client) == 0);
+}
+
+#[test]
+fn a_document_whose_dead_letter_was_discarded_counts_as_missing() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let integer = r#"{"mappings": {"properties": {"title": {"type": "integer"}}}}"#;
+    let refused = unique("refused");
+    client
+        .batch_execute(&format!("select es_sync.attach('{name}', index => '{refused}', options => '{integer}')"))
+        .expect("attach");
+    let compared = |client: &mut Client| {
+        client.batch_execute(&format!("select es_sync.verify('{name}', index => '{refused}')")).expect("verify");
+        expect::settled(client);
+        counts(client)
+    };
+    wait::until("the index is live", wait::LONG, || engine.indexes_of(&refused) == [format!("{refused}-1")]);
+    assert_eq!(compared(&mut client), (0, 0, 0), "their dead letters say so already");
+    client.batch_execute("select es_sync.discard_dead_letters()").expect("discard");
+    assert_eq!(compared(&mut client), (10, 0, 0));
 }
