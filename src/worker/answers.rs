@@ -266,10 +266,12 @@ impl Delivery {
     /// A document is no longer refused: its dead letter goes. Not while an index is being built beside the live one: what
     /// the one has taken the other may have refused. All of them are sent once more when one index is left.
     pub(super) fn clear(&mut self, attachment: i32, key: &Key) {
-        if self.lanes.iter().filter(|lane| lane.attachment == attachment).nth(1).is_some() {
+        // As a rule there is none, and this is asked of every document.
+        if self.parked.is_empty() {
             return;
         }
-        if !self.parked.is_empty() && self.parked.remove(&(attachment, key.clone())) {
+        let is_single = self.lanes.iter().filter(|lane| lane.attachment == attachment).nth(1).is_none();
+        if is_single && self.parked.remove(&(attachment, key.clone())) {
             self.outbox.cleared.push((attachment, key.clone()));
         }
     }

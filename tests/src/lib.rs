@@ -65,6 +65,12 @@ pub fn close_queue(client: &mut Client, proxy: &Proxy, table: &str) {
     wait::until("the queue is closed", wait::SHORT, || is_stale(client));
 }
 
+/// Waits until the server has noticed the crash of one of its processes: it ends all the others.
+#[track_caller]
+pub fn crashed(mut client: Client) {
+    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
+}
+
 /// Whether the only index there is waits to be compared with its table.
 #[track_caller]
 pub fn is_stale(client: &mut Client) -> bool {

@@ -1,6 +1,8 @@
 //! Moments at which something goes wrong between two steps: each is arranged, not waited for.
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, close_queue, expect, is_stale, process, unique, wait};
+use pg_es_sync_tests::{
+    Engine, Fault, Mode, Proxy, Server, close_queue, crashed, expect, is_stale, process, unique, wait,
+};
 use postgres::Client;
 
 fn server(url: &str) -> Server {
@@ -18,6 +20,22 @@ fn table(client: &mut Client, rows: usize) -> String {
         .expect("set up");
     expect::settled(client);
     name
+}
+
+/// Attaches a table to one more index, into which nothing is loaded.
+fn attach_unloaded(client: &mut Client, table: &str, index: &str) {
+    client
+        .batch_execute(&format!(
+            r#"select es_sync.attach('{table}', index => '{index}', options => '{{"load": false}}')"#
+        ))
+        .expect("attach");
+}
+
+/// Has the server restart all of its processes, and so lose the queue; a new connection.
+fn crash(server: &Server, client: Client) -> Client {
+    server.kill_worker("app");
+    crashed(client);
+    wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"))
 }
 
 /// The old holder's write alias is gone by the time its request arrives.
@@ -376,9 +394,7 @@ fn a_crash_during_a_load_a_reindex_or_a_comparison_ends_in_equality() {
         client
             .batch_execute(&format!("delete from {name} where id in (select id from {name} order by id limit 50)"))
             .expect("write");
-        server.kill_worker("app");
-        wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
-        client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+        client = crash(&server, client);
         expect::table_equal(&mut client, &name, "id", &engine, &name);
     }
 }
@@ -392,11 +408,7 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() 
     let name = table(&mut client, 10);
     let second = unique("unread");
     proxy.set_for(&format!("/{second}-1"), Fault::Hold);
-    client
-        .batch_execute(&format!(
-            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
-        ))
-        .expect("attach");
+    attach_unloaded(&mut client, &name, &second);
     wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
     client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
     // Time enough to claim it and let go of it.
@@ -421,16 +433,10 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_outlives_th
     let name = table(&mut client, 10);
     let second = unique("second");
     proxy.set_for(&format!("/{second}-1"), Fault::Hold);
-    client
-        .batch_execute(&format!(
-            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
-        ))
-        .expect("attach");
+    attach_unloaded(&mut client, &name, &second);
     wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
     client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
-    server.kill_worker("app");
-    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
-    client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+    client = crash(&server, client);
     proxy.set(Fault::Pass);
     expect::settled(&mut client);
     // Nobody knows any more which row it was.
@@ -449,9 +455,7 @@ fn an_index_that_was_half_built_when_the_queue_was_lost_does_not_stay() {
     proxy.set_for("_bulk", Fault::Hold);
     client.batch_execute(&format!("select es_sync.attach('{name}', index => '{second}')")).expect("attach");
     wait::until("the index is being filled", wait::SHORT, || !proxy.seen("_bulk").is_empty());
-    server.kill_worker("app");
-    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
-    client = wait::until("the server answers", wait::LONG, || server.try_connect("postgres", "app"));
+    client = crash(&server, client);
     proxy.set(Fault::Pass);
     expect::settled(&mut client);
     expect::table_equal(&mut client, &name, "id", &engine, &second);
@@ -469,11 +473,7 @@ fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
     let second = unique("second");
     let settings = format!("/{second}-1/_settings");
     proxy.set_for(&settings, Fault::Hold);
-    client
-        .batch_execute(&format!(
-            r#"select es_sync.attach('{name}', index => '{second}', options => '{{"load": false}}')"#
-        ))
-        .expect("attach");
+    attach_unloaded(&mut client, &name, &second);
     wait::until("the index is made live", wait::SHORT, || !proxy.seen(&settings).is_empty());
     client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
     server.conf("es_sync.bulk_bytes", "4MB");

@@ -26,6 +26,10 @@ const ROOMY: &str = "
     insert into {T}_b select i, 'thing ' || i, repeat('x', 200) from generate_series(1000, 19999) i;
     delete from {T}_b where id < 1500;
     vacuum {T}_b";
+/// Both as one table that is followed.
+const FOLLOWED: &str = "
+    alter table {T} attach partition {T}_b for values from (1000) to (20000);
+    select es_sync.attach('{T}')";
 
 impl Parted {
     #[track_caller]
@@ -126,12 +130,7 @@ fn an_index_that_was_left_behind_while_a_partition_went_is_compared_as_a_whole()
 
 #[test]
 fn a_partition_that_is_emptied_again_and_again_is_swept_all_the_same() {
-    let mut parted = Parted::new(&format!("{SETUP}; {ROOMY}"));
-    parted.run(
-        "alter table {T} attach partition {T}_b for values from (1000) to (20000);
-         select es_sync.attach('{T}')",
-    );
-    expect::settled(&mut parted.client);
+    let mut parted = Parted::new(&format!("{SETUP}; {ROOMY}; {FOLLOWED}"));
     // So the ids take longer than it is until the next TRUNCATE.
     parted.proxy.set_for("_search", Fault::Delay(Duration::from_millis(500)));
     let (engine, name) = (&parted.engine, parted.name.clone());
@@ -149,12 +148,7 @@ fn a_partition_that_is_emptied_again_and_again_is_swept_all_the_same() {
 
 #[test]
 fn a_comparison_under_way_goes_on_when_a_partition_goes_and_mends_nothing_if_it_was_not_to() {
-    let mut parted = Parted::new(&format!("{SETUP}; {ROOMY}"));
-    parted.run(
-        "alter table {T} attach partition {T}_b for values from (1000) to (20000);
-         select es_sync.attach('{T}')",
-    );
-    expect::settled(&mut parted.client);
+    let mut parted = Parted::new(&format!("{SETUP}; {ROOMY}; {FOLLOWED}"));
     parted.proxy.set_for("_mget", Fault::Hold);
     parted.run("select es_sync.verify('{T}', sample => 0.5)");
     wait::until("documents are compared", wait::SHORT, || !parted.proxy.seen("_mget").is_empty());

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, close_queue, expect, is_stale, process, unique, wait};
+use pg_es_sync_tests::{
+    Engine, Fault, Mode, Proxy, Server, close_queue, crashed, expect, is_stale, process, unique, wait,
+};
 use postgres::Client;
 use serde_json::json;
 
@@ -251,11 +253,6 @@ fn after(fault: impl FnOnce(&mut Server, Client)) -> i64 {
     let (missing, different, orphaned) = counts(&mut client);
     println!("mended by the repair: {orphaned} deletes, {different} updates, {missing} inserts");
     orphaned
-}
-
-/// Waits until the server has noticed the crash of one of its processes: it ends all the others.
-fn crashed(mut client: Client) {
-    wait::until("the server has noticed the crash", wait::SHORT, || client.batch_execute("select").is_err());
 }
 
 #[test]
