@@ -3,10 +3,12 @@
 //! May touch: attached tables, read-only, as their owner. No network.
 //!
 //! `shape` derives from the catalog what a table's documents look like, by what `types` says of a column, and `statements`
-//! what reads them; `read` turns keys, or pages of a table, into documents, whose text `json` makes; `related` finds the
+//! what reads them; `read` turns keys, or pages of a table, into documents, whose text `json` makes, and `pieces` says
+//! which keys are read as a range; `related` finds the
 //! keys of documents that show a related row.
 
 mod json;
+mod pieces;
 pub mod read;
 pub mod related;
 pub mod shape;

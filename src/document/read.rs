@@ -5,19 +5,21 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use serde_json::json;
 
+use super::pieces::{self, Piece};
 use super::shape::{Dialect, Shape};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::key;
 use crate::postgres::error::SqlError;
 use crate::postgres::limit::within_read_timeout;
 use crate::postgres::rights;
-use crate::postgres::spi::{self, Plan, Value};
+use crate::postgres::spi::{self, Plan, Slot, Value};
 use crate::postgres::transaction::{self, Scope};
 
 /// Reads one attachment's documents. Its statements stay prepared; make it anew when the attachment changes.
 pub struct Reader {
     shape: Shape,
     by_keys: Option<Plan>,
+    by_range: Option<Plan>,
     first_page: Option<Plan>,
     next_page: Option<Plan>,
     mapping: Option<Rc<str>>,
@@ -37,7 +39,15 @@ pub struct Row<'a> {
 
 impl Reader {
     pub fn new(shape: Shape) -> Self {
-        Self { shape, by_keys: None, first_page: None, next_page: None, mapping: None, is_analysed: false }
+        Self {
+            shape,
+            by_keys: None,
+            by_range: None,
+            first_page: None,
+            next_page: None,
+            mapping: None,
+            is_analysed: false,
+        }
     }
 
     pub fn shape(&self) -> &Shape {
@@ -60,24 +70,30 @@ impl Reader {
     /// for 1.0, 7 for 007).
     ///
     /// Returns true if all rows were read: a key that was not found then has no document.
-    pub fn by_keys(&mut self, keys: &[&str], found: impl FnMut(Row) -> bool) -> bool {
-        let Self { shape, by_keys, .. } = self;
-        let columns = shape.key.len();
+    pub fn by_keys(&mut self, keys: &[&str], mut found: impl FnMut(Row) -> bool) -> bool {
+        let Self { shape, by_keys, by_range, .. } = self;
         // A text that is no key of this table has no row, and so no document.
-        let values = if shape.has_integer_key() {
+        if shape.has_integer_key() {
             let mut integers: Vec<i64> = keys.iter().filter_map(|key| key.parse().ok()).collect();
             // Neighbours in the index one after the other: it is searched with what the processor has at hand.
             integers.sort_unstable();
-            vec![spi::integers(&integers)]
-        } else {
-            let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
-            for key in keys {
-                for (column, part) in values.iter_mut().zip(key::parts(key, columns).into_iter().flatten()) {
-                    column.push(part);
-                }
+            integers.dedup();
+            let pieces = pieces::cut(&integers, !shape.statements.is_plain);
+            return as_reader(shape, || {
+                pieces.iter().all(|piece| match piece.is_range {
+                    true => read_range(plan_by_range(by_range, shape), piece, shape, &mut found),
+                    false => read(plan_by_keys(by_keys, shape), &[spi::integers(piece.keys)], shape, &mut found),
+                })
+            });
+        }
+        let columns = shape.key.len();
+        let mut values: Vec<Vec<String>> = vec![Vec::with_capacity(keys.len()); columns];
+        for key in keys {
+            for (column, part) in values.iter_mut().zip(key::parts(key, columns).into_iter().flatten()) {
+                column.push(part);
             }
-            values.into_iter().map(spi::value).collect()
-        };
+        }
+        let values: Vec<Value> = values.into_iter().map(spi::value).collect();
         as_reader(shape, || read(plan_by_keys(by_keys, shape), &values, shape, found))
     }
 
@@ -181,11 +197,38 @@ fn plan_by_keys<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {
     })
 }
 
-fn read(plan: &Plan, values: &[Value], shape: &Shape, mut found: impl FnMut(Row) -> bool) -> bool {
+fn plan_by_range<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {
+    plan.get_or_insert_with(|| Plan::prepare(&shape.statements.by_range, &[pg_sys::INT8OID; 2]))
+}
+
+/// Reads the rows of a range that were asked for.
+fn read_range(plan: &Plan, piece: &Piece, shape: &Shape, found: impl FnMut(Row) -> bool) -> bool {
+    let range = piece.range();
+    let values = [spi::value(*range.start()), spi::value(*range.end())];
+    let asked_for =
+        |row: &Slot| row.datum(1).and_then(|key| shape.key[0].integer(key)).is_some_and(|key| piece.contains(key));
+    read_those(plan, &values, shape, asked_for, found)
+}
+
+fn read(plan: &Plan, values: &[Value], shape: &Shape, found: impl FnMut(Row) -> bool) -> bool {
+    read_those(plan, values, shape, |_| true, found)
+}
+
+/// Reads rows; those that are not `wanted` are passed over.
+fn read_those(
+    plan: &Plan,
+    values: &[Value],
+    shape: &Shape,
+    wanted: impl Fn(&Slot) -> bool,
+    mut found: impl FnMut(Row) -> bool,
+) -> bool {
     let columns = shape.key.len();
     let first = columns + 1 + usize::from(shape.routing.is_some());
     let (mut text, mut routing, mut document) = (String::new(), String::new(), Vec::new());
     plan.each(values, &shape.columns, |row| {
+        if !wanted(row) {
+            return true;
+        }
         key_of(|column| row.datum(column), &shape.key, &mut text);
         if let Some(column) = shape.routing {
             routing.clear();

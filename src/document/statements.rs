@@ -15,6 +15,10 @@ pub struct Statements {
     /// Reads by keys: parameters are one text[] per key column, or one int8[] for an integer key. With a routing, a row
     /// that has no document is returned, too: its document lies there.
     pub by_keys: String,
+    /// As `by_keys`, for an integer key: all rows from the key $1 to the key $2.
+    pub by_range: String,
+    /// No filter and no view is evaluated for a row that is read: nothing of the owner's that fails, or takes long.
+    pub is_plain: bool,
     /// Reads the first page: $1 is the number of rows.
     pub first_page: String,
     /// Reads the page after a key: one text per key column, then the number of rows.
@@ -77,6 +81,8 @@ impl Statements {
         let table = origin.table;
         Self {
             by_keys: format!("{select} {}", key.look_up(&rows)),
+            by_range: format!("{select} {}", key.range(&rows)),
+            is_plain: origin.view.is_none() && origin.filter.is_none(),
             first_page: page("", 1),
             next_page: page(&format!("where {behind}"), key.columns.len() + 1),
             first_key: format!("select {order} from {table} t order by {order} limit 1"),
@@ -180,6 +186,12 @@ impl Key {
         let text =
             |(place, kind): (usize, &pg_sys::Oid)| format!("${}::pg_catalog.text::{}", place + 1, text_as(*kind, ""));
         self.kinds.iter().enumerate().map(text).collect()
+    }
+
+    /// The rows `t` among `rows` whose key, an integer, is not below $1 and not above $2.
+    fn range(&self, rows: &str) -> String {
+        let column = &self.columns[0];
+        format!("{rows} t where {column} >= $1::pg_catalog.int8 and {column} <= $2::pg_catalog.int8")
     }
 
     /// The rows `t` among `rows` that have one of the keys in the parameters.

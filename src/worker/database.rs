@@ -43,6 +43,8 @@ pub struct Worker {
     pub(super) database: &'static Database,
     pub(super) engine: Option<Engine>,
     pub(super) engine_due: Instant,
+    /// The configuration was read anew.
+    pub(super) settings_in_doubt: bool,
     pub(super) delivery: Delivery,
     pub(super) attachments: Vec<Attachment>,
     pub(super) readers: FxHashMap<i32, Reader>,
@@ -94,6 +96,7 @@ impl Worker {
             database,
             engine: None,
             engine_due: now,
+            settings_in_doubt: false,
             delivery: Delivery::default(),
             attachments: Vec::new(),
             readers: FxHashMap::default(),
@@ -136,6 +139,7 @@ impl Worker {
                 if pg_sys::ConfigReloadPending != 0 {
                     pg_sys::ConfigReloadPending = 0;
                     pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+                    self.settings_in_doubt = true;
                 }
             }
             let started = cpu_time();
@@ -270,7 +274,8 @@ impl Worker {
 
     /// Connects to the engine, or again when settings changed; false while that is not possible.
     fn connect(&mut self) -> bool {
-        if self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
+        let in_doubt = std::mem::take(&mut self.settings_in_doubt);
+        if in_doubt && self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }

@@ -226,6 +226,12 @@ impl Delivery {
         self.outbox.requests.clear();
     }
 
+    /// True if changes of a table (0: of any) that were enqueued below a mark are on their way.
+    pub fn has_claimed(&self, table: u32, mark: i64) -> bool {
+        let is_below = |row: &Claimed| row.places.iter().any(|place| place.id < mark);
+        self.claimed.values().any(|row| (table == 0 || row.source == table) && is_below(row))
+    }
+
     pub fn is_known(&self, place: &Place) -> bool {
         self.places.contains(place)
     }

@@ -770,3 +770,55 @@ fn index_names_that_the_engine_refuses_are_refused_at_once_and_others_are_taken(
         }
     }
 }
+
+/// Neighbours are read as a range of the key's index, others key by key; here one batch has both, with rows in between
+/// that have not changed, and some that are gone.
+#[test]
+fn integer_keys_that_change_together_are_read_right() {
+    let engine = Engine::elasticsearch();
+    let server = Server::with(&engine);
+    let mut client = server.create_database("app");
+    let [plain, filtered, parted, viewed] = ["plain", "filtered", "parted", "viewed"].map(unique);
+    client
+        .batch_execute(&format!(
+            "create domain count as int check (value > -1000);
+             create table {plain} (id smallint primary key, note text);
+             create table {filtered} (id int primary key, note text);
+             create table {parted} (id bigint primary key, note text) partition by hash (id);
+             create table {parted}_0 partition of {parted} for values with (modulus 2, remainder 0);
+             create table {parted}_1 partition of {parted} for values with (modulus 2, remainder 1);
+             create table {viewed} (id count primary key, note text);
+             create view shown as select id, upper(note) as note from {viewed}"
+        ))
+        .expect("create");
+    let tables = [&plain, &filtered, &parted, &viewed];
+    let options = ["", ", filter => 'id % 5 <> 4'", "", ", document => 'shown'"];
+    for (table, options) in tables.into_iter().zip(options) {
+        client
+            .batch_execute(&format!(
+                "insert into {table} select id, 'first' from generate_series(-300, 600) id;
+                 select es_sync.attach('{table}'{options})"
+            ))
+            .expect("attach");
+    }
+    expect::settled(&mut client);
+    for table in tables {
+        client
+            .batch_execute(&format!(
+                "select es_sync.pause('{table}');
+                 update {table} set note = 'neighbour' where id between -250 and -50;
+                 update {table} set note = 'every other' where id between 0 and 400 and id % 2 = 0;
+                 update {table} set note = 'far' where id > 400 and id % 20 = 0;
+                 delete from {table} where id between -200 and 300 and id % 7 = 0;
+                 insert into {table} select id, 'new' from generate_series(601, 700) id;
+                 select es_sync.resume('{table}')"
+            ))
+            .expect("change");
+    }
+    expect::table_equal(&mut client, &plain, "id", &engine, &plain);
+    let passing = format!("(select * from {filtered} where id % 5 <> 4)");
+    expect::table_equal(&mut client, &passing, "id", &engine, &filtered);
+    expect::table_equal(&mut client, &parted, "id", &engine, &parted);
+    let shown = format!("select id, row_to_json(t) from (select id, upper(note) as note from {viewed}) t");
+    expect::documents_equal(&mut client, &shown, &engine, &viewed);
+}
