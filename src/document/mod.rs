@@ -4,8 +4,7 @@
 //!
 //! `shape` derives from the catalog what a table's documents look like, by what `types` says of a column, and `statements`
 //! what reads them; `read` turns keys, or pages of a table, into documents, whose text `json` makes, and `pieces` says
-//! which keys are read as a range; `related` finds the
-//! keys of documents that show a related row.
+//! which keys are read as a range; `related` finds the keys of documents that show a related row.
 
 mod json;
 mod pieces;

@@ -203,8 +203,7 @@ fn plan_by_range<'a>(plan: &'a mut Option<Plan>, shape: &Shape) -> &'a Plan {
 
 /// Reads the rows of a range that were asked for.
 fn read_range(plan: &Plan, piece: &Piece, shape: &Shape, found: impl FnMut(Row) -> bool) -> bool {
-    let range = piece.range();
-    let values = [spi::value(*range.start()), spi::value(*range.end())];
+    let values = piece.ends().map(spi::value);
     let asked_for =
         |row: &Slot| row.datum(1).and_then(|key| shape.key[0].integer(key)).is_some_and(|key| piece.contains(key));
     read_those(plan, &values, shape, asked_for, found)

@@ -80,13 +80,8 @@ impl Context<'_> {
     /// Looks whether all changes of the table below the mark are delivered; when to look again if not.
     pub(super) fn look(&mut self, mark: i64, now: Instant) -> Result<Option<Instant>, SqlError> {
         let table = self.attachment.relation.to_u32();
-        self.delivery.hurry(table, mark);
-        // The queue need not be read to know of what is on its way from it.
-        if self.delivery.has_claimed(table, mark) {
-            return Ok(Some(claim::next_look(now, DRAIN_EVERY)));
-        }
         let sources = self.delivery.sources_of(table);
-        let clear = transaction::run(|| claim::is_clear(mark, &sources))?;
+        let clear = !self.delivery.awaits(table, mark) && transaction::run(|| claim::is_clear(mark, &sources))?;
         Ok((!clear).then(|| claim::next_look(now, DRAIN_EVERY)))
     }
 

@@ -43,8 +43,6 @@ pub struct Worker {
     pub(super) database: &'static Database,
     pub(super) engine: Option<Engine>,
     pub(super) engine_due: Instant,
-    /// The configuration was read anew.
-    pub(super) settings_in_doubt: bool,
     pub(super) delivery: Delivery,
     pub(super) attachments: Vec<Attachment>,
     pub(super) readers: FxHashMap<i32, Reader>,
@@ -88,6 +86,19 @@ pub struct Worker {
     pub(super) reported_error: Option<String>,
 }
 
+/// Reads the configuration where that is due; true then.
+fn reload_configuration() -> bool {
+    // SAFETY: reads and resets a flag of this process; reading the configuration is due right then.
+    unsafe {
+        let is_due = pg_sys::ConfigReloadPending != 0;
+        if is_due {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+        is_due
+    }
+}
+
 impl Worker {
     pub(super) fn new(shared: &'static Shared, database: &'static Database) -> Self {
         let now = Instant::now();
@@ -96,7 +107,6 @@ impl Worker {
             database,
             engine: None,
             engine_due: now,
-            settings_in_doubt: false,
             delivery: Delivery::default(),
             attachments: Vec::new(),
             readers: FxHashMap::default(),
@@ -134,13 +144,8 @@ impl Worker {
 
     pub(super) fn run(&mut self) {
         while !stop_requested() {
-            // SAFETY: reads and resets a flag of this process; reading the configuration is due right then.
-            unsafe {
-                if pg_sys::ConfigReloadPending != 0 {
-                    pg_sys::ConfigReloadPending = 0;
-                    pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-                    self.settings_in_doubt = true;
-                }
+            if reload_configuration() {
+                self.disconnect_if_outdated();
             }
             let started = cpu_time();
             let turn = self.turn();
@@ -272,10 +277,9 @@ impl Worker {
         self.database.commits() != self.seen_commits
     }
 
-    /// Connects to the engine, or again when settings changed; false while that is not possible.
-    fn connect(&mut self) -> bool {
-        let in_doubt = std::mem::take(&mut self.settings_in_doubt);
-        if in_doubt && self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
+    /// Lets go of the engine if its settings are others now; `connect` starts anew.
+    fn disconnect_if_outdated(&mut self) {
+        if self.engine.as_ref().is_some_and(|engine| !engine.is_current()) {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }
@@ -286,6 +290,10 @@ impl Worker {
             self.wiring = Wiring::new();
             self.keeper = None;
         }
+    }
+
+    /// Connects to the engine; false while that is not possible.
+    fn connect(&mut self) -> bool {
         let now = Instant::now();
         if self.engine.is_none() && self.engine_due <= now {
             self.engine_due = now + REST;

@@ -32,7 +32,7 @@ impl Delivery {
     }
 
     /// Changes of a table (0: of all) that were enqueued below a mark gather no longer: somebody waits for them.
-    pub fn hurry(&mut self, table: u32, mark: i64) {
+    pub(super) fn hurry(&mut self, table: u32, mark: i64) {
         for lane in self.lanes.iter_mut().filter(|lane| table == 0 || lane.source == table) {
             lane.hurry(mark);
         }

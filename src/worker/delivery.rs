@@ -226,8 +226,10 @@ impl Delivery {
         self.outbox.requests.clear();
     }
 
-    /// True if changes of a table (0: of any) that were enqueued below a mark are on their way.
-    pub fn has_claimed(&self, table: u32, mark: i64) -> bool {
+    /// True if changes of a table (0: of any) that were enqueued below a mark are on their way, which need not be asked of
+    /// the queue then. They gather no longer: somebody waits for them.
+    pub fn awaits(&mut self, table: u32, mark: i64) -> bool {
+        self.hurry(table, mark);
         let is_below = |row: &Claimed| row.places.iter().any(|place| place.id < mark);
         self.claimed.values().any(|row| (table == 0 || row.source == table) && is_below(row))
     }

@@ -80,7 +80,8 @@ impl Waiters {
             // What the caller has attached or resumed just before must be known first.
             return Ok(Some(now));
         }
-        let mut looked = false;
+        // Unless the queue is read, one may look as soon as there is an answer.
+        let mut every = Duration::ZERO;
         for (waiter, request) in waiting {
             let (source, mark) = (waiter.source.load(Relaxed), waiter.mark.load(Relaxed));
             let is_concerned = |a: &&Attachment| !a.paused && (source == 0 || a.relation.to_u32() == source);
@@ -90,12 +91,10 @@ impl Waiters {
             if concerned.clone().any(not_yet) {
                 continue;
             }
-            delivery.hurry(source, mark);
-            // The queue need not be read to know of what is on its way from it.
-            if delivery.has_claimed(source, mark) {
+            if delivery.awaits(source, mark) {
                 continue;
             }
-            looked = true;
+            every = LOOK_EVERY;
             // Without its marker the queue is closed or was lost, and a build that has ended since proves nothing. Where
             // nothing is attached there may be none yet, and nothing to wait for.
             let sources = if source == 0 { Vec::new() } else { delivery.sources_of(source) };
@@ -119,8 +118,9 @@ impl Waiters {
             let token = engine.call(move |client| indexes.iter().try_for_each(|index| client.refresh(index)));
             self.refreshing.push(Refreshing { token, waiter, request });
         }
-        self.next_look = Some(claim::next_look(now, if looked { LOOK_EVERY } else { Duration::ZERO }));
-        Ok(self.next_look.map(|due| due.max(now + LOOK_EVERY)))
+        let due = claim::next_look(now, every);
+        self.next_look = Some(due);
+        Ok(Some(due.max(now + LOOK_EVERY)))
     }
 
     /// Takes the answer to a refresh; false if it is not one of ours. A failed one is tried again by `serve`.

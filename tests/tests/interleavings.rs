@@ -31,6 +31,15 @@ fn attach_unloaded(client: &mut Client, table: &str, index: &str) {
         .expect("attach");
 }
 
+/// Attaches a table to one more index, into which nothing is loaded, and changes a row while the engine's answer to `held`
+/// is waited for.
+fn change_beside_attach(client: &mut Client, proxy: &Proxy, table: &str, index: &str, held: &str) {
+    proxy.set_for(held, Fault::Hold);
+    attach_unloaded(client, table, index);
+    wait::until("the engine is asked", wait::SHORT, || !proxy.seen(held).is_empty());
+    client.batch_execute(&format!("update {table} set title = 'changed' where id = 7")).expect("write");
+}
+
 /// Has the server restart all of its processes, and so lose the queue; a new connection.
 fn crash(server: &Server, client: Client) -> Client {
     server.kill_worker("app");
@@ -407,10 +416,7 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() 
     let mut client = server.create_database("app");
     let name = table(&mut client, 10);
     let second = unique("unread");
-    proxy.set_for(&format!("/{second}-1"), Fault::Hold);
-    attach_unloaded(&mut client, &name, &second);
-    wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
-    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    change_beside_attach(&mut client, &proxy, &name, &second, &format!("/{second}-1"));
     // Time enough to claim it and let go of it.
     let waited: bool = client.query_one("select es_sync.wait(timeout => '1 s')", &[]).expect("wait").get(0);
     assert!(!waited, "the index is not there");
@@ -432,10 +438,7 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_outlives_th
     let mut client = server.create_database("app");
     let name = table(&mut client, 10);
     let second = unique("second");
-    proxy.set_for(&format!("/{second}-1"), Fault::Hold);
-    attach_unloaded(&mut client, &name, &second);
-    wait::until("the index is being created", wait::SHORT, || !proxy.seen(&format!("/{second}-1")).is_empty());
-    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    change_beside_attach(&mut client, &proxy, &name, &second, &format!("/{second}-1"));
     client = crash(&server, client);
     proxy.set(Fault::Pass);
     expect::settled(&mut client);
@@ -472,10 +475,7 @@ fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
     let name = table(&mut client, 10);
     let second = unique("second");
     let settings = format!("/{second}-1/_settings");
-    proxy.set_for(&settings, Fault::Hold);
-    attach_unloaded(&mut client, &name, &second);
-    wait::until("the index is made live", wait::SHORT, || !proxy.seen(&settings).is_empty());
-    client.batch_execute(&format!("update {name} set title = 'changed' where id = 7")).expect("write");
+    change_beside_attach(&mut client, &proxy, &name, &second, &settings);
     server.conf("es_sync.bulk_bytes", "4MB");
     server.reload();
     wait::until("the worker has connected anew", wait::LONG, || proxy.seen(&settings).len() > 1);
