@@ -4,7 +4,7 @@
 //!
 //! - [`settings`]: every `es_sync.*` setting, defined once.
 //! - [`shared`]: shared memory: wake-up, counters, what views show without touching the queue.
-//! - [`postgres`]: thin, safe hands on Postgres: transactions, SPI, errors, latches, processes.
+//! - [`postgres`]: thin, safe hands on Postgres: transactions, SPI, relations, errors, latches, processes.
 //! - [`attachment`]: what is synced: the catalog of attachments, keys, options; views and the ways from what they read;
 //!   DDL and partitions.
 //! - [`capture`]: trigger, pending set, flush at commit (writers' backends).

@@ -4,6 +4,7 @@
 
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
+use super::captures;
 use super::catalog;
 use super::check::{self, Table};
 use super::follow::{self, Followed, Shown};
@@ -13,6 +14,7 @@ use super::{definition, link, pause, pin, triggers};
 use crate::capture;
 use crate::jobs::ask;
 use crate::postgres::error::{Report, relation_name};
+use crate::postgres::relation;
 use crate::postgres::rights::as_extension;
 use crate::postgres::spi::{self, qualified};
 use crate::settings;
@@ -74,15 +76,15 @@ pub fn attach(request: Request) -> Result<i64, Report> {
              values ($1::oid, $2, $3, $4, $5, $6, $7::oid, $8, $9)
              returning id",
             &[
-                (pg_sys::OIDOID, spi::value(table.oid)),
-                (pg_sys::TEXTOID, spi::value(index.as_str())),
-                (pg_sys::TEXTARRAYOID, spi::value(table.key_columns.clone())),
-                (pg_sys::TEXTOID, request.filter.clone().and_then(spi::value)),
-                (pg_sys::TEXTARRAYOID, spi::value(request.exclude.clone())),
-                (pg_sys::JSONBOID, spi::value(JsonB(options))),
-                (pg_sys::OIDOID, request.document.and_then(spi::value)),
-                (pg_sys::TEXTOID, spi::value(table.name.as_str())),
-                (pg_sys::INT4OID, moves.and_then(spi::value)),
+                spi::parameter(table.oid),
+                spi::parameter(index.as_str()),
+                spi::parameter(table.key_columns.clone()),
+                spi::parameter(request.filter.clone()),
+                spi::parameter(request.exclude.clone()),
+                spi::parameter(JsonB(options)),
+                spi::parameter(request.document),
+                spi::parameter(table.name.as_str()),
+                spi::parameter(moves),
             ],
         );
         let attachment: i32 = rows.get(0, 1).unwrap_or_default();
@@ -98,7 +100,7 @@ pub fn attach(request: Request) -> Result<i64, Report> {
         follow::store(attachment, table.oid, &followed, caller)?;
         definition::begin(attachment);
         let job = ask::for_build(attachment, "load");
-        catalog::invalidate_captures();
+        captures::invalidate();
         capture::announce_catalog_change();
         announce(&table, &index, &request, &followed);
         Ok(job)
@@ -166,16 +168,16 @@ pub fn let_go(table: &Table, attachments: &[catalog::Attachment], drop_index: bo
                 "insert into es_sync.job (kind, relation, detached, index_name, target)
                  select 'drop', a.relation::text, a.relation, a.index_name, a.index_name
                  from es_sync.attachment a where a.id = $1",
-                &[(pg_sys::INT4OID, spi::value(attachment.id))],
+                &[spi::parameter(attachment.id)],
             );
         }
-        catalog::delete("a.id = $1", (pg_sys::INT4OID, spi::value(attachment.id)));
+        catalog::delete("a.id = $1", spi::parameter(attachment.id));
     }
     for followed in let_go {
         triggers::drop_from(&check::named(followed));
     }
     pin::release(table.oid);
-    catalog::invalidate_captures();
+    captures::invalidate();
     capture::announce_catalog_change();
 }
 
@@ -216,7 +218,7 @@ pub fn reindex(relation: pg_sys::Oid, index: Option<&str>) -> Result<i64, Report
                 // The view may have been replaced: then it is made of other tables.
                 follow::renew(&check::table_of(&attachment), &attachment, caller)?;
             }
-            job = ask::for_build(attachment.id, "reindex");
+            job = ask::for_rebuild(&attachment);
         }
         capture::announce_catalog_change();
         Ok(job)
@@ -299,7 +301,7 @@ fn require_engine() -> Result<(), Report> {
 }
 
 fn announce(table: &Table, index: &str, request: &Request, followed: &Followed) {
-    let left_out: Vec<String> = catalog::columns(request.document.unwrap_or(table.oid))
+    let left_out: Vec<String> = relation::columns(request.document.unwrap_or(table.oid))
         .into_iter()
         .filter(|column| {
             !table.key_columns.contains(&column.name)

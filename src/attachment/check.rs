@@ -5,6 +5,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::attach::Request;
 use super::catalog;
 use crate::postgres::error::{Report, relation_name};
+use crate::postgres::relation;
 use crate::postgres::rights::{as_extension, as_owner, with_pinned_path, with_spi};
 use crate::postgres::spi::{self, qualified};
 
@@ -49,7 +50,7 @@ pub fn request(request: &Request) -> Result<(Table, String), Report> {
     check_columns(&table, document, &request.exclude)?;
     if let Some(filter) = &request.filter {
         // Planning it calls functions of the view's, and whoever attaches need not be the owner.
-        let owner = as_extension(|| catalog::owner(table.oid));
+        let owner = as_extension(|| relation::owner(table.oid));
         as_owner(owner, || check_filter(&qualified(document), filter));
     }
     if let Some(routing) = &request.options.routing {
@@ -75,7 +76,7 @@ pub fn owned(relation: pg_sys::Oid) -> Result<Table, Report> {
                     pg_catalog.pg_has_role(c.relowner, 'usage')
              from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
              where c.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(relation))],
+            &[spi::parameter(relation)],
         );
         (!rows.is_empty()).then(|| (rows.get::<String>(0, 1), rows.get::<f64>(0, 2), rows.get::<bool>(0, 3)))
     });
@@ -164,7 +165,7 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
                     {RELATIVE}, pg_catalog.getdatabaseencoding()::text
              from pg_catalog.pg_class c where c.oid = $1"
         );
-        let rows = spi::run(&facts, &[(pg_sys::OIDOID, spi::value(relation))]);
+        let rows = spi::run(&facts, &[spi::parameter(relation)]);
         let is = |column| rows.get::<bool>(0, column) == Some(true);
         let text = |column| rows.get::<String>(0, column);
         Facts {
@@ -239,7 +240,7 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
         .hint("Add a primary key, or a unique index on NOT NULL columns named as REPLICA IDENTITY."));
     }
     let columns = facts.key.clone();
-    if !as_extension(|| catalog::identify(relation, columns)) {
+    if !as_extension(|| relation::identify(relation, columns)) {
         return Err(Report::new(
             PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
             format!("cannot attach table {name} by an index that compares otherwise than its columns"),
@@ -265,7 +266,7 @@ pub fn followable(relation: pg_sys::Oid, caller: pg_sys::Oid) -> Result<Table, R
                     c.relkind in ('r', 'p') and c.relpersistence <> 't' and c.oid >= 16384, {RELATIVE}
              from pg_catalog.pg_class c where c.oid = $1"
         ),
-        &[(pg_sys::OIDOID, spi::value(relation)), (pg_sys::OIDOID, spi::value(caller))],
+        &[spi::parameter(relation), spi::parameter(caller)],
     );
     if rows.is_empty() {
         return Err(no_relation(relation));
@@ -307,7 +308,7 @@ fn check_view(table: &Table, view: pg_sys::Oid) -> Result<(), Report> {
         let rows = spi::run(
             "select c.relkind::text, c.relowner = t.relowner, c.relpersistence = 't', t.relowner
              from pg_catalog.pg_class c, pg_catalog.pg_class t where c.oid = $1 and t.oid = $2",
-            &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(table.oid))],
+            &[spi::parameter(view), spi::parameter(table.oid)],
         );
         (!rows.is_empty()).then(|| {
             (
@@ -335,8 +336,8 @@ fn check_view(table: &Table, view: pg_sys::Oid) -> Result<(), Report> {
         .detail("The worker reads with the rights of the table's owner, and lends them to nobody.")
         .hint("Use ALTER VIEW ... OWNER TO."));
     }
-    let columns = catalog::columns(view);
-    for key in catalog::columns(table.oid).iter().filter(|column| table.key_columns.contains(&column.name)) {
+    let columns = relation::columns(view);
+    for key in relation::columns(table.oid).iter().filter(|column| table.key_columns.contains(&column.name)) {
         match columns.iter().find(|column| column.name == key.name) {
             Some(column) if column.type_oid == key.type_oid => {}
             Some(_) => {
@@ -376,7 +377,7 @@ fn check_index(table: &Table, index: Option<&str>) -> Result<String, Report> {
 }
 
 fn check_columns(table: &Table, document: pg_sys::Oid, exclude: &[String]) -> Result<(), Report> {
-    let columns = catalog::columns(document);
+    let columns = relation::columns(document);
     let what = if document == table.oid { "table" } else { "view" };
     for excluded in exclude {
         if table.key_columns.contains(excluded) {
@@ -418,7 +419,7 @@ fn check_columns(table: &Table, document: pg_sys::Oid, exclude: &[String]) -> Re
 
 /// A column that can say on which shard a document lies.
 fn check_routing(table: &Table, column: &str) -> Result<(), Report> {
-    match catalog::columns(table.oid).iter().find(|known| known.name == column) {
+    match relation::columns(table.oid).iter().find(|known| known.name == column) {
         None => Err(Report::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
             format!("column \"{column}\" of table {} does not exist", table.name),

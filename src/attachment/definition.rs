@@ -8,13 +8,16 @@ use std::mem::ManuallyDrop;
 use pgrx::{JsonB, pg_sys};
 use serde::{Deserialize, Serialize};
 
+use super::captures;
 use super::catalog::{self, Attachment};
 use super::follow;
 use super::key;
+use super::state;
 use super::triggers;
 use super::view::tree::{Tree, Used};
 use crate::capture;
 use crate::jobs::{ask, record};
+use crate::postgres::relation;
 use crate::postgres::spi::{self, Plan};
 use crate::postgres::transaction::{self, Scope};
 
@@ -310,7 +313,7 @@ pub struct Called {
 /// Reads the filter of an attachment. What is wrong with it is raised.
 pub fn called(attachment: &Attachment) -> Called {
     let Some(filter) = &attachment.filter else { return Called::default() };
-    let owner = catalog::owner(attachment.relation);
+    let owner = relation::owner(attachment.relation);
     let tree = Tree::of_filter(owner, attachment.document.unwrap_or(attachment.relation), filter);
     let tables: Vec<pg_sys::Oid> = tree.graph.tables.iter().map(|table| pg_sys::Oid::from(table.oid)).collect();
     let whole = tree.used(0..tree.width()).into_iter().zip(&tables).filter(|(used, _)| *used == Used::Everything);
@@ -381,7 +384,7 @@ pub fn gather(attachment: &Attachment, called: &Called) -> Facts {
 pub fn seen(attachment: i32) -> Option<Facts> {
     let rows = spi::run(
         "select d.facts::text from es_sync.definition d where d.attachment = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     serde_json::from_str(&rows.first::<String>(1)?).ok()
 }
@@ -392,10 +395,7 @@ pub fn remember(attachment: i32, facts: &Facts) {
         "insert into es_sync.definition (attachment, facts)
          select a.id, $2::pg_catalog.jsonb from es_sync.attachment a where a.id = $1
          on conflict (attachment) do update set facts = excluded.facts",
-        &[
-            (pg_sys::INT4OID, spi::value(attachment)),
-            (pg_sys::TEXTOID, serde_json::to_string(facts).ok().and_then(spi::value)),
-        ],
+        &[spi::parameter(attachment), spi::parameter(serde_json::to_string(facts).ok())],
     );
 }
 
@@ -412,8 +412,8 @@ const RENAMED: &str = "
      and not c.attisdropped and c.attname <> f.fact ->> 'name'
     where a.id = $1 and d.facts -> 'version' ->> 'value' = $2";
 
-fn version() -> (pg_sys::Oid, spi::Value) {
-    (pg_sys::TEXTOID, spi::value(format!("{}", pg_sys::PG_VERSION_NUM / 10_000)))
+fn version() -> spi::Parameter {
+    spi::parameter(format!("{}", pg_sys::PG_VERSION_NUM / 10_000))
 }
 
 /// True if the attachment's columns have the names that it knows. The locks last until the end of the transaction, so it
@@ -425,7 +425,7 @@ pub fn names_hold(attachment: &Attachment) -> bool {
     }
     spi::run(
         &format!("select {RENAMED} and f.fact ->> 'name' = any (a.key_columns || a.exclude || a.routing)"),
-        &[(pg_sys::INT4OID, spi::value(attachment.id)), version()],
+        &[spi::parameter(attachment.id), version()],
     )
     .is_empty()
 }
@@ -434,7 +434,7 @@ pub fn names_hold(attachment: &Attachment) -> bool {
 pub fn rename(attachment: &Attachment) -> bool {
     let rows = spi::run(
         &format!("select f.id, f.fact ->> 'name', c.attname::text {RENAMED}"),
-        &[(pg_sys::INT4OID, spi::value(attachment.id)), version()],
+        &[spi::parameter(attachment.id), version()],
     );
     let renamed: Vec<(String, String, String)> =
         (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?, rows.get(row, 3)?))).collect();
@@ -459,13 +459,13 @@ pub fn rename(attachment: &Attachment) -> bool {
     spi::run(
         "update es_sync.attachment a set key_columns = $2, exclude = $3, options = a.options || $4 where a.id = $1",
         &[
-            (pg_sys::INT4OID, spi::value(attachment.id)),
-            (pg_sys::TEXTARRAYOID, spi::value(key_columns)),
-            (pg_sys::TEXTARRAYOID, spi::value(exclude)),
-            (pg_sys::JSONBOID, spi::value(JsonB(serde_json::to_value(&options).unwrap_or_default()))),
+            spi::parameter(attachment.id),
+            spi::parameter(key_columns),
+            spi::parameter(exclude),
+            spi::parameter(JsonB(serde_json::to_value(&options).unwrap_or_default())),
         ],
     );
-    catalog::invalidate_captures();
+    captures::invalidate();
     capture::announce_catalog_change();
     true
 }
@@ -475,7 +475,7 @@ pub fn rename(attachment: &Attachment) -> bool {
 pub fn key_columns(attachment: &Attachment) -> Vec<String> {
     let rows = spi::run(
         &format!("select f.fact ->> 'name', c.attname::text {RENAMED} and pg_catalog.starts_with(f.id, 'own ')"),
-        &[(pg_sys::INT4OID, spi::value(attachment.id)), version()],
+        &[spi::parameter(attachment.id), version()],
     );
     let renamed = |name: &String| (0..rows.len()).find(|row| rows.get::<String>(*row, 1).as_ref() == Some(name));
     let now = |name: &String| renamed(name).and_then(|row| rows.get(row, 2)).unwrap_or_else(|| name.clone());
@@ -506,10 +506,10 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
          left join (pg_catalog.pg_class v join pg_catalog.pg_namespace vn on vn.oid = v.relnamespace) on v.oid = $2
          where c.oid = $1",
         &[
-            (pg_sys::OIDOID, spi::value(attachment.relation)),
-            (pg_sys::OIDOID, attachment.document.and_then(spi::value)),
-            (pg_sys::TEXTARRAYOID, spi::value(attachment.key_columns.clone())),
-            (pg_sys::TEXTOID, attachment.options.routing.as_deref().and_then(spi::value)),
+            spi::parameter(attachment.relation),
+            spi::parameter(attachment.document),
+            spi::parameter(attachment.key_columns.clone()),
+            spi::parameter(attachment.options.routing.as_deref()),
         ],
     );
     if rows.is_empty() {
@@ -520,7 +520,7 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
     if let Some(key) = rows.get::<String>(0, 5) {
         return Some(format!("table {table} has lost its key column \"{key}\": detach it and attach it anew"));
     }
-    if !catalog::identify(attachment.relation, attachment.key_columns.clone()) {
+    if !relation::identify(attachment.relation, attachment.key_columns.clone()) {
         return Some(format!(
             "nothing keeps ({}) of table {table} unique and not null any more, by which its documents are identified: \
              add a primary key, or detach the table and attach it anew",
@@ -554,7 +554,7 @@ pub fn obstacle(attachment: &Attachment) -> Option<String> {
 pub fn is_obstructed(attachment: i32) -> bool {
     let rows = spi::run(
         "select from es_sync.attachment a where a.id = $1 and a.obstacle is not null",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     !rows.is_empty()
 }
@@ -563,7 +563,7 @@ pub fn is_obstructed(attachment: i32) -> bool {
 pub fn set_obstacle(attachment: i32, obstacle: Option<&str>) -> bool {
     let rows = spi::run(
         "update es_sync.attachment a set obstacle = $2 where a.id = $1 and a.obstacle is distinct from $2 returning a.id",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, obstacle.and_then(spi::value))],
+        &[spi::parameter(attachment), spi::parameter(obstacle)],
     );
     if !rows.is_empty() {
         capture::announce_catalog_change();
@@ -574,7 +574,7 @@ pub fn set_obstacle(attachment: i32, obstacle: Option<&str>) -> bool {
 /// Asks for a build of an index whose documents are all different now.
 pub fn rebuild(attachment: i32, why: &str) {
     record::restart(Some(attachment));
-    record::mark_stale(attachment, why);
+    state::mark_stale(attachment, why);
     ask::for_build(attachment, "reindex");
     capture::announce_catalog_change();
 }
@@ -582,7 +582,7 @@ pub fn rebuild(attachment: i32, why: &str) {
 /// True if the attachment's view was dropped, which takes CASCADE.
 pub fn view_is_gone(attachment: &Attachment) -> bool {
     attachment.document.is_some_and(|view| {
-        spi::run("select from pg_catalog.pg_class c where c.oid = $1", &[(pg_sys::OIDOID, spi::value(view))]).is_empty()
+        spi::run("select from pg_catalog.pg_class c where c.oid = $1", &[spi::parameter(view)]).is_empty()
     })
 }
 

@@ -5,7 +5,8 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::catalog::{self, Attachment, Column};
+use super::captures;
+use super::catalog::{self, Attachment};
 use super::check::{self, Table};
 use super::options::Options;
 use super::view::tree::{Tree, Used, WITH_SESSION, WITH_TIME};
@@ -14,6 +15,7 @@ use super::{definition, link, triggers, way};
 use crate::capture;
 use crate::jobs::{ask, record};
 use crate::postgres::error::Report;
+use crate::postgres::relation::{self, Column};
 use crate::postgres::{rights, spi};
 
 /// What an attachment's documents are made of.
@@ -147,7 +149,7 @@ fn read_view(
     let mut ways = tree.graph.ways(&keys);
     for (place, occurrence) in tree.graph.tables.iter().enumerate().filter(|(_, table)| table.fires) {
         let oid = pg_sys::Oid::from(occurrence.oid);
-        let columns = catalog::columns(oid);
+        let columns = relation::columns(oid);
         let used = names(&used[place], &columns);
         // How a row leads to documents is declared; which of its columns they show, the view still says, unless functions
         // read it, too.
@@ -237,13 +239,13 @@ fn names(used: &Used, columns: &[Column]) -> Option<Vec<String>> {
 pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg_sys::Oid) -> Result<(), Report> {
     let known = spi::run(
         "select coalesce(pg_catalog.array_agg(distinct w.related::oid), '{}') from es_sync.way w where w.attachment = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     let known: Vec<pg_sys::Oid> = known.get(0, 1).unwrap_or_default();
     let mut tables = Vec::new();
     for related in followed.tables(root) {
         // Who attached was allowed to, and the trigger is there; ways are found anew by whoever notices that they must be.
-        let caller = if known.contains(&related) { catalog::owner(related) } else { caller };
+        let caller = if known.contains(&related) { relation::owner(related) } else { caller };
         tables.push(check::followable(related, caller)?);
     }
     for table in &tables {
@@ -252,14 +254,13 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
     // Those that were there before go last: a link that stays keeps its number, under which the queue has rows.
     let before = spi::run(
         "select coalesce(pg_catalog.array_agg(w.id), '{}') from es_sync.way w where w.attachment = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
-    let (before, owner) = (before.get::<Vec<i64>>(0, 1), catalog::owner(root));
+    let (before, owner) = (before.get::<Vec<i64>>(0, 1), relation::owner(root));
     for way in &followed.ways {
         if let Some(query) = &way.query {
             // What is wrong with it must be known now, not by the worker: a right that is missing, a query that fails.
-            let none: Vec<_> =
-                way.columns.iter().map(|_| (pg_sys::TEXTARRAYOID, spi::value(Vec::<String>::new()))).collect();
+            let none: Vec<_> = way.columns.iter().map(|_| spi::parameter(Vec::<String>::new())).collect();
             rights::as_owner(owner, || spi::run(query, &none).len());
         }
         let source = match &way.query {
@@ -270,18 +271,18 @@ pub fn store(attachment: i32, root: pg_sys::Oid, followed: &Followed, caller: pg
             "insert into es_sync.way (attachment, root, related, source, columns, used, nulls, query)
              values ($1, $2::oid, $3::oid, $8, $4, $5, $6, $7)",
             &[
-                (pg_sys::INT4OID, spi::value(attachment)),
-                (pg_sys::OIDOID, spi::value(root)),
-                (pg_sys::OIDOID, spi::value(way.related)),
-                (pg_sys::TEXTARRAYOID, spi::value(way.columns.clone())),
-                (pg_sys::TEXTARRAYOID, way.used.clone().and_then(spi::value)),
-                (pg_sys::BOOLOID, spi::value(way.nulls)),
-                (pg_sys::TEXTOID, way.query.clone().and_then(spi::value)),
-                (pg_sys::INT4OID, source.and_then(spi::value)),
+                spi::parameter(attachment),
+                spi::parameter(root),
+                spi::parameter(way.related),
+                spi::parameter(way.columns.clone()),
+                spi::parameter(way.used.clone()),
+                spi::parameter(way.nulls),
+                spi::parameter(way.query.clone()),
+                spi::parameter(source),
             ],
         );
     }
-    spi::run("delete from es_sync.way w where w.id = any ($1)", &[(pg_sys::INT8ARRAYOID, before.and_then(spi::value))]);
+    spi::run("delete from es_sync.way w where w.id = any ($1)", &[spi::parameter(before)]);
     store_unfollowed(attachment, followed);
     for table in &tables {
         triggers::create(table);
@@ -296,10 +297,10 @@ fn link_of(root: pg_sys::Oid, way: &Way) -> Option<i32> {
          where w.root = $1::oid and w.related = $2::oid and w.columns = $3 and w.nulls = $4 and w.source is not null
          limit 1",
         &[
-            (pg_sys::OIDOID, spi::value(root)),
-            (pg_sys::OIDOID, spi::value(way.related)),
-            (pg_sys::TEXTARRAYOID, spi::value(way.columns.clone())),
-            (pg_sys::BOOLOID, spi::value(way.nulls)),
+            spi::parameter(root),
+            spi::parameter(way.related),
+            spi::parameter(way.columns.clone()),
+            spi::parameter(way.nulls),
         ],
     );
     rows.first(1)
@@ -309,7 +310,7 @@ fn link_of(root: pg_sys::Oid, way: &Way) -> Option<i32> {
 fn store_unfollowed(attachment: i32, followed: &Followed) {
     spi::run(
         "update es_sync.attachment a set not_followed = $2 where a.id = $1 and a.not_followed is distinct from $2",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTARRAYOID, spi::value(followed.unfollowed.clone()))],
+        &[spi::parameter(attachment), spi::parameter(followed.unfollowed.clone())],
     );
 }
 
@@ -321,7 +322,7 @@ pub fn tables_of(attachments: &[i32]) -> Vec<pg_sys::Oid> {
          select w.related::oid from es_sync.way w join pg_catalog.pg_class c on c.oid = w.related
          where w.attachment = any ($1)
          order by 1",
-        &[(pg_sys::INT4ARRAYOID, spi::value(attachments.to_vec()))],
+        &[spi::parameter(attachments.to_vec())],
     );
     (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
@@ -336,7 +337,7 @@ pub fn only_followed_by(attachments: &[i32]) -> Vec<pg_sys::Oid> {
          join pg_catalog.pg_class c on c.oid = x.oid
          group by x.oid having pg_catalog.bool_and(x.attachment = any ($1))
          order by x.oid",
-        &[(pg_sys::INT4ARRAYOID, spi::value(attachments.to_vec()))],
+        &[spi::parameter(attachments.to_vec())],
     );
     (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
@@ -352,17 +353,13 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
             spi::run(
                 "insert into es_sync.declaration as d (root, related, via) values ($1::oid, $2::oid, $3)
                  on conflict (root, related) do update set via = excluded.via",
-                &[
-                    (pg_sys::OIDOID, spi::value(table.oid)),
-                    (pg_sys::OIDOID, spi::value(related)),
-                    (pg_sys::TEXTOID, spi::value(via)),
-                ],
+                &[spi::parameter(table.oid), spi::parameter(related), spi::parameter(via)],
             );
         }
         None => {
             spi::run(
                 "delete from es_sync.declaration d where d.root = $1::oid and d.related = $2::oid",
-                &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::OIDOID, spi::value(related))],
+                &[spi::parameter(table.oid), spi::parameter(related)],
             );
         }
     }
@@ -380,7 +377,7 @@ pub fn relate(table: &Table, related: pg_sys::Oid, via: Option<&str>, caller: pg
             &format!("changes of {} were followed otherwise until now", spi::qualified(related)),
         );
     }
-    catalog::invalidate_captures();
+    captures::invalidate();
     capture::announce_catalog_change();
     Ok(())
 }
@@ -395,7 +392,7 @@ pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Res
     triggers::lock(table, "share row exclusive");
     store(attachment.id, table.oid, &followed, caller)?;
     record::restart(Some(attachment.id));
-    catalog::invalidate_captures();
+    captures::invalidate();
     // The worker looks whether anything is still in the way.
     // SAFETY: the table exists; the message is sent at commit.
     unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table.oid) };
@@ -421,7 +418,7 @@ pub fn renew_where_changed(
         spi::run(
             "select coalesce(pg_catalog.array_agg(w.source), '{}') from es_sync.way w
              where w.attachment = $1 and w.source is not null",
-            &[(pg_sys::INT4OID, spi::value(attachment.id))],
+            &[spi::parameter(attachment.id)],
         )
         .get(0, 1)
         .unwrap_or_default()
@@ -456,7 +453,7 @@ pub fn is_misled(table: &Table, attachment: &Attachment) -> Result<bool, Report>
 fn stored(attachment: i32) -> Vec<Way> {
     let rows = spi::run(
         "select w.related::oid, w.columns, w.used, w.nulls, w.query from es_sync.way w where w.attachment = $1 order by w.id",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     (0..rows.len())
         .filter_map(|row| {
@@ -495,7 +492,7 @@ fn has_any_column(table: pg_sys::Oid, names: Vec<String>) -> bool {
         "select from pg_catalog.pg_attribute a
          where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any ($2)
          limit 1",
-        &[(pg_sys::OIDOID, spi::value(table)), (pg_sys::TEXTARRAYOID, spi::value(names))],
+        &[spi::parameter(table), spi::parameter(names)],
     );
     !rows.is_empty()
 }

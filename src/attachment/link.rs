@@ -143,7 +143,7 @@ pub fn notes_of_partition(attachment: i32, part: pg_sys::Oid) -> Vec<Note> {
          union
          select a.relation::oid::int8, a.key_columns from es_sync.attachment a
          where a.id = $1 and a.document is null and a.relation::oid in (select oid from above)",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(part))],
+        &[spi::parameter(attachment), spi::parameter(part)],
     );
     read_notes(&rows)
 }
@@ -154,7 +154,7 @@ pub fn notes(related: pg_sys::Oid) -> Vec<Note> {
         "select distinct coalesce(w.source, w.root::oid::int8), w.columns from es_sync.way w
          where w.related = $1::oid and (w.source is not null or w.root <> w.related or w.columns <> (
              select a.key_columns from es_sync.attachment a where a.id = w.attachment))",
-        &[(pg_sys::OIDOID, spi::value(related))],
+        &[spi::parameter(related)],
     );
     read_notes(&rows)
 }

@@ -5,9 +5,9 @@ use std::ffi::CString;
 
 use pgrx::{PgList, pg_sys};
 
-use super::catalog;
 use super::view::graph::Comparison;
 use crate::document::shape::type_name;
+use crate::postgres::relation;
 use crate::postgres::spi::{self, quoted};
 
 /// An operator that compares.
@@ -26,7 +26,7 @@ impl Operator {
             "select n.nspname::text, o.oprname::text
              from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
              where o.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(oid))],
+            &[spi::parameter(oid)],
         );
         let part = |column| rows.first::<String>(column);
         Self { oid, schema: part(1).unwrap_or("pg_catalog".to_owned()), name: part(2).unwrap_or("=".to_owned()) }
@@ -64,7 +64,7 @@ impl Operator {
                 names.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
             }
             let found = pg_sys::compatible_oper_opid(names.into_pg(), left, right, true);
-            let families = |operator| catalog::oids(pg_sys::get_mergejoin_opfamilies(operator));
+            let families = |operator| relation::oids(pg_sys::get_mergejoin_opfamilies(operator));
             let wanted = families(self.oid);
             if found == self.oid || families(found).iter().any(|family| wanted.contains(family)) {
                 return None;
@@ -116,7 +116,7 @@ impl Operator {
 
     /// A column, and what a query returns whose types we do not know. Postgres finds a cast among its own types; for
     /// another one it is asked for.
-    pub fn meets(&self, column: &str, its: &catalog::Column, value: &str) -> String {
+    pub fn meets(&self, column: &str, its: &relation::Column, value: &str) -> String {
         let cast = match self.schema.as_str() {
             "pg_catalog" => String::new(),
             _ => format!("::{}", type_name(its.type_oid)),
@@ -153,7 +153,7 @@ pub fn behind(columns: &[String], values: &[String], types: &[pg_sys::Oid]) -> S
 /// How two values compare by an operator, if it is an equality that a btree knows.
 pub fn equality(operator: pg_sys::Oid, collation: pg_sys::Oid) -> Option<Comparison> {
     // SAFETY: a syscache lookup in a live transaction; the list is palloc'd.
-    let families = unsafe { catalog::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
+    let families = unsafe { relation::oids(pg_sys::get_mergejoin_opfamilies(operator)) };
     let family = families.into_iter().map(pg_sys::Oid::to_u32).min()?;
     Some(Comparison::Equal { operator: operator.to_u32(), family, collation: collation.to_u32() })
 }

@@ -7,7 +7,7 @@
 
 use pgrx::pg_sys;
 
-use super::{catalog, triggers};
+use super::{catalog, state, triggers};
 use crate::jobs::{ask, record};
 use crate::postgres::spi;
 
@@ -71,12 +71,12 @@ pub struct Difference {
 /// True if the partitions of a table are written down. SPI must be connected.
 pub fn are_known(parent: pg_sys::Oid) -> bool {
     let known = "select from es_sync.partition p where p.parent = $1 limit 1";
-    !spi::run(known, &[(pg_sys::OIDOID, spi::value(parent))]).is_empty()
+    !spi::run(known, &[spi::parameter(parent)]).is_empty()
 }
 
 /// Writes down which partitions a table has (None: all tables). What else there was to do about them must be done anyway.
 pub fn remember(parent: Option<pg_sys::Oid>) {
-    let only = || [(pg_sys::OIDOID, parent.and_then(spi::value))];
+    let only = || [spi::parameter(parent)];
     spi::run("delete from es_sync.partition p where $1 is null or p.parent = $1", &only());
     spi::run(
         &format!(
@@ -90,7 +90,7 @@ pub fn remember(parent: Option<pg_sys::Oid>) {
 
 /// The table is followed no more.
 pub fn forget(parent: pg_sys::Oid) {
-    spi::run("delete from es_sync.partition p where p.parent = $1", &[(pg_sys::OIDOID, spi::value(parent))]);
+    spi::run("delete from es_sync.partition p where p.parent = $1", &[spi::parameter(parent)]);
 }
 
 /// Partitions that came or went since they were written down. SPI must be connected.
@@ -138,13 +138,13 @@ impl Difference {
         if self.trigger.is_none() || self.kind.as_deref() != Some("r") {
             return false;
         }
-        let rows = spi::run("select pg_catalog.pg_relation_size($1) > 0", &[(pg_sys::OIDOID, spi::value(self.child))]);
+        let rows = spi::run("select pg_catalog.pg_relation_size($1) > 0", &[spi::parameter(self.child)]);
         rows.get::<bool>(0, 1) == Some(true)
     }
 
     /// Asks for what the difference makes necessary, and writes down how things are now.
     pub fn take(&self, filled: bool) {
-        let ids = [(pg_sys::OIDOID, spi::value(self.parent)), (pg_sys::OIDOID, spi::value(self.child))];
+        let ids = [spi::parameter(self.parent), spi::parameter(self.child)];
         if self.was {
             spi::run("delete from es_sync.partition p where p.parent = $1 and p.child = $2", &ids);
             rows_left(self.parent, "rows went with a partition");
@@ -153,7 +153,7 @@ impl Difference {
             let [parent, child] = ids;
             spi::run(
                 "insert into es_sync.partition (parent, child, trigger) values ($1, $2, $3)",
-                &[parent, child, (pg_sys::OIDOID, spi::value(trigger))],
+                &[parent, child, spi::parameter(trigger)],
             );
         }
         // Whether a foreign table has rows is not known here, and it is not read piece by piece.
@@ -171,13 +171,13 @@ impl Difference {
 
 /// Asks for a partition's rows to be brought into an index, which is stale until then.
 fn create_load(attachment: i32, part: pg_sys::Oid) {
-    record::mark_partitions(attachment);
+    state::mark_partitions(attachment);
     spi::run(
         "insert into es_sync.job (kind, attachment, relation, index_name, part)
          select 'partition', a.id, a.relation::text, a.index_name, $2::oid from es_sync.attachment a where a.id = $1
          on conflict (attachment, part) where kind = 'partition' and state in ('queued', 'running') do update
          set state = 'queued', phase = null, position = null, done = 0",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::OIDOID, spi::value(part))],
+        &[spi::parameter(attachment), spi::parameter(part)],
     );
 }
 
@@ -203,7 +203,7 @@ fn take_out(parent: pg_sys::Oid, why: &str, everywhere: bool) {
          where a.relation = $1::oid
             or $2 and exists (select from es_sync.way w where w.attachment = a.id and w.related = $1::oid)
          order by a.id",
-        &[(pg_sys::OIDOID, spi::value(parent)), (pg_sys::BOOLOID, spi::value(everywhere))],
+        &[spi::parameter(parent), spi::parameter(everywhere)],
     );
     let attachments: Vec<(i32, bool)> =
         (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect();
@@ -268,7 +268,7 @@ pub fn watch(partition: &Partition) -> bool {
     let suspect = spi::run(
         "select from pg_catalog.pg_class c
          where c.oid = $1 and c.relkind = 'r' and pg_catalog.pg_relation_filenode(c.oid) <> c.oid",
-        &[(pg_sys::OIDOID, spi::value(partition.oid))],
+        &[spi::parameter(partition.oid)],
     );
     if suspect.is_empty() {
         return false;

@@ -43,7 +43,7 @@ fn switch(relation: Option<pg_sys::Oid>, index: Option<&str>, paused: bool) -> R
         let rows = spi::run(
             "update es_sync.attachment a set paused = $2 where a.id = any ($1) and a.paused <> $2
              returning a.id, a.stale",
-            &[(pg_sys::INT4ARRAYOID, spi::value(ids)), (pg_sys::BOOLOID, spi::value(paused))],
+            &[spi::parameter(ids), spi::parameter(paused)],
         );
         let changed: Vec<(i32, Option<String>)> =
             (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)))).collect();
@@ -67,7 +67,7 @@ pub fn settle(tables: &[pg_sys::Oid]) {
          where a.relation = any ($1::pg_catalog.oid[]) and a.paused
            and exists (select from es_sync.attachment b where b.relation = a.relation and not b.paused)
          returning a.id",
-        &[(pg_sys::OIDARRAYOID, spi::value(tables.to_vec())), (pg_sys::TEXTOID, spi::value(LEFT_BEHIND))],
+        &[spi::parameter(tables.to_vec()), spi::parameter(LEFT_BEHIND)],
     );
     for row in 0..rows.len() {
         // What a build has read so far is left behind too: it begins again, when the index goes on.
@@ -79,7 +79,7 @@ pub fn settle(tables: &[pg_sys::Oid]) {
 fn lock(tables: &[pg_sys::Oid]) {
     spi::run(
         "select a.id from es_sync.attachment a where a.relation = any ($1::pg_catalog.oid[]) order by a.id for no key update",
-        &[(pg_sys::OIDARRAYOID, spi::value(tables.to_vec()))],
+        &[spi::parameter(tables.to_vec())],
     );
 }
 

@@ -13,7 +13,7 @@ pub fn hold(table: pg_sys::Oid, view: pg_sys::Oid) {
         "select from pg_catalog.pg_depend d
          where d.classid = 'pg_catalog.pg_trigger'::regclass and d.objid = $1
            and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = $2",
-        &[(pg_sys::OIDOID, spi::value(trigger)), (pg_sys::OIDOID, spi::value(view))],
+        &[spi::parameter(trigger), spi::parameter(view)],
     );
     if !known.is_empty() {
         return;
@@ -40,7 +40,7 @@ pub fn release(table: pg_sys::Oid) {
          join pg_catalog.pg_class c on c.oid = d.refobjid and c.relkind = 'v'
          where d.classid = 'pg_catalog.pg_trigger'::regclass and d.objid = $1
            and d.refclassid = 'pg_catalog.pg_class'::regclass",
-        &[(pg_sys::OIDOID, spi::value(trigger))],
+        &[spi::parameter(trigger)],
     );
     for view in (0..rows.len()).filter_map(|row| rows.get::<pg_sys::Oid>(row, 1)).filter(|view| !read.contains(view)) {
         // SAFETY: deletes rows of pg_depend in a live transaction.
@@ -59,7 +59,7 @@ pub fn release(table: pg_sys::Oid) {
 fn trigger_of(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let rows = spi::run(
         "select t.oid from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = 'es_sync_capture'",
-        &[(pg_sys::OIDOID, spi::value(table))],
+        &[spi::parameter(table)],
     );
     rows.first(1)
 }

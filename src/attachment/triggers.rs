@@ -3,7 +3,7 @@
 use pgrx::{PgRelation, PgSqlErrorCode, pg_sys};
 
 use super::check::{Table, named};
-use super::{catalog, partitions};
+use super::{captures, partitions};
 use crate::postgres::error::Report;
 use crate::postgres::rights::as_owner;
 use crate::postgres::spi;
@@ -17,7 +17,7 @@ pub fn take_turn() {
     within_lock_timeout(
         "could not attach, detach or relate within es_sync.lock_timeout",
         "One transaction at a time does that in a database, and another one has not ended.",
-        &who_holds(&named(catalog::turns()), "share update exclusive"),
+        &who_holds(&named(captures::turns()), "share update exclusive"),
         wait_for_turn,
     );
 }
@@ -26,7 +26,7 @@ pub fn take_turn() {
 pub fn wait_for_turn() {
     // SAFETY: waits as LOCK TABLE does: it can be cancelled, and lock_timeout counts. The mode keeps out its like only, and
     // whoever vacuums that table.
-    unsafe { pg_sys::LockRelationOid(catalog::turns(), pg_sys::ShareUpdateExclusiveLock as i32) };
+    unsafe { pg_sys::LockRelationOid(captures::turns(), pg_sys::ShareUpdateExclusiveLock as i32) };
 }
 
 /// Takes the lock that changing triggers needs, or says who stands in the way.
@@ -46,7 +46,7 @@ fn who_holds(table: &Table, mode: &str) -> String {
                              where d.datname = pg_catalog.current_database())
            and ($2 = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
            and l.pid is distinct from pg_catalog.pg_backend_pid()",
-        &[(pg_sys::OIDOID, spi::value(table.oid)), (pg_sys::TEXTOID, spi::value(mode))],
+        &[spi::parameter(table.oid), spi::parameter(mode)],
     )
     .get::<String>(0, 1);
     match holders {
@@ -108,7 +108,7 @@ fn tree(table: &Table) -> Vec<(pg_sys::Oid, String)> {
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.relkind in ('r', 'p')
          order by t.level",
-        &[(pg_sys::OIDOID, spi::value(table.oid))],
+        &[spi::parameter(table.oid)],
     );
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
 }

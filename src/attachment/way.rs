@@ -6,13 +6,13 @@ use std::fmt::Write;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::catalog::{self, Column};
 use super::check::Table;
 use super::operator::Operator;
 use super::view::graph::{self, Comparison};
 use super::view::tree::{Tree, Used};
 use crate::document::shape::text_as;
 use crate::postgres::error::Report;
+use crate::postgres::relation::{self, Column};
 use crate::postgres::spi::{self, quoted};
 
 /// From rows of a related table to documents.
@@ -42,7 +42,7 @@ impl Root {
     /// # Errors
     /// The table has lost a column of its key.
     pub fn of(table: &Table) -> Result<Self, Report> {
-        let columns = catalog::columns(table.oid);
+        let columns = relation::columns(table.oid);
         let column = |name: &String| columns.iter().find(|column| &column.name == name).cloned();
         let key: Vec<Column> = table.key_columns.iter().filter_map(column).collect();
         if key.len() < table.key_columns.len() {
@@ -53,7 +53,7 @@ impl Root {
             .detail("Documents are identified by their row's key.")
             .hint("Detach the table and attach it anew."));
         }
-        Ok(Self { oid: table.oid, owner: catalog::owner(table.oid), name: table.name.clone(), key })
+        Ok(Self { oid: table.oid, owner: relation::owner(table.oid), name: table.name.clone(), key })
     }
 
     /// True if the way leads from each row to its own document: by its key, compared as a key is.
@@ -89,7 +89,7 @@ pub fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, 
         .tables
         .iter()
         .map(|table| pg_sys::Oid::from(tree.graph.tables[*table].oid))
-        .map(|oid| (oid, catalog::columns(oid)))
+        .map(|oid| (oid, relation::columns(oid)))
         .collect();
     let column = |(table, number): (usize, i16)| tables[table].1.iter().find(|column| column.number == number);
     let name = |place| column(place).map(|column| column.name.clone()).unwrap_or_default();
@@ -213,7 +213,7 @@ pub fn declared(root: &Root) -> Result<Vec<Way>, Report> {
         "select d.related::oid, d.via from es_sync.declaration d
          join pg_catalog.pg_class c on c.oid = d.related
          where d.root = $1::oid order by c.oid",
-        &[(pg_sys::OIDOID, spi::value(root.oid))],
+        &[spi::parameter(root.oid)],
     );
     let declarations: Vec<(pg_sys::Oid, String)> =
         (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect();
@@ -230,7 +230,7 @@ fn declared_way(root: &Root, related: pg_sys::Oid, via: &str) -> Result<Way, Rep
     let keys: Vec<String> = (1..=root.key.len()).map(|n| format!("k{n}")).collect();
     let statement = format!("select w.* from {} related cross join lateral (\n{via}\n) w", spi::qualified(related));
     let tree = Tree::of_statement(root.owner, &statement);
-    let columns = catalog::columns(related);
+    let columns = relation::columns(related);
     let count = tree.width();
     if count != root.key.len() {
         return Err(invalid(format!(

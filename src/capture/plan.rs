@@ -8,8 +8,10 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
 
-use crate::attachment::catalog::{self, Part, Used};
+use crate::attachment::captures::{self, Part, Used};
+use crate::attachment::catalog;
 use crate::attachment::key;
+use crate::postgres::relation;
 
 /// What to note for one relation. Without sources the trigger is a silent no-op (restored from a dump, or detached).
 #[derive(Debug, Default)]
@@ -97,10 +99,10 @@ unsafe fn make(relation: pg_sys::Relation) -> Plan {
     unsafe {
         let mut candidates = vec![(*relation).rd_id];
         if (*(*relation).rd_rel).relispartition {
-            candidates.extend(catalog::partition_ancestors((*relation).rd_id));
+            candidates.extend(relation::partition_ancestors((*relation).rd_id));
         }
         let mut plan = Plan::default();
-        let noted = catalog::captures(&candidates);
+        let noted = captures::of(&candidates);
         let is_empty = noted.captures.is_empty();
         let columns = if is_empty { Vec::new() } else { columns_of((*relation).rd_att) };
         let place = |name: &str| columns.iter().find(|column| column.name == name);
@@ -183,7 +185,7 @@ unsafe fn columns_of(descriptor: pg_sys::TupleDesc) -> Vec<Named> {
             .map(|(place, attribute)| Named {
                 name: std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_string_lossy().into_owned(),
                 kind: attribute.atttypid,
-                is_virtual: attribute.attgenerated as u8 == catalog::VIRTUAL,
+                is_virtual: attribute.attgenerated as u8 == relation::VIRTUAL,
                 attribute: Attribute { place, by_value: attribute.attbyval, length: attribute.attlen },
             })
             .collect()
@@ -202,7 +204,7 @@ fn listen() {
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     let concerns_us = relation == pg_sys::InvalidOid
         || PLANS.with(|plans| plans.try_borrow().map_or(true, |plans| plans.contains_key(&relation.to_u32())))
-        || catalog::is_attachment_table(relation);
+        || captures::is_attachment_table(relation);
     if concerns_us {
         STALE.set(true);
     }

@@ -3,8 +3,9 @@
 use pgrx::{FromDatum, pg_sys};
 
 use super::transaction;
-use crate::attachment::catalog::{self, Part};
+use crate::attachment::captures::{self, Part};
 use crate::postgres::error::Report;
+use crate::postgres::relation;
 
 /// ALTER TABLE ... SET LOGGED or UNLOGGED, SET ACCESS METHOD (event_trigger.h): the rows stay what they are.
 const ROWS_STAY: i32 = 0x01 | 0x08;
@@ -47,8 +48,8 @@ pub extern "C" fn pg_finfo_es_sync_rewritten() -> &'static pg_sys::Pg_finfo_reco
 
 fn note(table: pg_sys::Oid) {
     let mut tables = vec![table];
-    tables.extend(catalog::partition_ancestors(table));
-    for capture in catalog::captures(&tables).captures {
+    tables.extend(relation::partition_ancestors(table));
+    for capture in captures::of(&tables).captures {
         match capture.part {
             Part::Root => transaction::note_whole_table(capture.source),
             Part::Related { .. } => transaction::note_unnoted(capture.source),

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::plan::{self, Attribute, Moves, Plan, Source};
 use super::transaction;
-use crate::attachment::catalog::Part;
+use crate::attachment::captures::Part;
 use crate::attachment::key::{Column, push_part};
 use crate::attachment::{link, routing};
 use crate::postgres::error::Report;

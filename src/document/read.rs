@@ -145,7 +145,7 @@ impl Reader {
     /// What Postgres said, unless that is about the key.
     pub fn is_key(&self, text: &str) -> Result<bool, SqlError> {
         let Some(parts) = key::parts(text, self.shape.key.len()) else { return Ok(false) };
-        let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
+        let parts: Vec<_> = parts.into_iter().map(spi::parameter).collect();
         // The type may be a domain, whose check runs its owner's functions.
         let run = || spi::run(&self.shape.statements.key_check, &parts).len();
         let check = || rights::as_owner(self.shape.owner, || within_read_timeout(run));
@@ -165,7 +165,7 @@ impl Reader {
             let rows = match parts {
                 None => spi::run(&shape.statements.first_key, &[]).typed(key_types),
                 Some(parts) => {
-                    let parts: Vec<_> = parts.into_iter().map(|part| (pg_sys::TEXTOID, spi::value(part))).collect();
+                    let parts: Vec<_> = parts.into_iter().map(spi::parameter).collect();
                     spi::run(&shape.statements.next_key, &parts).typed(key_types)
                 }
             };

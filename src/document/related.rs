@@ -5,9 +5,10 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::read::key_of;
 use super::shape::text_as;
 use crate::attachment::link::Link;
-use crate::attachment::{catalog, key, link, operator};
+use crate::attachment::{key, link, operator};
 use crate::postgres::error::Report;
 use crate::postgres::limit::within_read_timeout;
+use crate::postgres::relation;
 use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, Value, quoted};
 
@@ -29,11 +30,11 @@ impl Finder {
     /// # Errors
     /// Raises undefined_column where a key column is not there: it was renamed, and that is not known yet.
     pub fn of(link: &Link) -> Option<Self> {
-        let owner = catalog::owner(link.root);
+        let owner = relation::owner(link.root);
         if owner == pg_sys::InvalidOid {
             return None;
         }
-        let columns = catalog::columns(link.root);
+        let columns = relation::columns(link.root);
         let column = |name: &String| {
             columns.iter().find(|column| &column.name == name).unwrap_or_else(|| {
                 Report::new(

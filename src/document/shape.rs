@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use super::json::Template;
 use super::statements::{Origin, Shown, Statements};
 use super::types::{Field, Type};
-use crate::attachment::catalog::{self, Attachment, Column};
+use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::key;
+use crate::postgres::relation::{self, Column};
 use crate::postgres::spi::{self, quoted};
 
 /// How often an index that is being loaded writes its segments. That goes on beside the indexing; without, the refresh at
@@ -50,12 +51,12 @@ impl Shape {
             "select pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner, c.reltuples::float8
              from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
              where c.oid = $1",
-            &[(pg_sys::OIDOID, spi::value(attachment.relation))],
+            &[spi::parameter(attachment.relation)],
         );
         if table.is_empty() {
             return None;
         }
-        let own_columns = catalog::columns(attachment.relation);
+        let own_columns = relation::columns(attachment.relation);
         let key: Vec<&Column> = attachment
             .key_columns
             .iter()
@@ -71,7 +72,7 @@ impl Shape {
             None => None,
         };
         let columns = match attachment.document {
-            Some(view) => catalog::columns(view),
+            Some(view) => relation::columns(view),
             None => own_columns.clone(),
         };
         let synced: Vec<_> = columns
@@ -191,7 +192,7 @@ fn view_name(view: pg_sys::Oid, owner: pg_sys::Oid) -> Option<String> {
         "select pg_catalog.format('%I.%I', n.nspname, c.relname)
          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.oid = $1 and c.relkind = 'v' and c.relowner = $2",
-        &[(pg_sys::OIDOID, spi::value(view)), (pg_sys::OIDOID, spi::value(owner))],
+        &[spi::parameter(view), spi::parameter(owner)],
     );
     rows.first(1)
 }

@@ -5,9 +5,9 @@ use pgrx::pg_sys;
 use super::json::{Encoding, Template};
 use super::shape::text_as;
 use super::types::is_compound;
-use crate::attachment::catalog::Column;
 use crate::attachment::key;
 use crate::attachment::operator::{self, Operator};
+use crate::postgres::relation::Column;
 use crate::postgres::spi::quoted;
 
 /// They return the key columns, the routing where there is one, then what the template takes.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::json::Encoding;
 use super::shape::{Dialect, MAX_NESTING, type_name};
-use crate::attachment::catalog::{Column, element_of, extension_type};
+use crate::postgres::relation::{Column, element_of, extension_type};
 
 /// Longest string, in characters, that is also searchable as a whole. Lucene's limit of 32,766 bytes must hold for
 /// four-byte characters too.

@@ -6,12 +6,12 @@ use pgrx::prelude::*;
 use pgrx::{AnyArray, PgSqlErrorCode, pg_sys};
 
 use super::primary_only;
-use crate::attachment::catalog::Column;
 use crate::attachment::operator::Operator;
 use crate::attachment::{attach, catalog, check, definition, key, link};
 use crate::capture;
 use crate::document::shape::type_name;
 use crate::postgres::error::{OrRaise, Report};
+use crate::postgres::relation::{self, Column};
 use crate::postgres::rights::{as_extension, as_owner, with_pinned_path};
 use crate::postgres::spi::{self, Plan, Rows};
 
@@ -36,7 +36,7 @@ fn sync_full(relation: pg_sys::Oid, keys: AnyArray) -> i64 {
     check::require_owner(relation).or_raise();
     let (attached, notes, key_columns) = as_extension(|| {
         let attached = catalog::of_relation(relation, None).into_iter().next();
-        let key_columns = attached.as_ref().map_or_else(|| catalog::primary_key(relation), definition::key_columns);
+        let key_columns = attached.as_ref().map_or_else(|| relation::primary_key(relation), definition::key_columns);
         let mut notes = link::notes(relation);
         // What the key leads to elsewhere was found under the same names.
         let former = attached.iter().flat_map(|attached| &attached.key_columns).zip(&key_columns);
@@ -84,7 +84,7 @@ fn key_columns(relation: pg_sys::Oid) -> Vec<String> {
 
 /// Whose rights the checks of domains and the functions in partition keys and indexes run with, whoever calls.
 fn owner(relation: pg_sys::Oid) -> pg_sys::Oid {
-    as_extension(|| catalog::owner(relation))
+    as_extension(|| relation::owner(relation))
 }
 
 /// The values of a row's columns: from its key where that has them all, else as the row is now; None if it is gone.
@@ -112,7 +112,7 @@ fn values_of(
     let types: Vec<pg_sys::Oid> = columns_of(relation, columns).iter().map(|column| column.type_oid).collect();
     let makers: Vec<key::Column> = types.iter().copied().map(key::Column::new).collect();
     with_pinned_path(|| {
-        let parameters: Vec<_> = parts.iter().map(|part| (pg_sys::TEXTOID, spi::value(part.as_str()))).collect();
+        let parameters: Vec<_> = parts.iter().map(|part| spi::parameter(part.as_str())).collect();
         let rows = spi::run(&statement, &parameters).typed(&types);
         (!rows.is_empty()).then(|| {
             let value = |(place, maker): (usize, &key::Column)| {
@@ -166,7 +166,7 @@ fn key_of_parts(parts: &[String]) -> String {
 
 /// The columns of a table that have these names.
 fn columns_of(relation: pg_sys::Oid, names: &[String]) -> Vec<Column> {
-    let columns = catalog::columns(relation);
+    let columns = relation::columns(relation);
     names.iter().filter_map(|name| columns.iter().find(|column| &column.name == name).cloned()).collect()
 }
 

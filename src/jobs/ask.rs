@@ -1,21 +1,20 @@
 //! Asking for jobs: their rows in `es_sync.job`, which the worker takes up.
 
-use pgrx::pg_sys;
-
 use super::record;
-use crate::attachment::catalog;
+use crate::attachment::catalog::{self, Attachment};
+use crate::attachment::state;
 use crate::postgres::spi;
 
 /// Asks for a build of an attachment's index, unless one is under way; the job's id. 0 where the attachment is gone.
 pub fn for_build(attachment: i32, kind: &str) -> i64 {
-    let id = (pg_sys::INT4OID, spi::value(attachment));
+    let id = spi::parameter(attachment);
     loop {
         let made = spi::run(
             "insert into es_sync.job (kind, attachment, relation, index_name)
              select $2, a.id, a.relation::text, a.index_name from es_sync.attachment a where a.id = $1
              on conflict (attachment) where kind in ('load', 'reindex') and state in ('queued', 'running') do nothing
              returning id",
-            &[id, (pg_sys::TEXTOID, spi::value(kind))],
+            &[id, spi::parameter(kind)],
         );
         if let Some(job) = made.first(1) {
             return job;
@@ -35,6 +34,15 @@ pub fn for_build(attachment: i32, kind: &str) -> i64 {
     }
 }
 
+/// Asks for a rebuild that somebody wants: it reads all rows, so a first load that was to read none begins again as one.
+pub fn for_rebuild(attachment: &Attachment) -> i64 {
+    if attachment.options.load == Some(false) {
+        record::restart_load(attachment.id);
+        record::load_all_rows(attachment.id);
+    }
+    for_build(attachment.id, "reindex")
+}
+
 /// The same where changes are lost: a build of all rows, whether or not a load was wanted.
 pub fn for_build_of_all_rows(attachment: i32) -> i64 {
     record::load_all_rows(attachment);
@@ -44,7 +52,7 @@ pub fn for_build_of_all_rows(attachment: i32) -> i64 {
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
 /// where the engine does not give documents back as they were sent. The job's id.
 pub fn for_repair(attachment: i32, why: &str) -> i64 {
-    record::mark_stale(attachment, why);
+    state::mark_stale(attachment, why);
     match catalog::of_id(attachment) {
         Some(known) if known.live.is_none() => for_build_of_all_rows(attachment),
         Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => for_build(attachment, "reindex"),
@@ -61,13 +69,13 @@ pub fn for_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
 /// comparison that is under way is followed by it: if that began again, it would never end where partitions are emptied
 /// more often than it takes; and one that was to count only would mend.
 pub fn for_sweep(attachment: i32) {
-    record::mark_partitions(attachment);
+    state::mark_partitions(attachment);
     let follows = spi::run(
         "update es_sync.job j set again = true
          where j.attachment = $1 and j.kind = 'verify'
            and (j.state = 'running' or (j.state = 'queued' and not j.orphans_only))
          returning j.id",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     if follows.is_empty() {
         comparison(attachment, true, 1.0, true);
@@ -78,7 +86,7 @@ pub fn for_sweep(attachment: i32) {
 pub fn for_what_follows(job: i64) {
     let rows = spi::run(
         "update es_sync.job j set again = false where j.id = $1 and j.again returning j.attachment",
-        &[(pg_sys::INT8OID, spi::value(job))],
+        &[spi::parameter(job)],
     );
     if let Some(attachment) = rows.first(1) {
         comparison(attachment, true, 1.0, true);
@@ -95,12 +103,7 @@ fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) ->
              sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,
              phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null
          returning j.id",
-        &[
-            (pg_sys::INT4OID, spi::value(attachment)),
-            (pg_sys::BOOLOID, spi::value(repair)),
-            (pg_sys::FLOAT4OID, spi::value(sample)),
-            (pg_sys::BOOLOID, spi::value(orphans_only)),
-        ],
+        &[spi::parameter(attachment), spi::parameter(repair), spi::parameter(sample), spi::parameter(orphans_only)],
     );
     rows.first(1).unwrap_or_default()
 }

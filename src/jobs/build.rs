@@ -14,6 +14,7 @@ use serde_json::json;
 use super::record;
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::{self, Attachment};
+use crate::attachment::state;
 use crate::capture::{self, Changes};
 use crate::document::shape::Shape;
 use crate::postgres::error::SqlError;
@@ -466,7 +467,7 @@ impl Build {
         let stuck = || others.iter().filter(|lane| takes && lane.is_stuck());
         if let Some(live) = stuck().find(|lane| lane.attachment == self.attachment).map(|lane| lane.id) {
             transaction::run_without_waiting(|| {
-                record::mark_stale(self.attachment, "it took no changes while it was rebuilt");
+                state::mark_stale(self.attachment, "it took no changes while it was rebuilt");
                 // What it has found equal may change unnoticed now.
                 record::restart_comparison(self.attachment);
                 // Before anybody who waits is answered.
@@ -549,7 +550,7 @@ impl Build {
         let source = context.attachment.relation.to_u32();
         let ended = transaction::run_without_waiting(|| {
             let ended = record::finish_build(job, &index, done);
-            record::set_live(attachment, &index, uuid, ended == Some(true));
+            state::set_live(attachment, &index, uuid, ended == Some(true));
             if !first {
                 // What the former index has refused, the new one may take.
                 let texts: FxHashSet<Box<str>> =

@@ -13,9 +13,10 @@ use rustc_hash::FxHashSet;
 
 use super::step::{Context, Step, UnderWay};
 use super::{ask, record};
-use crate::attachment::{catalog, key, link};
+use crate::attachment::{key, link, state};
 use crate::capture::Changes;
 use crate::postgres::error::{Report, SqlError};
+use crate::postgres::relation;
 use crate::postgres::rights;
 use crate::postgres::spi::{self, Plan, quoted};
 use crate::postgres::transaction;
@@ -145,7 +146,7 @@ impl UnderWay for Load {
             let (job, attachment, done) = (self.job, self.attachment, self.done);
             transaction::run_without_waiting(|| {
                 if record::finish_running(job, done) {
-                    record::settle_partitions(attachment);
+                    state::settle_partitions(attachment);
                 }
             })?;
             self.phase = Phase::Over;
@@ -200,7 +201,7 @@ impl Load {
                     pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.xid::text
              from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
              where c.oid = $1 and c.relkind = 'r'",
-            &[(pg_sys::OIDOID, spi::value(self.part))],
+            &[spi::parameter(self.part)],
         );
         let mut place = self.place.clone();
         if !self.begun {
@@ -244,7 +245,7 @@ impl Load {
 
     /// Enqueues what capture would have noted of the rows that `condition` chooses; how many there are.
     fn enqueue(&self, notes: &[link::Note], owner: pg_sys::Oid, name: &str, condition: &str) -> i64 {
-        let columns = catalog::columns(self.part);
+        let columns = relation::columns(self.part);
         let mut most = 0;
         for note in notes {
             let found: Option<Vec<_>> =
@@ -291,7 +292,7 @@ impl Load {
 fn blocks(table: pg_sys::Oid) -> i64 {
     let rows = spi::run(
         "select pg_catalog.pg_relation_size($1) / pg_catalog.current_setting('block_size')::pg_catalog.int8",
-        &[(pg_sys::OIDOID, spi::value(table))],
+        &[spi::parameter(table)],
     );
     rows.get(0, 1).unwrap_or(0)
 }

@@ -3,7 +3,6 @@
 use pgrx::pg_sys;
 
 use crate::postgres::spi;
-use crate::queue::marker;
 
 /// A job that is queued or running.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,14 +77,6 @@ pub fn open_jobs() -> Vec<Job> {
         .collect()
 }
 
-fn id(job: i64) -> (pg_sys::Oid, spi::Value) {
-    (pg_sys::INT8OID, spi::value(job))
-}
-
-fn text(value: Option<&str>) -> (pg_sys::Oid, spi::Value) {
-    (pg_sys::TEXTOID, value.and_then(spi::value))
-}
-
 /// The name of the next concrete index of an attachment: its alias, a hyphen, a number. No number is used again, by a
 /// later attachment of that name neither: a request for the former one's index may still be under way.
 pub fn next_target(attachment: i32) -> Option<String> {
@@ -94,7 +85,7 @@ pub fn next_target(attachment: i32) -> Option<String> {
          select a.index_name, 1 from es_sync.attachment a where a.id = $1
          on conflict (index_name) do update set last = n.last + 1
          returning n.index_name || '-' || n.last",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
     rows.first(1)
 }
@@ -107,12 +98,7 @@ pub fn begin(job: i64, target: &str, total: Option<i64>, first: bool) {
              kind = case when $4 then j.kind else 'reindex' end,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",
-        &[
-            id(job),
-            text(Some(target)),
-            (pg_sys::INT8OID, total.and_then(spi::value)),
-            (pg_sys::BOOLOID, spi::value(first)),
-        ],
+        &[spi::parameter(job), spi::parameter(target), spi::parameter(total), spi::parameter(first)],
     );
 }
 
@@ -121,7 +107,7 @@ pub fn load_all_rows(attachment: i32) {
     spi::run(
         "update es_sync.job j set kind = 'reindex'
          where j.attachment = $1 and j.kind = 'load' and j.state = 'queued'",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
+        &[spi::parameter(attachment)],
     );
 }
 
@@ -145,14 +131,14 @@ pub fn resume(
            and (j.kind <> 'verify' or (j.repair = $6 and j.sample = $7 and j.orphans_only = $8))
          returning true",
         &[
-            id(job),
-            text(target),
-            (pg_sys::INT8OID, total.and_then(spi::value)),
-            text(position),
-            (pg_sys::INT8OID, spi::value(done)),
-            (pg_sys::BOOLOID, spi::value(repair)),
-            (pg_sys::FLOAT4OID, spi::value(sample)),
-            (pg_sys::BOOLOID, spi::value(orphans_only)),
+            spi::parameter(job),
+            spi::parameter(target),
+            spi::parameter(total),
+            spi::parameter(position),
+            spi::parameter(done),
+            spi::parameter(repair),
+            spi::parameter(sample),
+            spi::parameter(orphans_only),
         ],
     );
     !rows.is_empty()
@@ -173,7 +159,7 @@ fn note(set: &str, states: &str) -> String {
 pub fn progress(job: i64, phase: &str, position: Option<&str>, done: i64) {
     spi::run(
         &note("phase = $2, position = $3, done = $4", "'running'"),
-        &[id(job), text(Some(phase)), text(position), (pg_sys::INT8OID, spi::value(done))],
+        &[spi::parameter(job), spi::parameter(phase), spi::parameter(position), spi::parameter(done)],
     );
 }
 
@@ -182,17 +168,17 @@ pub fn counts(job: i64, counts: &Counts) {
     spi::run(
         &note("missing = $2, different = $3, orphaned = $4", "'running', 'done'"),
         &[
-            id(job),
-            (pg_sys::INT8OID, spi::value(counts.missing)),
-            (pg_sys::INT8OID, spi::value(counts.different)),
-            (pg_sys::INT8OID, spi::value(counts.orphaned)),
+            spi::parameter(job),
+            spi::parameter(counts.missing),
+            spi::parameter(counts.different),
+            spi::parameter(counts.orphaned),
         ],
     );
 }
 
 /// Why the job does not go on for the moment; None when it does.
 pub fn trouble(job: i64, error: Option<&str>) {
-    spi::run(&note("error = $2", "'queued', 'running'"), &[id(job), text(error)]);
+    spi::run(&note("error = $2", "'queued', 'running'"), &[spi::parameter(job), spi::parameter(error)]);
 }
 
 /// The job has ended. One that was cancelled meanwhile stays so, unless it was done all the same.
@@ -202,7 +188,7 @@ pub fn finish(job: i64, state: &str, done: i64, error: Option<&str>) {
          set state = $2, phase = null, done = $3, total = case when $2 = 'done' then $3 else j.total end, error = $4,
              finished_at = pg_catalog.clock_timestamp()
          where j.id = $1 and (j.state in ('queued', 'running') or $2 = 'done')",
-        &[id(job), text(Some(state)), (pg_sys::INT8OID, spi::value(done)), text(error)],
+        &[spi::parameter(job), spi::parameter(state), spi::parameter(done), spi::parameter(error)],
     );
 }
 
@@ -216,23 +202,10 @@ pub fn finish_build(job: i64, target: &str, done: i64) -> Option<bool> {
          from (select x.state from es_sync.job x where x.id = $1 for no key update) former
          where j.id = $1 and j.target = $2 and former.state <> 'queued'
          returning former.state = 'running'",
-        &[id(job), text(Some(target)), (pg_sys::INT8OID, spi::value(done))],
+        &[spi::parameter(job), spi::parameter(target), spi::parameter(done)],
     );
     rows.first(1)
 }
-
-/// The queue is closed, or was and its repair has not been asked for yet: then nothing can be said to be equal.
-const QUEUE_MISSES_CHANGES: &str = marker::IS_MISSING;
-
-/// Rows that came with a partition are not loaded yet, or documents whose rows went with one not yet taken out. No build
-/// need begin again for that: its index gets the same changes, or is looked through when it is live.
-const PARTITIONS_UNDER_WAY: &str = "exists (
-    select from es_sync.job j
-    where j.attachment = a.id and j.state in ('queued', 'running')
-      and (j.kind = 'partition' or j.orphans_only or j.again))";
-
-/// Why an index is stale while that is so.
-const PARTITIONS: &str = "rows came or went with a partition";
 
 /// A running job is done; false if it was cancelled, or sent back to its beginning meanwhile.
 pub fn finish_running(job: i64, done: i64) -> bool {
@@ -242,105 +215,9 @@ pub fn finish_running(job: i64, done: i64) -> bool {
              phase = null, position = null, done = $2, total = $2, error = null
          where j.id = $1 and j.state = 'running'
          returning true",
-        &[id(job), (pg_sys::INT8OID, spi::value(done))],
+        &[spi::parameter(job), spi::parameter(done)],
     );
     !rows.is_empty()
-}
-
-/// A new index, with the engine's own id, is behind the alias. If its build `is_whole`, whatever was to be mended is
-/// mended: what makes an index stale also sends its running build back to the beginning.
-pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool) {
-    spi::run(
-        &format!(
-            "update es_sync.attachment a
-         set live_index = $2, live_uuid = $3,
-             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} then a.stale
-                          when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
-         where a.id = $1"
-        ),
-        &[
-            (pg_sys::INT4OID, spi::value(attachment)),
-            text(Some(index)),
-            text(uuid),
-            (pg_sys::BOOLOID, spi::value(is_whole)),
-        ],
-    );
-}
-
-/// The engine's own id of the live index.
-pub fn set_uuid(attachment: i32, uuid: &str) {
-    spi::run(
-        "update es_sync.attachment a set live_uuid = $2 where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(uuid))],
-    );
-}
-
-/// Index and table are equal, as far as is known.
-pub fn clear_stale(attachment: i32) {
-    spi::run(
-        &format!(
-            "update es_sync.attachment a set stale = case when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
-             where a.id = $1 and not ({QUEUE_MISSES_CHANGES})"
-        ),
-        &[(pg_sys::INT4OID, spi::value(attachment))],
-    );
-}
-
-/// Rows came or went with a partition: the index differs from its table until the jobs that see to it have ended.
-pub fn mark_partitions(attachment: i32) {
-    spi::run(
-        "update es_sync.attachment a set stale = $2 where a.id = $1 and a.stale is null",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(PARTITIONS))],
-    );
-}
-
-/// One of those jobs has ended. Whatever else makes the index stale is not its business.
-pub fn settle_partitions(attachment: i32) {
-    spi::run(
-        &format!(
-            "update es_sync.attachment a set stale = null
-             where a.id = $1 and a.stale = $2 and not {PARTITIONS_UNDER_WAY} and not ({QUEUE_MISSES_CHANGES})"
-        ),
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(PARTITIONS))],
-    );
-}
-
-/// An index is known to differ from its table until its repair has ended.
-pub fn mark_stale(attachment: i32, why: &str) {
-    spi::run(
-        "update es_sync.attachment a set stale = $2 where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(why))],
-    );
-}
-
-/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet.
-const NOT_TAKEN_IN: &str = "not taken in yet: ";
-
-/// An index is known to differ from its table, or may, until its definitions can be taken in.
-pub fn mark_not_taken_in(attachment: i32, why: &str) {
-    mark_stale(attachment, &format!("{NOT_TAKEN_IN}{why}"));
-}
-
-/// True if that is all that is known to be wrong with an index.
-pub fn is_not_taken_in(attachment: i32) -> bool {
-    let rows = spi::run(
-        "select from es_sync.attachment a where a.id = $1 and pg_catalog.starts_with(a.stale, $2)",
-        &[(pg_sys::INT4OID, spi::value(attachment)), text(Some(NOT_TAKEN_IN))],
-    );
-    !rows.is_empty()
-}
-
-/// Tables go on without their indexes following.
-pub fn mark_all_stale(why: &str) {
-    spi::run("update es_sync.attachment a set stale = $1", &[text(Some(why))]);
-}
-
-/// The index behind the alias has vanished: until another is built there is none.
-pub fn forget_live(attachment: i32) {
-    spi::run(
-        "update es_sync.attachment a set live_index = null, live_uuid = null where a.id = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
-    );
 }
 
 /// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning. A build reads all
@@ -355,6 +232,11 @@ pub fn restart_comparison(attachment: i32) {
     restart_where("j.kind = 'verify'", Some(attachment));
 }
 
+/// The same for an attachment's first load alone.
+pub fn restart_load(attachment: i32) {
+    restart_where("j.kind = 'load'", Some(attachment));
+}
+
 fn restart_where(condition: &str, attachment: Option<i32>) {
     spi::run(
         &format!(
@@ -365,7 +247,7 @@ fn restart_where(condition: &str, attachment: Option<i32>) {
                  kind = case j.kind when 'load' then 'reindex' else j.kind end
              where j.state = 'running' and ($1 is null or j.attachment = $1) and {condition}"
         ),
-        &[(pg_sys::INT4OID, attachment.and_then(spi::value))],
+        &[spi::parameter(attachment)],
     );
 }
 
@@ -396,7 +278,7 @@ pub fn find(job: i64) -> Option<Asked> {
          left join es_sync.attachment a on a.id = j.attachment
          left join pg_catalog.pg_class c on c.oid = coalesce(a.relation, j.detached)
          where j.id = $1",
-        &[id(job)],
+        &[spi::parameter(job)],
     );
     (!rows.is_empty())
         .then(|| Some(Asked { relation: rows.get(0, 1), name: rows.get(0, 2)?, state: rows.get(0, 3)? }))
@@ -410,7 +292,7 @@ pub fn cancel(job: i64) -> bool {
          set state = 'cancelled', phase = null, error = null, finished_at = pg_catalog.clock_timestamp()
          where j.id = $1 and j.state in ('queued', 'running')
          returning j.id",
-        &[id(job)],
+        &[spi::parameter(job)],
     );
     !rows.is_empty()
 }
@@ -432,7 +314,7 @@ pub fn describe(job: i64) -> Option<(String, bool)> {
          from es_sync.jobs j
          left join es_sync.attachment a on a.index_name = j.index
          where j.id = $1",
-        &[id(job)],
+        &[spi::parameter(job)],
     );
     Some((rows.first(1)?, rows.first(2)?))
 }

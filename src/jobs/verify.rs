@@ -16,7 +16,7 @@ use super::ask;
 use super::record::{self, Counts, Extent};
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::key::{self, is_too_long};
-use crate::attachment::routing;
+use crate::attachment::{routing, state};
 use crate::capture::Changes;
 use crate::document::read::Row;
 use crate::postgres::error::SqlError;
@@ -706,9 +706,9 @@ impl Verify {
                 ask::for_what_follows(job);
             }
             if over && everything {
-                record::clear_stale(attachment);
+                state::clear_stale(attachment);
             } else if over && whole {
-                record::settle_partitions(attachment);
+                state::settle_partitions(attachment);
             }
             over
         })?;

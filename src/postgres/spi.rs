@@ -29,6 +29,14 @@ pub fn value(value: impl IntoDatum) -> Value {
     value.into_datum()
 }
 
+/// A parameter of a statement that is planned where it is run: its type, and its value.
+pub type Parameter = (pg_sys::Oid, Value);
+
+/// Turns a Rust value, or an Option of one, into a parameter of the type that is its own in Postgres.
+pub fn parameter<T: IntoDatum>(value: T) -> Parameter {
+    (T::type_oid(), value.into_datum())
+}
+
 /// A prepared statement that outlives its transaction. Postgres plans it again when what it uses changes.
 pub struct Plan {
     plan: pg_sys::SPIPlanPtr,
@@ -226,7 +234,7 @@ impl Cursor {
 }
 
 /// Runs a statement once.
-pub fn run(sql: &str, parameters: &[(pg_sys::Oid, Value)]) -> Rows {
+pub fn run(sql: &str, parameters: &[Parameter]) -> Rows {
     let text = c_string(sql);
     let mut types: Vec<_> = parameters.iter().map(|(oid, _)| *oid).collect();
     let values: Vec<_> = parameters.iter().map(|(_, value)| *value).collect();

@@ -220,7 +220,7 @@ pub fn is_clear(mark: i64, sources: &[u32]) -> bool {
     let rows = spi::run(
         "select exists (select from es_sync.queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))
              or exists (select from es_sync.prepared_queue q where q.id < $1 and ($2 = '{}' or q.source = any ($2)))",
-        &[(pg_sys::INT8OID, spi::value(mark)), (pg_sys::OIDARRAYOID, spi::value(sources))],
+        &[spi::parameter(mark), spi::parameter(sources)],
     );
     rows.get::<bool>(0, 1) == Some(false)
 }

@@ -33,14 +33,14 @@ pub fn park(letter: &DeadLetter) {
              attempts = d.attempts + excluded.attempts, last_failed_at = excluded.last_failed_at,
              routings = array(select distinct r from pg_catalog.unnest(d.routings || excluded.routings) r)",
         &[
-            (pg_sys::INT4OID, spi::value(letter.attachment)),
-            (pg_sys::TEXTOID, spi::value(letter.key.as_str())),
-            (pg_sys::TEXTOID, spi::value(&*key::document_id(&letter.key))),
-            (pg_sys::INT4OID, letter.status.and_then(spi::value)),
-            (pg_sys::TEXTOID, spi::value(letter.kind.as_str())),
-            (pg_sys::TEXTOID, spi::value(letter.reason.as_str())),
-            (pg_sys::INT4OID, spi::value(letter.attempts)),
-            (pg_sys::TEXTARRAYOID, spi::value(letter.routings.clone())),
+            spi::parameter(letter.attachment),
+            spi::parameter(letter.key.as_str()),
+            spi::parameter(&*key::document_id(&letter.key)),
+            spi::parameter(letter.status),
+            spi::parameter(letter.kind.as_str()),
+            spi::parameter(letter.reason.as_str()),
+            spi::parameter(letter.attempts),
+            spi::parameter(letter.routings.clone()),
         ],
     );
 }
@@ -55,7 +55,7 @@ pub fn clear(attachment: i32, key: &str) -> bool {
            and pg_catalog.left(d.key, 512) = pg_catalog.left($2, 512)
            and pg_catalog.hashtextextended(d.key, 0) = pg_catalog.hashtextextended($2, 0)
          returning a.routing_source, d.routings",
-        &[(pg_sys::INT4OID, spi::value(attachment)), (pg_sys::TEXTOID, spi::value(key))],
+        &[spi::parameter(attachment), spi::parameter(key)],
     );
     if rows.is_empty() {
         return false;
@@ -95,12 +95,8 @@ const CHOSEN: &str = "($1 is null or d.id = any ($1)) and ($2 is null or a.relat
                       and pg_catalog.pg_has_role($3, c.relowner, 'usage')";
 
 impl Chosen {
-    fn parameters(&self) -> [(pg_sys::Oid, spi::Value); 3] {
-        [
-            (pg_sys::INT8ARRAYOID, self.ids.clone().and_then(spi::value)),
-            (pg_sys::OIDOID, self.relation.and_then(spi::value)),
-            (pg_sys::OIDOID, spi::value(self.role)),
-        ]
+    fn parameters(&self) -> [spi::Parameter; 3] {
+        [spi::parameter(self.ids.clone()), spi::parameter(self.relation), spi::parameter(self.role)]
     }
 }
 
@@ -113,17 +109,15 @@ pub fn not_owned(ids: &[i64], role: pg_sys::Oid) -> Option<pg_sys::Oid> {
          join pg_catalog.pg_class c on c.oid = a.relation
          where d.id = any ($1) and not pg_catalog.pg_has_role($2, c.relowner, 'usage')
          limit 1",
-        &[(pg_sys::INT8ARRAYOID, spi::value(ids.to_vec())), (pg_sys::OIDOID, spi::value(role))],
+        &[spi::parameter(ids.to_vec()), spi::parameter(role)],
     );
     rows.first(1)
 }
 
 /// The keys of an attachment's letters.
 pub fn keys_of(attachment: i32) -> Vec<String> {
-    let rows = spi::run(
-        "select d.key from es_sync.dead_letter d where d.attachment = $1",
-        &[(pg_sys::INT4OID, spi::value(attachment))],
-    );
+    let rows =
+        spi::run("select d.key from es_sync.dead_letter d where d.attachment = $1", &[spi::parameter(attachment)]);
     (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
 

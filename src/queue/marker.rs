@@ -11,8 +11,7 @@ pub const IS_MISSING: &str = "not exists (select from es_sync.marker)";
 /// True if the queue holds every change since the marker was written: a crash or a promotion empties an unlogged
 /// queue and its marker with it; a promotion or a recovery to some point leaves a logged one behind the time.
 pub fn is_there() -> bool {
-    !spi::run("select from es_sync.marker m where m.timeline = $1", &[(pg_sys::INT8OID, spi::value(timeline()))])
-        .is_empty()
+    !spi::run("select from es_sync.marker m where m.timeline = $1", &[spi::parameter(timeline())]).is_empty()
 }
 
 fn timeline() -> i64 {
@@ -25,7 +24,7 @@ pub fn write() {
     spi::run(
         "insert into es_sync.marker as m (timeline) values ($1)
          on conflict (only_one) do update set timeline = excluded.timeline, written_at = excluded.written_at",
-        &[(pg_sys::INT8OID, spi::value(timeline()))],
+        &[spi::parameter(timeline())],
     );
 }
 

@@ -44,10 +44,10 @@ fn insert(source: u32, enqueued_at: i64, keys: &Keys) {
         "insert into es_sync.queue (id, source, count, enqueued_at, keys)
          values (pg_catalog.nextval('es_sync.spooled'), $1, $2, $3, $4)",
         &[
-            (pg_sys::OIDOID, spi::value(pg_sys::Oid::from(source))),
-            (pg_sys::INT4OID, spi::value(keys.count() as i32)),
+            spi::parameter(pg_sys::Oid::from(source)),
+            spi::parameter(keys.count() as i32),
             (pg_sys::TIMESTAMPTZOID, Some(time)),
-            (pg_sys::BYTEAOID, spi::value(keys.bytes())),
+            spi::parameter(keys.bytes()),
         ],
     );
 }

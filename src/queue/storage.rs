@@ -1,7 +1,5 @@
 //! The queues as tables: their size, durability and truncation.
 
-use pgrx::pg_sys;
-
 use super::table::Queue;
 use crate::postgres::spi;
 use crate::postgres::transaction;
@@ -94,7 +92,7 @@ pub fn next_transaction() -> i64 {
 pub fn have_ended(below: i64) -> bool {
     let rows = spi::run(
         "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::pg_catalog.int8 >= $1",
-        &[(pg_sys::INT8OID, spi::value(below))],
+        &[spi::parameter(below)],
     );
     rows.get::<bool>(0, 1) == Some(true)
 }

@@ -9,7 +9,7 @@ use super::answers::set_cause;
 use super::catalog::reader_of;
 use super::database::{REST, Worker};
 use super::delivery::MAX_OUTSTANDING;
-use crate::attachment::partitions;
+use crate::attachment::{partitions, state};
 use crate::jobs::step::LOCKED_REST;
 use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
@@ -223,7 +223,7 @@ impl Worker {
             match request.what {
                 Whole::Rebuild => attachments.for_each(|attachment| {
                     record::restart(Some(attachment));
-                    record::mark_stale(attachment, "the table was truncated or rewritten");
+                    state::mark_stale(attachment, "the table was truncated or rewritten");
                     ask::for_build(attachment, "reindex");
                 }),
                 Whole::Repair => attachments.for_each(|attachment| {
@@ -240,7 +240,7 @@ impl Worker {
                 if *building {
                     record::restart(Some(*attachment));
                 }
-                record::mark_stale(*attachment, why);
+                state::mark_stale(*attachment, why);
                 ask::for_build(*attachment, "reindex");
             });
         let asked = !requests.done.is_empty() || !misfits.done.is_empty();

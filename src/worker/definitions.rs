@@ -7,11 +7,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::answers::set_cause;
 use super::database::REST;
 use super::process::{TRACKED, Thing, take_changed};
-use crate::attachment::catalog::{self, Attachment};
+use crate::attachment::catalog::Attachment;
 use crate::attachment::definition::{self, Difference};
-use crate::attachment::{attach, check, follow, pin};
+use crate::attachment::{attach, check, follow, pin, state};
 use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
+use crate::postgres::relation;
 use crate::postgres::transaction;
 
 /// What the worker knows of definitions, by attachment.
@@ -167,7 +168,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
                 // Only the ways are missing: what is known to be wrong by then is shown.
                 let cause = if cause.is_empty() && is_misled(attachment)? { follow::MISLED } else { &cause };
                 if !cause.is_empty() {
-                    transaction::run_without_waiting(|| record::mark_not_taken_in(id, cause))?;
+                    transaction::run_without_waiting(|| state::mark_not_taken_in(id, cause))?;
                 }
                 return Ok(Looked::Later);
             }
@@ -183,7 +184,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         }
         let news = definition::set_obstacle(id, obstacle.as_deref());
         // All is as it was before it could be taken in: nobody has mended what was missed meanwhile.
-        let missed = obstacle.is_none() && record::is_not_taken_in(id);
+        let missed = obstacle.is_none() && state::is_not_taken_in(id);
         if !cause.is_empty() {
             definition::rebuild(id, &cause);
         } else if missed {
@@ -208,7 +209,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
 /// `rebuilt`: the index is built anew after this.
 fn renew_ways(attachment: &Attachment, rebuilt: bool) -> Result<(), SqlError> {
     transaction::run_waiting_shortly(|| {
-        let owner = catalog::owner(attachment.relation);
+        let owner = relation::owner(attachment.relation);
         if owner == pgrx::pg_sys::InvalidOid {
             return;
         }

@@ -11,7 +11,8 @@ use super::database::Worker;
 use super::delivery::LAST_VERSION;
 use super::lease::{Keeper, Verdict};
 use super::succession;
-use crate::jobs::{ask, record};
+use crate::attachment::state;
+use crate::jobs::ask;
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::settings;
@@ -300,7 +301,7 @@ impl Worker {
             self.catalog_due = Instant::now();
         }
         transaction::run(|| {
-            record::set_uuid(attachment, uuid);
+            state::set_uuid(attachment, uuid);
             if replaced {
                 ask::for_repair(attachment, "the index was restored or replaced in the engine");
             }
@@ -312,7 +313,7 @@ impl Worker {
     fn rebuild(&mut self, attachment: i32, index: &str) -> Result<(), SqlError> {
         pgrx::warning!("index \"{index}\" is missing in the engine and is built anew");
         transaction::run(|| {
-            record::forget_live(attachment);
+            state::forget_live(attachment);
             ask::for_build(attachment, "reindex");
         })?;
         if let Some(known) = self.attachments.iter_mut().find(|known| known.id == attachment) {

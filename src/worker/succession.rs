@@ -57,13 +57,13 @@ pub fn take(generation: i64, holder: &str, gap: Option<&str>, taken_over: bool) 
     // Versions never run backwards, whatever the engine or the clock said.
     spi::run(
         "select pg_catalog.setval('es_sync.version', $1) from es_sync.version v where v.last_value < $1",
-        &[(pg_sys::INT8OID, spi::value(generation << GENERATION_SHIFT))],
+        &[spi::parameter(generation << GENERATION_SHIFT)],
     );
     spi::run(
         "update es_sync.lease l
          set generation = $1, holder = $2, standing_off = null, take_over = false,
              changed_at = pg_catalog.clock_timestamp()",
-        &[(pg_sys::INT8OID, spi::value(generation)), (pg_sys::TEXTOID, spi::value(holder))],
+        &[spi::parameter(generation), spi::parameter(holder)],
     );
     if let Some(gap) = gap {
         repair_everything(gap);
@@ -81,7 +81,7 @@ pub fn stand_off(why: &str) {
     transaction::set(c"synchronous_commit", c"on", Scope::Local);
     spi::run(
         "update es_sync.lease l set standing_off = $1, take_over = false, changed_at = pg_catalog.clock_timestamp()",
-        &[(pg_sys::TEXTOID, spi::value(why))],
+        &[spi::parameter(why)],
     );
     marker::remove();
 }
@@ -89,7 +89,7 @@ pub fn stand_off(why: &str) {
 /// Writes down, until the repair is asked for that this makes necessary, why the queue takes nothing.
 pub fn note_queue_closed(why: Option<&str>) {
     transaction::set(c"synchronous_commit", c"on", Scope::Local);
-    spi::run("update es_sync.lease l set queue_closed = $1", &[(pg_sys::TEXTOID, why.and_then(spi::value))]);
+    spi::run("update es_sync.lease l set queue_closed = $1", &[spi::parameter(why)]);
 }
 
 /// Changes may have passed the queue by: every index is compared with its table and mended, in the transaction that

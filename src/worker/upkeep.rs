@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::database::Worker;
 use super::succession;
-use crate::attachment::partitions;
-use crate::jobs::record;
+use crate::attachment::{partitions, state};
 use crate::postgres::error::SqlError;
 use crate::postgres::transaction;
 use crate::queue::table::Queue;
@@ -70,7 +69,7 @@ impl Worker {
         if !matches!(self.upkeep.intake, Intake::Closed(_)) {
             transaction::run(|| {
                 marker::remove();
-                record::mark_all_stale(why);
+                state::mark_all_stale(why);
                 succession::note_queue_closed(Some(why));
             })?;
             self.database.set_queue_state(QueueState::Closed);

@@ -34,6 +34,7 @@ fn attach_unloaded(client: &mut Client, table: &str, index: &str) {
 /// Attaches a table to one more index, into which nothing is loaded, and changes a row while the engine's answer to `held`
 /// is waited for.
 fn change_beside_attach(client: &mut Client, proxy: &Proxy, table: &str, index: &str, held: &str) {
+    proxy.forget_seen();
     proxy.set_for(held, Fault::Hold);
     attach_unloaded(client, table, index);
     wait::until("the engine is asked", wait::SHORT, || !proxy.seen(held).is_empty());
@@ -483,6 +484,33 @@ fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
     expect::settled(&mut client);
     let documents = format!("select id, row_to_json(t) from {name} t where id = 7");
     expect::documents_equal(&mut client, &documents, &engine, &second);
+}
+
+#[test]
+fn a_reindex_reads_all_rows_although_the_first_load_under_way_was_to_read_none() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    let is_whole = |client: &mut Client, index: &str, generation: u32| {
+        expect::table_equal(client, &name, "id", &engine, index);
+        assert_eq!(engine.indexes_of(index), [format!("{index}-{generation}")]);
+    };
+    for held in ["/{index}-1", "/{index}-1/_settings", "/_aliases"] {
+        let index = unique("reread");
+        change_beside_attach(&mut client, &proxy, &name, &index, &held.replace("{index}", &index));
+        client.batch_execute(&format!("select es_sync.reindex('{name}', '{index}')")).expect("reindex");
+        proxy.set(Fault::Pass);
+        is_whole(&mut client, &index, 2);
+        assert!(!engine.exists(&format!("{index}-1")), "it belongs to nobody");
+    }
+    let index = unique("reread");
+    let mut transaction = client.transaction().expect("begin");
+    let attach = format!(r#"select es_sync.attach('{name}', index => '{index}', options => '{{"load": false}}')"#);
+    transaction.batch_execute(&format!("{attach}; select es_sync.reindex('{name}', '{index}')")).expect("both");
+    transaction.commit().expect("commit");
+    is_whole(&mut client, &index, 1);
 }
 
 #[test]

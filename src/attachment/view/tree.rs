@@ -11,9 +11,9 @@ use std::rc::Rc;
 use pgrx::{FromDatum, PgList, PgRelation, PgSqlErrorCode, is_a, pg_sys};
 
 use super::graph::{Comparison, Edge, Graph, Node, Table};
-use crate::attachment::catalog;
 use crate::attachment::operator::{equality, gathering};
 use crate::postgres::error::Report;
+use crate::postgres::relation;
 use crate::postgres::rights;
 use crate::postgres::spi;
 
@@ -923,7 +923,7 @@ unsafe fn combined(node: *mut pg_sys::Node, column: usize) -> Option<Comparison>
         let both = &*node.cast::<pg_sys::SetOperationStmt>();
         let own = match PgList::<pg_sys::SortGroupClause>::from_pg(both.groupClauses).get_ptr(column) {
             None => Comparison::Same,
-            Some(clause) => gathering((*clause).eqop, *catalog::oids(both.colCollations).get(column)?)?,
+            Some(clause) => gathering((*clause).eqop, *relation::oids(both.colCollations).get(column)?)?,
         };
         combined(both.larg, column)?.then(combined(both.rarg, column)?)?.then(own)
     }
@@ -992,7 +992,7 @@ unsafe fn other_source(node: *mut pg_sys::Node, levels: &Levels) -> Option<&'sta
 fn is_time(kind: pg_sys::Oid) -> bool {
     let (mut category, mut preferred) = (0, false);
     // SAFETY: a syscache lookup in a live transaction, and where it writes to.
-    unsafe { pg_sys::get_type_category_preferred(catalog::element_of(kind).0, &raw mut category, &raw mut preferred) };
+    unsafe { pg_sys::get_type_category_preferred(relation::element_of(kind).0, &raw mut category, &raw mut preferred) };
     matches!(category as u8, pg_sys::TYPCATEGORY_DATETIME | pg_sys::TYPCATEGORY_RANGE)
 }
 
@@ -1019,17 +1019,15 @@ fn indexes(table: pg_sys::Oid) -> Vec<(bool, Vec<i16>)> {
         "select i.indisunique, (pg_catalog.string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts]
          from pg_catalog.pg_index i
          where i.indrelid = $1 and i.indisvalid and i.indpred is null and i.indexprs is null",
-        &[(pg_sys::OIDOID, spi::value(table))],
+        &[spi::parameter(table)],
     );
     (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect()
 }
 
 /// True if other tables inherit from it. SPI must be connected.
 fn has_children(table: pg_sys::Oid) -> bool {
-    let rows = spi::run(
-        "select from pg_catalog.pg_inherits i where i.inhparent = $1 limit 1",
-        &[(pg_sys::OIDOID, spi::value(table))],
-    );
+    let rows =
+        spi::run("select from pg_catalog.pg_inherits i where i.inhparent = $1 limit 1", &[spi::parameter(table)]);
     !rows.is_empty()
 }
 
@@ -1046,7 +1044,7 @@ fn foreign_partitions(table: pg_sys::Oid) -> Vec<String> {
          from tree t
          join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'f'
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace",
-        &[(pg_sys::OIDOID, spi::value(table))],
+        &[spi::parameter(table)],
     );
     (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
