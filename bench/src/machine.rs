@@ -1,10 +1,13 @@
 //! The machine and the versions that the figures come from, and processor time of others.
 
 use crate::Plan;
-use crate::report::Report;
+use crate::report::{Report, Samples};
 use pg_es_sync_tests::{Engine, Server, process};
+use std::hash::{DefaultHasher, Hasher};
+use std::hint::black_box;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
     let output = |program: &str, arguments: &[&str]| {
@@ -14,7 +17,7 @@ pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let commit = output("git", &["-C", root, "-c", "safe.directory=*", "describe", "--always", "--dirty"]);
     let postgres = output(&format!("{}/postgres", process::setting("PG_BIN")), &["--version"]);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cores = cores();
     let command = format!("{}{}", if quick { "QUICK=1 " } else { "" }, plan.command);
     let engines: Vec<String> = plan.engines.iter().map(|engine| version(&engine())).collect();
     report.line(&format!("# {}", plan.title));
@@ -36,6 +39,48 @@ pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
         engines.join("; "),
     ));
     report.line("");
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How evenly the machine works: a virtual one may get a different share of a real one at each moment. The same piece of
+/// work is timed, on all cores at once.
+#[derive(Default)]
+pub struct Evenness(Samples);
+
+impl Evenness {
+    const PIECES: usize = 20;
+    /// Hashed in some 30 to 60 ms.
+    const PIECE: usize = 1_000;
+
+    pub fn sample(&mut self) {
+        let threads: Vec<_> = (0..cores()).map(|_| thread::spawn(|| [(); Self::PIECES].map(|()| piece()))).collect();
+        for thread in threads {
+            thread.join().expect("hashing does not fail").into_iter().for_each(|time| self.0.add_time(time));
+        }
+    }
+
+    pub fn remark(&self) -> String {
+        let to_median = self.0.map(|seconds| seconds / self.0.median());
+        format!(
+            "How even the machine was: of {} equal pieces of processor work, done on all cores at once between the sections,\n\
+             one in ten took less than {:.2} and one in ten more than {:.2} of their median. Where these lie far from 1, so may\n\
+             ratios of few turns from what they would be elsewhere.",
+            self.0.count(),
+            to_median.quantile(0.1),
+            to_median.quantile(0.9),
+        )
+    }
+}
+
+fn piece() -> Duration {
+    let start = Instant::now();
+    let mut hasher = DefaultHasher::new();
+    (0..Evenness::PIECE).for_each(|_| hasher.write(black_box(&[7; 64 << 10])));
+    black_box(hasher.finish());
+    start.elapsed()
 }
 
 fn version(engine: &Engine) -> String {
@@ -115,7 +160,7 @@ pub fn quiet(engine: &Engine) {
     let pid = engine_process(engine);
     for _ in 0..60 {
         let before = process_seconds(pid);
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
         if process_seconds(pid) - before < 0.05 {
             return;
         }

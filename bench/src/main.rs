@@ -148,14 +148,18 @@ fn main() {
     let mut report = Report::new();
     machine::describe(&mut report, &plan, quick);
     report.summary_goes_here();
+    let mut evenness = machine::Evenness::default();
     for (name, measure) in plan.sections {
         let is_wanted = if only.is_empty() { !quick || *name != plan.not_quick } else { only.contains(name) };
         if is_wanted {
+            evenness.sample();
             let start = std::time::Instant::now();
             measure(&mut report, &scale);
             println!("({name}: {:.0} s)\n", start.elapsed().as_secs_f64());
         }
     }
+    evenness.sample();
+    report.remark(evenness.remark());
     println!("{}", report.summary());
     if !quick && only.is_empty() {
         report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(plan.file), plan.has_chart);

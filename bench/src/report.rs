@@ -11,6 +11,8 @@ pub struct Report {
     /// Where in the text the summary is put in the end.
     summary_place: usize,
     figures: Vec<Figure>,
+    /// Lines that follow the summary.
+    remarks: Vec<String>,
 }
 
 /// A ratio, or another number, that has a target.
@@ -68,7 +70,12 @@ impl Report {
         self.figures.push(Figure { section, name: name.into(), value, target });
     }
 
-    /// Every figure that has a target, as a table.
+    /// Adds a line below the summary.
+    pub fn remark(&mut self, text: String) {
+        self.remarks.push(text);
+    }
+
+    /// Every figure that has a target, as a table, and what there is to say of them all.
     pub fn summary(&self) -> String {
         let mut rows = vec![row(["", "", "measured", "target", "reached"])];
         let mut last = "";
@@ -79,7 +86,8 @@ impl Report {
             let value = format!("{:.2}", figure.value);
             rows.push(row([section, &figure.name, &value, &figure.target.to_string(), reached]));
         }
-        format!("## Summary\n\n{}", layout(&rows))
+        let remarks: String = self.remarks.iter().map(|remark| format!("\n{remark}\n")).collect();
+        format!("## Summary\n\n{}{remarks}", layout(&rows))
     }
 
     /// Adds a line, and prints it.
