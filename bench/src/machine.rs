@@ -63,14 +63,14 @@ impl Evenness {
     }
 
     pub fn remark(&self) -> String {
-        let to_median = self.0.map(|seconds| seconds / self.0.median());
+        let to_median = |share| self.0.quantile(share) / self.0.median();
         format!(
             "How even the machine was: of {} equal pieces of processor work, done on all cores at once between the sections,\n\
              one in ten took less than {:.2} and one in ten more than {:.2} of their median. Where these lie far from 1, so may\n\
              ratios of few turns from what they would be elsewhere.",
             self.0.count(),
-            to_median.quantile(0.1),
-            to_median.quantile(0.9),
+            to_median(0.1),
+            to_median(0.9),
         )
     }
 }

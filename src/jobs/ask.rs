@@ -38,7 +38,7 @@ pub fn for_build(attachment: i32, kind: &str) -> i64 {
 pub fn for_rebuild(attachment: &Attachment) -> i64 {
     if attachment.options.load == Some(false) {
         record::restart_load(attachment.id);
-        record::load_all_rows(attachment.id);
+        return for_build_of_all_rows(attachment.id);
     }
     for_build(attachment.id, "reindex")
 }

@@ -3,7 +3,7 @@
 use pg_es_sync_tests::{
     Engine, Fault, Mode, Proxy, Server, close_queue, crashed, expect, is_stale, process, unique, wait,
 };
-use postgres::Client;
+use postgres::{Client, GenericClient};
 
 fn server(url: &str) -> Server {
     Server::builder().conf("es_sync.url", url).conf("es_sync.lease_timeout", "2s").start()
@@ -22,8 +22,18 @@ fn table(client: &mut Client, rows: usize) -> String {
     name
 }
 
+/// An attached table of ten rows, whose worker reaches the engine by the proxy.
+fn behind_a_proxy() -> (Engine, Proxy, Server, Client, String) {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(proxy.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    (engine, proxy, server, client, name)
+}
+
 /// Attaches a table to one more index, into which nothing is loaded.
-fn attach_unloaded(client: &mut Client, table: &str, index: &str) {
+fn attach_unloaded(client: &mut impl GenericClient, table: &str, index: &str) {
     client
         .batch_execute(&format!(
             r#"select es_sync.attach('{table}', index => '{index}', options => '{{"load": false}}')"#
@@ -411,11 +421,7 @@ fn a_crash_during_a_load_a_reindex_or_a_comparison_ends_in_equality() {
 
 #[test]
 fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, _server, mut client, name) = behind_a_proxy();
     let second = unique("unread");
     change_beside_attach(&mut client, &proxy, &name, &second, &format!("/{second}-1"));
     // Time enough to claim it and let go of it.
@@ -433,11 +439,7 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_is_in_it() 
 
 #[test]
 fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_outlives_the_queue() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, server, mut client, name) = behind_a_proxy();
     let second = unique("second");
     change_beside_attach(&mut client, &proxy, &name, &second, &format!("/{second}-1"));
     client = crash(&server, client);
@@ -449,11 +451,7 @@ fn what_changes_before_an_index_is_there_that_nothing_is_loaded_into_outlives_th
 
 #[test]
 fn an_index_that_was_half_built_when_the_queue_was_lost_does_not_stay() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, server, mut client, name) = behind_a_proxy();
     let second = unique("second");
     proxy.forget_seen();
     proxy.set_for("_bulk", Fault::Hold);
@@ -469,11 +467,7 @@ fn an_index_that_was_half_built_when_the_queue_was_lost_does_not_stay() {
 
 #[test]
 fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, server, mut client, name) = behind_a_proxy();
     let second = unique("second");
     let settings = format!("/{second}-1/_settings");
     change_beside_attach(&mut client, &proxy, &name, &second, &settings);
@@ -488,11 +482,7 @@ fn a_worker_that_connects_anew_loads_nothing_where_no_load_is_wanted() {
 
 #[test]
 fn a_reindex_reads_all_rows_although_the_first_load_under_way_was_to_read_none() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, _server, mut client, name) = behind_a_proxy();
     let is_whole = |client: &mut Client, index: &str, generation: u32| {
         expect::table_equal(client, &name, "id", &engine, index);
         assert_eq!(engine.indexes_of(index), [format!("{index}-{generation}")]);
@@ -507,8 +497,8 @@ fn a_reindex_reads_all_rows_although_the_first_load_under_way_was_to_read_none()
     }
     let index = unique("reread");
     let mut transaction = client.transaction().expect("begin");
-    let attach = format!(r#"select es_sync.attach('{name}', index => '{index}', options => '{{"load": false}}')"#);
-    transaction.batch_execute(&format!("{attach}; select es_sync.reindex('{name}', '{index}')")).expect("both");
+    attach_unloaded(&mut transaction, &name, &index);
+    transaction.batch_execute(&format!("select es_sync.reindex('{name}', '{index}')")).expect("reindex");
     transaction.commit().expect("commit");
     is_whole(&mut client, &index, 1);
 }
@@ -557,11 +547,7 @@ fn what_was_searchable_before_a_swap_is_so_after_it() {
 
 #[test]
 fn a_drop_that_is_tried_again_spares_the_index_that_was_built_under_the_name_since() {
-    let engine = Engine::elasticsearch();
-    let proxy = Proxy::to(engine.url());
-    let server = server(proxy.url());
-    let mut client = server.create_database("app");
-    let name = table(&mut client, 10);
+    let (engine, proxy, _server, mut client, name) = behind_a_proxy();
     proxy.judge(|head, _| {
         head.starts_with("delete /between")
             .then(|| (503, r#"{"error":{"type":"busy","reason":"busy"},"status":503}"#.into()))
