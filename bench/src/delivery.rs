@@ -3,7 +3,7 @@
 
 use crate::raw::{self, Document, Way};
 use crate::report::Target::{AtLeast, AtMost};
-use crate::report::{Report, Samples, row, thousands};
+use crate::report::{Report, Samples, Turns, row, thousands};
 use crate::{Scale, corpus, machine};
 use pg_es_sync_tests::{Engine, Server, unique, wait};
 use postgres::Client;
@@ -69,6 +69,17 @@ struct Comparison {
     ours: Side,
 }
 
+impl Comparison {
+    fn to_raw(&self) -> Samples {
+        self.raw.seconds.over(&self.ours.seconds)
+    }
+
+    /// For a load, which ends when its documents are searchable.
+    fn to_raw_and_refresh(&self) -> Samples {
+        self.raw.searchable.over(&self.ours.seconds)
+    }
+}
+
 pub fn measure(report: &mut Report, scale: &Scale) {
     report.line("## Delivery");
     report.line("");
@@ -80,8 +91,10 @@ pub fn measure(report: &mut Report, scale: &Scale) {
         "the queue is empty. Both with default settings. Raw: the same documents with external versions, ready in",
     );
     report.line("memory, sent into an index of the same mapping and settings, for the backlog into one that holds them already.");
-    report
-        .line(&format!("Medians of {} turns, and of each turn's ratio. CPU in seconds a run.", scale.delivery_rounds));
+    report.line(&format!(
+        "Medians of {} turns, the more the ratios scatter, and of each turn's ratio. CPU in seconds a run.",
+        scale.delivery_turns
+    ));
     report.line("");
     for engine in [Engine::elasticsearch(), Engine::opensearch()] {
         let server = Server::builder()
@@ -101,10 +114,11 @@ pub fn measure(report: &mut Report, scale: &Scale) {
             let mut bench = Bench::new(&engine, &server, size, scale);
             let (ways, way) = bench.best_way();
             tried.push(ways);
-            let (load, backlog) = bench.turns(way, scale.delivery_rounds);
+            let (load, backlog) = bench.turns(way, scale.delivery_turns);
             let count = bench.documents.len() as f64;
             let bytes = bench.documents.iter().map(|(_, document)| document.len()).sum::<usize>() as f64 / count;
-            let what = format!("{}: {} of {bytes:.0} B, {way}", size.name, thousands(count));
+            let turns = load.ours.seconds.count();
+            let what = format!("{}: {} of {bytes:.0} B, {turns} turns, {way}", size.name, thousands(count));
             loads.extend(load_rows(&what, &load, count));
             backlogs.extend(backlog_rows(&what, &backlog, count));
 
@@ -112,9 +126,9 @@ pub fn measure(report: &mut Report, scale: &Scale) {
                 pg_es_sync_tests::engine::Product::Elasticsearch => "Delivery to Elasticsearch",
                 pg_es_sync_tests::engine::Product::OpenSearch => "Delivery to OpenSearch",
             };
-            let share = load.raw.searchable.over(&load.ours.seconds).median();
+            let share = load.to_raw_and_refresh().median();
             report.figure(section, format!("first load of {}, to raw and a refresh", size.name), share, AtLeast(0.92));
-            let share = backlog.raw.seconds.over(&backlog.ours.seconds).median();
+            let share = backlog.to_raw().median();
             report.figure(section, format!("backlog of {}, to raw", size.name), share, AtLeast(0.88));
             let share = load.ours.worker.over(&load.ours.engine).median();
             report.figure(section, format!("worker's CPU to the engine's, {}", size.name), share, AtMost(0.2));
@@ -147,7 +161,7 @@ const BACKLOG_HEAD: [&str; 8] =
 
 fn load_rows(what: &str, load: &Comparison, count: f64) -> [Vec<String>; 3] {
     let Comparison { raw, ours } = load;
-    let share = |samples: &Samples| format!("**{:.2}**", samples.over(&ours.seconds).median());
+    let share = |samples: Samples| format!("**{:.2}**", samples.median());
     let rate = |name: &str, seconds: &Samples, to_raw: String, to_searchable: String| {
         let rate = seconds.map(|seconds| count / seconds);
         let range = format!("{} to {}", thousands(rate.quantile(0.0)), thousands(rate.quantile(1.0)));
@@ -157,7 +171,7 @@ fn load_rows(what: &str, load: &Comparison, count: f64) -> [Vec<String>; 3] {
     let mut rows = [
         rate(&format!("{what}, raw `_bulk`"), &raw.seconds, none(), none()),
         rate("raw `_bulk` and a refresh", &raw.searchable, none(), none()),
-        rate("first load", &ours.seconds, share(&raw.seconds), share(&raw.searchable)),
+        rate("first load", &ours.seconds, share(load.to_raw()), share(load.to_raw_and_refresh())),
     ];
     rows[0].extend(raw.raw_cpu());
     rows[1].extend([none(), none(), none(), none()]);
@@ -172,7 +186,7 @@ fn backlog_rows(what: &str, backlog: &Comparison, count: f64) -> [Vec<String>; 2
         let range = format!("{} to {}", thousands(rate.quantile(0.0)), thousands(rate.quantile(1.0)));
         vec![name.to_owned(), thousands(rate.median()), range, share]
     };
-    let share = format!("**{:.2}**", raw.seconds.over(&ours.seconds).median());
+    let share = format!("**{:.2}**", backlog.to_raw().median());
     let mut rows =
         [rate(&format!("{what}, raw `_bulk`"), &raw.seconds, String::new()), rate("backlog", &ours.seconds, share)];
     rows[0].extend(raw.raw_cpu());
@@ -262,11 +276,12 @@ impl<'a> Bench<'a> {
         bodies.iter().map(es::Body::operations).sum::<usize>() as f64 / took.as_secs_f64()
     }
 
-    fn turns(&mut self, way: Way, rounds: usize) -> (Comparison, Comparison) {
+    fn turns(&mut self, way: Way, turns: Turns) -> (Comparison, Comparison) {
         let first = raw::bodies(&self.documents, way.megabytes, 1 << 8);
         let second = raw::bodies(&self.documents, way.megabytes, 2 << 8);
         let (mut load, mut backlog) = (Comparison::default(), Comparison::default());
-        for round in 0..rounds {
+        while turns.go_on(&[load.to_raw_and_refresh(), backlog.to_raw()]) {
+            let round = load.ours.seconds.count();
             for turn in 0..2 {
                 if (round + turn) % 2 == 0 {
                     self.raw_turn(&first, &second, way, &mut load.raw, &mut backlog.raw);

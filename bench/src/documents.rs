@@ -176,7 +176,7 @@ fn fan_out(report: &mut Report, scale: &Scale) {
 
     let (mut ours, mut raws, mut commits) = (Samples::default(), Samples::default(), Samples::default());
     // The first round warms up.
-    for round in 0..=scale.delivery_rounds {
+    for round in 0..=scale.fan_out_rounds {
         machine::quiet(&engine);
         let start = Instant::now();
         sql(&mut client, &format!("update collective set name = 'name of round {round}' where id = 1"));
@@ -209,7 +209,7 @@ fn fan_out(report: &mut Report, scale: &Scale) {
         thousands(f64::from(rows))
     ));
     report.line("acknowledged, beside the same documents sent raw over 4 connections, bodies of 5 MB. Medians of");
-    report.line(&format!("{} turns.", scale.delivery_rounds));
+    report.line(&format!("{} turns.", scale.fan_out_rounds));
     report.line("");
     report.table(&[
         row(["", "documents/s", "range", "to raw `_bulk`"]),

@@ -24,7 +24,7 @@ mod transactions;
 mod writers;
 
 use pg_es_sync_tests::Engine;
-use report::Report;
+use report::{Report, Turns};
 use std::path::Path;
 
 /// How much is measured.
@@ -37,7 +37,8 @@ pub struct Scale {
     transaction_seconds: u32,
     /// Of the documents of each size.
     delivery_percent: usize,
-    delivery_rounds: usize,
+    delivery_turns: Turns,
+    fan_out_rounds: usize,
     latency_rounds: usize,
     latency_seconds: u32,
     peer: peer::Scale,
@@ -55,7 +56,8 @@ const FULL: Scale = Scale {
     transaction_rounds: 16,
     transaction_seconds: 1,
     delivery_percent: 100,
-    delivery_rounds: 3,
+    delivery_turns: Turns { least: 3, most: 7 },
+    fan_out_rounds: 3,
     latency_rounds: 3,
     latency_seconds: 8,
     peer: peer::FULL,
@@ -72,7 +74,8 @@ const QUICK: Scale = Scale {
     transaction_rounds: 1,
     transaction_seconds: 1,
     delivery_percent: 5,
-    delivery_rounds: 1,
+    delivery_turns: Turns { least: 1, most: 1 },
+    fan_out_rounds: 1,
     latency_rounds: 1,
     latency_seconds: 3,
     peer: peer::QUICK,

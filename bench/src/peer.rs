@@ -3,7 +3,7 @@
 //! stopped (SIGSTOP), because it polls.
 
 use crate::report::Target::{AtLeast, AtMost};
-use crate::report::{Report, Samples, row, thousands};
+use crate::report::{Report, Samples, Turns, row, thousands};
 use crate::{corpus, machine, raw};
 use pg_es_sync_tests::{Engine, Server, expect, process, unique, wait};
 use postgres::Client;
@@ -43,14 +43,26 @@ const COLUMNS: [&str; 12] = [
 
 pub struct Scale {
     rows: u32,
-    loads: usize,
+    loads: Turns,
     changed: u32,
-    updates: usize,
+    updates: Turns,
     singles: usize,
 }
 
-pub const FULL: Scale = Scale { rows: 100_000, loads: 5, changed: 20_000, updates: 9, singles: 30 };
-pub const QUICK: Scale = Scale { rows: 20_000, loads: 1, changed: 5_000, updates: 1, singles: 10 };
+pub const FULL: Scale = Scale {
+    rows: 100_000,
+    loads: Turns { least: 5, most: 9 },
+    changed: 20_000,
+    updates: Turns { least: 9, most: 15 },
+    singles: 30,
+};
+pub const QUICK: Scale = Scale {
+    rows: 20_000,
+    loads: Turns { least: 1, most: 1 },
+    changed: 5_000,
+    updates: Turns { least: 1, most: 1 },
+    singles: 10,
+};
 
 pub fn measure(report: &mut Report, scale: &crate::Scale) {
     let scale = &scale.peer;
@@ -65,8 +77,9 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
 
     let (mut loads, mut raw, mut raw_update) = (Pair::default(), Samples::default(), Samples::default());
     // The first round warms up, for the engine's compiler above all: its first loads take half as long again.
-    for round in 0..=scale.loads {
-        if round > 0 {
+    let mut is_warm = false;
+    while scale.loads.go_on(&[loads.ratio()]) {
+        if is_warm {
             peer.reset();
             ours.detach();
         }
@@ -79,7 +92,7 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
             machine::quiet(&engine);
             (mine, ours.raw(&properties, scale.changed as usize))
         });
-        if round > 0 {
+        if std::mem::replace(&mut is_warm, true) {
             loads.add(mine, theirs);
             raw.add_time(load);
             raw_update.add_time(update);
@@ -89,9 +102,12 @@ pub fn measure(report: &mut Report, scale: &crate::Scale) {
     let (mut plain, mut statement) = (Pair::default(), Pair::default());
     let (mut added, mut converged) = (Pair::default(), Pair::default());
     // The first round warms up.
-    for round in 0..=scale.updates {
+    for round in 0.. {
+        if !scale.updates.go_on(&[converged.ratio()]) {
+            break;
+        }
         let turn = |side: &mut Side| {
-            let value = 1_000_000 + round as i32;
+            let value = 1_000_000 + round;
             let (_, base) = side.update("plain", scale.changed, value);
             machine::quiet(&engine);
             let before = side.operations();
@@ -203,6 +219,10 @@ struct Pair {
 }
 
 impl Pair {
+    fn ratio(&self) -> Samples {
+        self.theirs.over(&self.ours)
+    }
+
     fn add(&mut self, ours: Duration, theirs: Duration) {
         self.ours.add_time(ours);
         self.theirs.add_time(theirs);

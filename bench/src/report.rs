@@ -172,6 +172,14 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// The standard error of the median of a normal distribution with the samples' deviation, as a share of the median.
+    fn error_of_median(&self) -> f64 {
+        let count = self.0.len() as f64;
+        let mean = self.0.iter().sum::<f64>() / count;
+        let variance = self.0.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        1.25 * (variance / count).sqrt() / self.median()
+    }
+
     /// Lowest and highest.
     pub fn range(&self, decimals: usize) -> String {
         format!("{:.decimals$} to {:.decimals$}", self.quantile(0.0), self.quantile(1.0))
@@ -190,6 +198,34 @@ impl Samples {
     /// Each sample divided by that of the same round, which ran next to it.
     pub fn over(&self, base: &Samples) -> Samples {
         Samples(self.0.iter().zip(&base.0).map(|(value, base)| value / base).collect())
+    }
+}
+
+/// How many turns a comparison takes: as many as it needs, because a machine may be uneven, within limits.
+#[derive(Clone, Copy)]
+pub struct Turns {
+    pub least: usize,
+    pub most: usize,
+}
+
+impl Turns {
+    /// Up to which standard error a median counts as known.
+    const ERROR: f64 = 0.04;
+
+    /// Whether these ratios, each with a value a turn, need another one. It looks at how they scatter, never at what they
+    /// come to: stopping at a welcome value would make it one.
+    pub fn go_on(self, ratios: &[Samples]) -> bool {
+        let done = ratios.iter().map(Samples::count).min().unwrap_or(0);
+        done < self.least || done < self.most && ratios.iter().any(|ratio| ratio.error_of_median() > Turns::ERROR)
+    }
+}
+
+impl std::fmt::Display for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.most > self.least {
+            true => write!(f, "{} to {}", self.least, self.most),
+            false => write!(f, "{}", self.least),
+        }
     }
 }
 
