@@ -221,6 +221,9 @@ pub fn define() {
         GucContext::Suset,
         GucFlags::empty(),
     );
+    // SAFETY: called from `_PG_init` with a string that lasts; it warns of names that are none of the above, or are
+    // misspelt, and takes them away.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"es_sync".as_ptr()) };
 }
 
 fn text(name: &'static CStr, sentence: &'static CStr, more: &'static CStr, setting: &'static Text) {
@@ -262,10 +265,10 @@ pub fn url() -> Option<String> {
 ///
 /// # Errors
 /// What is wrong with the setting, ready for a person; never with a credential in it.
-pub fn engine() -> Result<es::Config, String> {
-    let url = url().ok_or("es_sync.url is not set")?;
+pub fn engine() -> Result<es::Config, es::ConfigError> {
+    let url = url().ok_or_else(|| es::ConfigError::new("es_sync.url is not set"))?;
     Ok(es::Config {
-        urls: es::parse_urls(&url).map_err(|error| format!("es_sync.url: {error}"))?,
+        urls: es::parse_urls(&url).map_err(|error| error.of("es_sync.url"))?,
         username: string(&USERNAME),
         password_file: path(&PASSWORD_FILE),
         api_key_file: path(&API_KEY_FILE),

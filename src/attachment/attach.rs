@@ -295,8 +295,8 @@ fn require_engine() -> Result<(), Report> {
             .hint("Set it, for instance with ALTER SYSTEM SET es_sync.url = 'http://localhost:9200', then SELECT pg_reload_conf()."));
     }
     settings::engine().map(|_| ()).map_err(|error| {
-        Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, error)
-            .hint("Write one or more addresses like http://host:9200, separated by commas.")
+        let hint = error.hint().unwrap_or("Write one or more addresses like http://host:9200, separated by commas.");
+        Report::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, error.message()).hint(hint)
     })
 }
 

@@ -6,7 +6,7 @@ use super::attach::Request;
 use super::catalog;
 use crate::postgres::error::{Report, relation_name};
 use crate::postgres::relation;
-use crate::postgres::rights::{as_extension, as_owner, with_pinned_path, with_spi};
+use crate::postgres::rights::{as_extension, as_owner, with_pinned_path};
 use crate::postgres::spi::{self, qualified};
 
 /// A table that can be attached, and what was found out about it.
@@ -185,15 +185,20 @@ pub fn attachable(relation: pg_sys::Oid) -> Result<Table, Report> {
             .detail("Only ordinary and partitioned tables of your own can be attached."));
     }
     if facts.kind != "r" && facts.kind != "p" {
-        let what = match facts.kind.as_str() {
-            "v" => "view",
-            "m" => "materialized view",
-            "f" => "foreign table",
-            _ => "relation",
-        };
-        return Err(wrong(format!("cannot attach {what} {name}"))
-            .detail("Its changes fire no row triggers.")
-            .hint("Attach the table that it reads."));
+        let refused = |what: &str| wrong(format!("cannot attach {what} {name}"));
+        let of_tables = "Only ordinary and partitioned tables can be attached.";
+        return Err(match facts.kind.as_str() {
+            "v" => refused("view")
+                .detail("Its changes fire no row triggers.")
+                .hint("Attach the table whose rows it shows, with the view as \"document\"."),
+            "m" => refused("materialized view")
+                .detail("Its changes fire no row triggers.")
+                .hint("Attach the table that it reads."),
+            "f" => refused("foreign table").detail("Its changes elsewhere fire no triggers here."),
+            "S" => refused("sequence").detail(of_tables),
+            "i" | "I" => refused("index").detail(of_tables),
+            _ => refused("relation").detail(of_tables),
+        });
     }
     if facts.is_temporary {
         let name = relation_name(relation);
@@ -358,7 +363,8 @@ fn check_view(table: &Table, view: pg_sys::Oid) -> Result<(), Report> {
         }
     }
     // As the worker will read it: what the owner may not read, or policies would filter, is refused here.
-    with_spi(|| as_owner(owner, || spi::run(&format!("select from {name} limit 0"), &[]).len()));
+    // All of its columns and under that search path: a function in it may name a table that another path finds.
+    with_pinned_path(|| as_owner(owner, || spi::run(&format!("select * from {name} limit 0"), &[]).len()));
     Ok(())
 }
 
@@ -368,9 +374,9 @@ fn check_index(table: &Table, index: Option<&str>) -> Result<String, Report> {
         // The engine knows no capitals; people who quote "Collectives" expect index collectives.
         None => relation_name(table.oid).to_lowercase(),
     };
-    es::check_index_name(&index).map_err(|reason| {
+    es::check_index_name(&index).map_err(|rule| {
         Report::new(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("index name \"{index}\" is not valid"))
-            .detail(format!("{reason}."))
+            .detail(format!("It {rule}."))
             .hint("Pass a name that Elasticsearch accepts as \"index\".")
     })?;
     Ok(index)

@@ -55,13 +55,19 @@ impl Options {
         let Some(fields) = options.as_object() else {
             return Err(invalid("options must be a JSON object".into(), format!("Known options are: {KNOWN}.")));
         };
+        let is_object_or_null = |value: &Value| value.is_object() || value.is_null();
         for (name, value) in fields {
             let (fits, kind) = match name.as_str() {
                 "mappings" => (
-                    value.is_object() && value.get("properties").is_none_or(Value::is_object),
-                    "an object, as Elasticsearch takes it; its \"properties\" are one, too",
+                    value.is_object()
+                        && value.get("properties").is_none_or(Value::is_object)
+                        && value.get("_meta").is_none_or(is_object_or_null),
+                    "an object, as Elasticsearch takes it; its \"properties\" and \"_meta\" are objects, too",
                 ),
-                "settings" => (value.is_object(), "an object, as Elasticsearch takes it"),
+                "settings" => (
+                    value.is_object() && value.get("index").is_none_or(is_object_or_null),
+                    "an object, as Elasticsearch takes it; its \"index\" is one, too",
+                ),
                 "routing" | "pipeline" | "refresh" => {
                     (value.as_str().is_some_and(|text| !text.is_empty()), "a non-empty string")
                 }
@@ -158,6 +164,9 @@ mod tests {
             json!([]),
             json!({"mappings": 1}),
             json!({"mappings": {"properties": null}}),
+            json!({"mappings": {"_meta": "v1"}}),
+            json!({"settings": []}),
+            json!({"settings": {"index": 5}}),
             json!({"load": "no"}),
             json!({"pipeline": ""}),
             json!({"routing": ["a"]}),

@@ -307,12 +307,15 @@ pub fn describe(job: i64) -> Option<(String, bool)> {
                     coalesce(j.phase, 'begins'), ': ', j.done, coalesce(' of about ' || j.total, ''), ' rows', ', ' || j.rate || ' rows/s', ', ' || pg_catalog.date_trunc('second', j.eta) || ' left',
                     '; ' || j.error, case when a.paused then '; the index is paused' end)
                 when j.state = 'done' then pg_catalog.concat(
-                    'done, ', j.done, ' rows in ', pg_catalog.date_trunc('second', j.finished_at - j.started_at))
+                    'done', ', ' || j.done || ' rows in ' || pg_catalog.date_trunc('second', j.finished_at - j.started_at),
+                    ', ' || j.missing || ' missing', ', ' || j.different || ' different', ', ' || j.orphaned || ' orphaned',
+                    '; ' || j.error)
                 else pg_catalog.concat(j.state, ': ' || j.error)
                 end,
                 j.state not in ('queued', 'running')
          from es_sync.jobs j
-         left join es_sync.attachment a on a.index_name = j.index
+         join es_sync.job own on own.id = j.id
+         left join es_sync.attachment a on a.id = own.attachment
          where j.id = $1",
         &[spi::parameter(job)],
     );

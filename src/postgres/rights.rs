@@ -31,7 +31,7 @@ pub fn as_owner<T>(owner: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Runs `work` as the extension's owner, whoever calls: the caller's own rights were checked before.
+/// Runs `work` as the superuser whom each cluster begins with, whoever calls: the caller's own rights were checked before.
 pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
@@ -57,7 +57,7 @@ pub fn with_pinned_path<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `work` with SPI, as the caller.
-pub fn with_spi<T>(work: impl FnOnce() -> T) -> T {
+fn with_spi<T>(work: impl FnOnce() -> T) -> T {
     spi::connect();
     let result = work();
     spi::finish();

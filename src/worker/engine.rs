@@ -46,7 +46,7 @@ impl Engine {
     /// # Errors
     /// A setting is wrong or a file unreadable: a sentence for status and log.
     pub fn start() -> Result<Self, String> {
-        let config = settings::engine()?;
+        let config = settings::engine().map_err(|error| error.to_string())?;
         let client = Client::new(config.clone()).map_err(|error| error.to_string())?;
         // The lease cannot wait as long as a bulk request may take.
         let limit = (settings::lease_timeout() / 3).min(config.request_timeout);

@@ -809,6 +809,17 @@ fn watch_shows_a_jobs_progress_until_it_has_ended() {
     assert_eq!(refused(&mut client, "call es_sync.watch(4711)").0, "42704");
     proxy.set(Fault::Pass);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
+    let last_line = |job: i64| {
+        let mut psql = server.command("psql");
+        psql.args(["-X", "-d", "app", "-c", &format!("call es_sync.watch({job})")]);
+        let shown = String::from_utf8_lossy(&psql.output().expect("psql").stderr).into_owned();
+        shown.lines().last().unwrap_or_default().trim_start_matches(&format!("NOTICE:  job {job}: ")).to_owned()
+    };
+    let compared = last_line(one(&mut client, &format!("select es_sync.verify('{name}')")));
+    assert!(compared.starts_with("done, 60000 rows in "), "{compared}");
+    assert!(compared.ends_with(", 0 missing, 0 different, 0 orphaned"), "{compared}");
+    client.batch_execute(&format!("select es_sync.detach('{name}', drop_index => true)")).expect("detach");
+    assert_eq!(last_line(one(&mut client, "select max(id) from es_sync.jobs where kind = 'drop'")), "done");
 }
 
 #[test]

@@ -40,12 +40,17 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(message: impl Into<String>) -> ConfigError {
+    pub fn new(message: impl Into<String>) -> ConfigError {
         ConfigError { message: message.into(), hint: None }
     }
 
     pub(crate) fn with_hint(message: impl Into<String>, hint: &'static str) -> ConfigError {
         ConfigError { message: message.into(), hint: Some(hint) }
+    }
+
+    /// The same, said of this setting.
+    pub fn of(self, setting: &str) -> ConfigError {
+        ConfigError { message: format!("{setting}: {}", self.message), hint: self.hint }
     }
 
     /// Lower-case, no full stop: fit for an error's primary message.

@@ -7,9 +7,9 @@ use crate::lease::{LEASE_INDEX, is_write_alias};
 const MAX_BYTES: usize = 200;
 
 /// Checks Elasticsearch's rules for index names (MetadataCreateIndexService.validateIndexOrAliasName);
-/// OpenSearch has the same. The error says which rule is broken.
+/// OpenSearch has the same. The error is the rule that is broken, as "must be lower-case".
 pub fn check_index_name(name: &str) -> Result<(), String> {
-    let broken = |rule: &str| Err(format!("index name \"{name}\" {rule}"));
+    let broken = |rule: &str| Err(rule.to_owned());
     if name.is_empty() {
         return broken("is empty");
     }
