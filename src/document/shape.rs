@@ -111,10 +111,7 @@ impl Shape {
     /// (RFC 7396), our mark of ownership, and settings for loading. `reduced` for an engine that lacks optional types.
     pub fn index_body(&self, attachment: &Attachment, dialect: Dialect, reduced: bool, owner: &str) -> Value {
         let (mut settings, mut mappings) = self.settings_and_mappings(attachment, dialect, reduced);
-        merge(
-            &mut mappings,
-            &json!({"_meta": {"pg_es_sync": {"installation": owner, "index": attachment.index}}}),
-        );
+        merge(&mut mappings, &json!({"_meta": {"pg_es_sync": {"installation": owner, "index": attachment.index}}}));
         merge(&mut settings, &json!({"index": {"refresh_interval": REFRESH_OF_A_LOAD, "number_of_replicas": 0}}));
         json!({"settings": settings, "mappings": mappings})
     }

@@ -254,9 +254,10 @@ impl Delivery {
         let keys = flight.operations.into_iter().map(|operation| operation.key);
         // A gateway's word may be about this index alone, and for good.
         let is_refused = failure.kind == FailureKind::BadAnswer && failure.status.is_some_and(|status| status < 500);
-        if is_refused || (was_probe && failure.kind.is_transient()) {
-            // Maybe it is this index alone that gets no answer: while it rests the engine itself is asked, and the others
-            // go on if it answers.
+        let hangs = failure.kind == FailureKind::Timeout;
+        if is_refused || hangs || (was_probe && failure.kind.is_transient()) {
+            // Maybe it is this index alone that gets no answer: while it rests, and before it is tried again, the engine
+            // itself is asked, and the others go on if it answers.
             self.rest(flight.lane, keys, engine);
         } else if let Some(lane) = self.lane(flight.lane) {
             lane.put_back(keys);

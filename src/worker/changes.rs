@@ -123,7 +123,15 @@ impl Worker {
                     return true;
                 }
             };
-            let Some(attachment) = self.delivery.lane(lane).map(|lane| lane.attachment) else { continue };
+            let Some((attachment, failures)) = self.delivery.lane(lane).map(|lane| (lane.attachment, lane.failures))
+            else {
+                continue;
+            };
+            if probe && failures > 0 {
+                // Its answer may never come, and nothing of others is sent until then: a question is the probe.
+                engine.probe(now);
+                return true;
+            }
             let in_flight = self.delivery.in_flight();
             let found = self.attachments.iter().find(|known| known.id == attachment);
             match found.and_then(|found| Some((found, reader_of(&mut self.readers, found)?))) {

@@ -15,7 +15,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::answers::set_cause;
 use super::batch::{Batch, Operation};
-use super::engine::Engine;
+use super::engine::{Engine, SLOW};
 use super::fan::Fans;
 use super::hold::Hold;
 use super::lane::{Change, Finished, Key, Lane, Page, Ticket};
@@ -100,6 +100,7 @@ pub(super) struct Flight {
     pub(super) version: i64,
     /// Rows that were read for it.
     pub(super) rows: usize,
+    pub(super) sent_at: Instant,
 }
 
 /// What became of reading a page.
@@ -359,7 +360,7 @@ impl Delivery {
                 continue;
             }
             if lane.is_open(now) {
-                if may_have_another(lane, &self.flights) {
+                if may_have_another(lane, &self.flights, now) {
                     found = Some((place, lane.id));
                 }
             } else if let Some(until) = lane.blocked_until.filter(|until| *until > now) {
@@ -375,7 +376,7 @@ impl Delivery {
     /// Whether a lane may send now.
     pub fn may_send(&self, lane: u32, now: Instant) -> bool {
         let lane = self.lanes.iter().find(|known| known.id == lane);
-        lane.is_some_and(|lane| lane.is_open(now) && may_have_another(lane, &self.flights))
+        lane.is_some_and(|lane| lane.is_open(now) && may_have_another(lane, &self.flights, now))
     }
 
     /// Reads what is ready in a lane and sends it.
@@ -562,7 +563,7 @@ impl Delivery {
             return;
         };
         let token = engine.token();
-        self.flights.insert(token, Flight { lane, operations, version, rows });
+        self.flights.insert(token, Flight { lane, operations, version, rows, sent_at: Instant::now() });
         engine.senders.send(es::Delivery { token, target, body });
     }
 
@@ -667,9 +668,13 @@ impl Delivery {
     }
 }
 
-/// An index that took nothing the last time is tried with one request: each may keep a connection for seconds.
-fn may_have_another(lane: &Lane, flights: &FxHashMap<u64, Flight>) -> bool {
-    lane.refusals == 0 || !flights.values().any(|flight| flight.lane == lane.id)
+/// An index that took nothing the last time, or gave no answer, is tried with one request: each may keep a connection for
+/// long. So may one that has not answered for a while; the others are for those that answer.
+fn may_have_another(lane: &Lane, flights: &FxHashMap<u64, Flight>, now: Instant) -> bool {
+    let in_trouble = lane.refusals > 0 || lane.failures > 0;
+    !flights
+        .values()
+        .any(|flight| flight.lane == lane.id && (in_trouble || now.saturating_duration_since(flight.sent_at) > SLOW))
 }
 
 /// Raises where columns have other names since the reader was made, which looked at them then: an excluded one would be

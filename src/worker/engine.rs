@@ -7,8 +7,8 @@ use es::{Backoff, Breaker, Client, EngineInfo, Event, Failure, Output, Permit, P
 use crate::document::shape::Dialect;
 use crate::settings;
 
-/// A bulk request that takes longer than this makes the next ones smaller.
-const SLOW: Duration = Duration::from_secs(5);
+/// A bulk request that takes longer than this makes the next ones smaller, and its index waits for the answer.
+pub const SLOW: Duration = Duration::from_secs(5);
 /// First wait after a failure.
 const RETRY_BASE: Duration = Duration::from_millis(100);
 /// How long threads may take to stop; those that are stuck in a connect are left behind.

@@ -662,6 +662,32 @@ fn a_document_with_the_highest_version_there_is_becomes_a_dead_letter() {
 }
 
 #[test]
+fn an_index_whose_requests_hang_stops_no_other() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (server, mut client, name) = table(proxy.url());
+    let silent = one_more(&mut client);
+    server.conf("es_sync.request_timeout", "6s");
+    server.reload();
+    proxy.set_for(&format!("/{silent}"), Fault::Blackhole);
+    let start = Instant::now();
+    // Two time-outs at the least, and more documents than there are connections.
+    for turn in 1.. {
+        let change = format!("insert into {silent} values (1000 + {turn}); update {name} set n = {turn}");
+        client.batch_execute(&change).expect("write");
+        let wait = format!("select es_sync.wait('{name}', '4 s')");
+        assert!(client.query_one(&wait, &[]).expect("wait").get::<_, bool>(0), "turn {turn}, {:?}", start.elapsed());
+        if turn > 20 && start.elapsed() > Duration::from_secs(15) {
+            break;
+        }
+    }
+    proxy.set(Fault::Pass);
+    for name in [&silent, &name] {
+        expect::table_equal(&mut client, name, "id", &engine, name);
+    }
+}
+
+#[test]
 fn an_index_whose_requests_get_no_answer_stops_no_other() {
     let engine = Engine::elasticsearch();
     let proxy = Proxy::to(engine.url());

@@ -195,6 +195,21 @@ fn passing_cause(status: u16, kind: &str, reason: &str) -> Option<Cause> {
         // With status 400, or 429 where a disk is full.
         "cluster_block_exception" | "index_closed_exception" => Some(Cause::Index),
         "unavailable_shards_exception" | "no_shard_available_action_exception" => Some(Cause::Index),
+        // A shard on its way from one node to another, or whose node has just gone, for longer than the engine waits
+        // itself; with status 404, 500 or 503.
+        "shard_not_found_exception"
+        | "shard_not_in_primary_mode_exception"
+        | "index_shard_closed_exception"
+        | "index_shard_not_started_exception"
+        | "index_shard_recovering_exception"
+        | "index_shard_relocated_exception"
+        | "illegal_index_shard_state_exception"
+        | "already_closed_exception"
+        | "node_closed_exception"
+        | "node_disconnected_exception"
+        | "node_not_connected_exception"
+        | "connect_transport_exception"
+        | "receive_timeout_transport_exception" => Some(Cause::Index),
         // A change of the mapping that waits for others.
         "process_cluster_event_timeout_exception" => Some(Cause::Busy),
         "mapper_exception" if status >= 500 => Some(Cause::Busy),
@@ -208,8 +223,8 @@ fn passing_cause(status: u16, kind: &str, reason: &str) -> Option<Cause> {
         }
         _ => match status {
             429 => Some(Cause::Busy),
-            // Among them missing rights.
-            401 | 403 | 500.. => Some(Cause::Unclear),
+            // Among them missing rights. 404: what it needs is not there, whatever that is.
+            401 | 403 | 404 | 408 | 500.. => Some(Cause::Unclear),
             _ => None,
         },
     }

@@ -13,7 +13,7 @@ use crate::config::{Config, ConfigError};
 use crate::credentials::Credentials;
 use crate::exchange::exchange;
 use crate::failure::{Failure, FailureKind};
-use crate::nodes::{Node, Nodes};
+use crate::nodes::{Node, Nodes, Turn};
 use crate::tls::tls_config;
 
 /// Connections idle for longer are not used again: load balancers drop them silently after a minute at the earliest.
@@ -115,7 +115,7 @@ impl Client {
     /// Sends one request and reads its answer, whatever status it has. `path_and_query` begins with "/", percent-encoded.
     ///
     /// Nodes take turns. One that cannot be connected to is passed over; once a byte that matters may have been sent, the
-    /// request is not sent again. After a 401 the credential files are read again, and if they changed the request is sent once more.
+    /// request is not sent again. One that gave no answer, or 502 to 504, comes last for the requests that follow. After a 401 the credential files are read again, and if they changed the request is sent once more.
     pub fn call(&self, method: Method, path_and_query: &str, body: Option<&[u8]>) -> Result<Answer, Failure> {
         let credentials = self.credentials();
         let answer = self.call_with(&credentials, method, path_and_query, body)?;
@@ -159,26 +159,40 @@ impl Client {
         body: Option<&[u8]>,
     ) -> Result<Answer, Failure> {
         let mut unreachable = None;
-        for node in self.0.nodes.in_turn(Instant::now()) {
+        let nodes = self.0.nodes.in_turn(Instant::now());
+        for (place, node) in nodes.iter().enumerate() {
             if self.0.stopped.load(Ordering::SeqCst) {
                 break;
             }
-            let result = self.call_node(node, credentials, method, path, body);
+            let is_last = place + 1 == nodes.len();
+            match if is_last { Turn::Use } else { node.turn() } {
+                Turn::Use => {}
+                Turn::Skip => continue,
+                Turn::Try => {
+                    if !self.tries(node, credentials) {
+                        node.answered(false);
+                        continue;
+                    }
+                }
+            }
+            let result = self.call_node(node, credentials, method, path, body, None);
+            node.answered(does_its_work(&result));
             match result {
-                Err(failure) if failure.kind == FailureKind::Unreachable => {
-                    node.connected(false);
-                    unreachable = Some(failure);
-                }
-                result => {
-                    node.connected(true);
-                    return result;
-                }
+                Err(failure) if failure.kind == FailureKind::Unreachable => unreachable = Some(failure),
+                result => return result,
             }
         }
         Err(match unreachable {
             Some(failure) if !self.0.stopped.load(Ordering::SeqCst) => failure,
             _ => stopped(),
         })
+    }
+
+    /// Whether a node that failed answers again, and soon. A request is not risked for that: it may wait long for its
+    /// answer, and its outcome be unknown then.
+    fn tries(&self, node: &Node, credentials: &Credentials) -> bool {
+        let limit = self.0.config.connect_timeout.min(self.0.config.request_timeout);
+        does_its_work(&self.call_node(node, credentials, Method::Get, "/", None, Some(limit)))
     }
 
     fn call_node(
@@ -188,9 +202,18 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&[u8]>,
+        limit: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        exchange(&self.0.agent, &node.url, credentials, method, path, body)
+        exchange(&self.0.agent, &node.url, credentials, method, path, body, limit)
             .map_err(|failure| if self.0.stopped.load(Ordering::SeqCst) { stopped() } else { failure })
+    }
+}
+
+/// False where another node may do what this one did not. What it says of a request, however bad, is an answer.
+fn does_its_work(result: &Result<Answer, Failure>) -> bool {
+    match result {
+        Ok(answer) => !(502..=504).contains(&answer.status),
+        Err(failure) => failure.kind == FailureKind::Shutdown,
     }
 }
 

@@ -87,8 +87,9 @@ fn statuses_become_kinds() {
     const REASON: &str = r#"{"error":{"type":"illegal_argument_exception","reason":"bad"}}"#;
     for (status, body, expected) in [
         (400, REASON, FailureKind::BadRequest),
-        (405, r#"{"error":"wrong method"}"#, FailureKind::BadRequest),
         // Nobody's word about a request.
+        (400, r#"{"error":"Bad Request"}"#, FailureKind::BadAnswer),
+        (405, r#"{"error":"wrong method"}"#, FailureKind::BadAnswer),
         (400, "<html>The SSL certificate error</html>", FailureKind::BadAnswer),
         (421, "", FailureKind::BadAnswer),
         (403, "", FailureKind::Unauthorized),
@@ -134,6 +135,23 @@ fn a_node_that_refuses_or_hangs_is_passed_over() {
         bulk(&client).unwrap();
     }
     assert_eq!(stub.seen().len(), 3);
+}
+
+#[test]
+fn a_node_that_gives_no_answer_is_left_alone_until_it_answers_something_that_costs_nothing() {
+    let replies: [fn() -> Reply; 4] =
+        [|| Reply::Silence, || Reply::HangUp, || Reply::Answer(503, ""), || Reply::Answer(502, "")];
+    for reply in replies {
+        let broken = Stub::start(move |_| reply());
+        let works = Stub::start(|_| Reply::Answer(200, OK));
+        let mut config = config(&format!("{},{}", broken.url, works.url));
+        config.request_timeout = Duration::from_millis(300);
+        let client = Client::new(config).unwrap();
+        let failed = (0..6).filter(|_| bulk(&client).is_err()).count();
+        assert_eq!((failed, works.seen().len()), (1, 5));
+        let bulks = broken.seen().iter().filter(|seen| seen.line.contains("_bulk")).count();
+        assert_eq!(bulks, 1, "the others had it avoided, or asked for its root");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One request on the wire, and what its going wrong tells about its outcome.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use ureq::http::{self, Request, Response, header};
 use ureq::{Agent, AsSendBody, SendBody, Timeout};
@@ -12,7 +13,8 @@ use crate::failure::{Failure, FailureKind};
 /// Longest answer read, in bytes: enough for any page we ask for, too little to exhaust a server's memory.
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
-/// Sends a request to the node at `url` and reads its answer. `Unreachable` only when the engine cannot have carried it out.
+/// Sends a request to the node at `url` and reads its answer, within `limit` where it is to be less than the agent's.
+/// `Unreachable` only when the engine cannot have carried it out.
 pub(crate) fn exchange(
     agent: &Agent,
     url: &str,
@@ -20,6 +22,7 @@ pub(crate) fn exchange(
     method: Method,
     path: &str,
     body: Option<&[u8]>,
+    limit: Option<Duration>,
 ) -> Result<Answer, Failure> {
     let mut request = Request::builder().method(http::Method::from(method)).uri(format!("{url}{path}"));
     for (name, value) in credentials.headers() {
@@ -28,12 +31,12 @@ pub(crate) fn exchange(
     let mut nothing_sent = false;
     let result = match body {
         // Without a body the headers are the request: whatever is not plainly a failed connect may have arrived.
-        None => run(agent, request.body(())),
+        None => run(agent, request.body(()), limit),
         Some(bytes) => {
             let mut sent = Sent { rest: bytes, begun: false };
             let request =
                 request.header(header::CONTENT_TYPE, content_type(path)).header(header::CONTENT_LENGTH, bytes.len());
-            let result = run(agent, request.body(SendBody::from_reader(&mut sent)));
+            let result = run(agent, request.body(SendBody::from_reader(&mut sent)), limit);
             nothing_sent = !sent.begun;
             result
         }
@@ -41,8 +44,16 @@ pub(crate) fn exchange(
     result.map_err(|error| classify(&error, nothing_sent, url))
 }
 
-fn run(agent: &Agent, request: Result<Request<impl AsSendBody>, http::Error>) -> Result<Answer, ureq::Error> {
-    read_answer(agent.run(request.map_err(ureq::Error::Http)?)?)
+fn run(
+    agent: &Agent,
+    request: Result<Request<impl AsSendBody>, http::Error>,
+    limit: Option<Duration>,
+) -> Result<Answer, ureq::Error> {
+    let mut request = request.map_err(ureq::Error::Http)?;
+    if limit.is_some() {
+        request = agent.configure_request(request).timeout_global(limit).build();
+    }
+    read_answer(agent.run(request)?)
 }
 
 fn read_answer(response: Response<ureq::Body>) -> Result<Answer, ureq::Error> {

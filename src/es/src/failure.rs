@@ -128,7 +128,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The engine's error as (type, reason). It comes as an object, or as a bare string.
+/// The engine's error as (type, reason), where it is the engine's. It comes as an object, or as a bare string.
 fn read_error(body: &[u8]) -> (Option<String>, Option<String>) {
     #[derive(Deserialize)]
     struct Envelope {
@@ -151,13 +151,19 @@ fn read_error(body: &[u8]) -> (Option<String>, Option<String>) {
     }
     match serde_json::from_slice::<Envelope>(body) {
         Err(_) => (None, None),
-        Ok(Envelope { error: Error::Text(text) }) => (None, Some(text)),
+        // Gateways say {"error": "Not Found"} too; the engine, where we may get one and have to know it, only this.
+        Ok(Envelope { error: Error::Text(text) }) => (None, Some(text).filter(|text| is_missing_alias(text))),
         Ok(Envelope { error: Error::Object { kind, reason, caused_by } }) => {
             let reason = reason.unwrap_or_default();
             let cause = caused_by.and_then(|cause| cause.reason);
             (kind, Some(with_cause(reason, cause.as_deref())))
         }
     }
+}
+
+/// "alias [a] missing", "aliases [a,b] missing".
+fn is_missing_alias(text: &str) -> bool {
+    text.starts_with("alias") && text.ends_with("] missing")
 }
 
 /// Appends the cause's reason, unless the reason already says it.
@@ -203,6 +209,12 @@ mod tests {
                 "alias [nonesuch] missing",
             ),
             (403, "forbidden", FailureKind::Unauthorized, "HTTP status 403, not an engine's answer: forbidden"),
+            (
+                404,
+                r#"{"timestamp":"2026-11-23T10:00:00Z","status":404,"error":"Not Found","path":"/t"}"#,
+                FailureKind::BadAnswer,
+                r#"HTTP status 404, not an engine's answer: {"timestamp":"2026-11-23T10:00:00Z","status":404,"error":"Not Found","path":"/t"}"#,
+            ),
             (404, "<html>", FailureKind::BadAnswer, "HTTP status 404, not an engine's answer: <html>"),
             (302, "", FailureKind::BadAnswer, "HTTP status 302, not an engine's answer: "),
             (504, "", FailureKind::Timeout, "HTTP status 504, not an engine's answer: "),
