@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::captures;
 use super::catalog::{self, Attachment};
+use super::check;
 use super::follow;
 use super::key;
 use super::state;
@@ -430,42 +431,84 @@ pub fn names_hold(attachment: &Attachment) -> bool {
     .is_empty()
 }
 
-/// Lets key columns, excluded columns and those that options name keep up with their names; true if any had another one.
-pub fn rename(attachment: &Attachment) -> bool {
+/// A column that has another name than was seen of it.
+struct Renamed {
+    /// As facts have it.
+    id: String,
+    old: String,
+    new: String,
+}
+
+fn renamed(attachment: &Attachment) -> Vec<Renamed> {
     let rows = spi::run(
         &format!("select f.id, f.fact ->> 'name', c.attname::text {RENAMED}"),
         &[spi::parameter(attachment.id), version()],
     );
-    let renamed: Vec<(String, String, String)> =
-        (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?, rows.get(row, 3)?))).collect();
-    let Some(mut facts) = seen(attachment.id).filter(|_| !renamed.is_empty()) else { return false };
-    for (id, _, new) in &renamed {
-        if let Some(fact) = facts.0.get_mut(id) {
-            fact.name.clone_from(new);
-        }
-    }
-    remember(attachment.id, &facts);
+    let of = |row| Some(Renamed { id: rows.get(row, 1)?, old: rows.get(row, 2)?, new: rows.get(row, 3)? });
+    (0..rows.len()).filter_map(of).collect()
+}
+
+/// The attachment with the names that its key columns, excluded columns and those that options name have now; None where
+/// they are the same.
+fn with_new_names(attachment: &Attachment, renamed: &[Renamed]) -> Option<Attachment> {
     let now = |kind: &str, name: &str| {
-        renamed.iter().find(|(id, old, _)| id.starts_with(kind) && old == name).map(|(.., new)| new.clone())
+        renamed.iter().find(|column| column.id.starts_with(kind) && column.old == name).map(|column| column.new.clone())
     };
     let (own, shown) = (|name: &str| now("own ", name), |name: &str| now("shown ", name));
-    let key_columns: Vec<_> =
-        attachment.key_columns.iter().map(|name| own(name).unwrap_or_else(|| name.clone())).collect();
-    let exclude: Vec<_> = attachment.exclude.iter().map(|name| shown(name).unwrap_or_else(|| name.clone())).collect();
+    let key_columns = attachment.key_columns.iter().map(|name| own(name).unwrap_or_else(|| name.clone())).collect();
+    let exclude = attachment.exclude.iter().map(|name| shown(name).unwrap_or_else(|| name.clone())).collect();
     let options = attachment.options.renamed(own, shown);
-    if key_columns == attachment.key_columns && exclude == attachment.exclude && options == attachment.options {
-        return false;
+    let is_same =
+        key_columns == attachment.key_columns && exclude == attachment.exclude && options == attachment.options;
+    (!is_same).then(|| Attachment { key_columns, exclude, options, ..attachment.clone() })
+}
+
+/// True if a name that one of its columns had is another one's now: capture takes that one for it until `rename`.
+fn have_passed(attachment: &Attachment, renamed: &[Renamed]) -> bool {
+    let own = renamed.iter().filter(|column| column.id.starts_with("own "));
+    follow::has_any_column(attachment.relation, own.map(|column| column.old.clone()).collect())
+}
+
+/// True if changes may be missed until `rename`, because names mean other columns now. SPI must be connected.
+pub fn is_misled(attachment: &Attachment) -> bool {
+    let renamed = renamed(attachment);
+    with_new_names(attachment, &renamed).is_some() && have_passed(attachment, &renamed)
+}
+
+/// Lets key columns, excluded columns and those that options name keep up with their names; true if any had another one.
+/// Then the table is locked, and what reads it under way begins again.
+pub fn rename(attachment: &Attachment) -> bool {
+    let renamed = renamed(attachment);
+    let Some(mut facts) = seen(attachment.id).filter(|_| !renamed.is_empty()) else { return false };
+    for column in &renamed {
+        if let Some(fact) = facts.0.get_mut(&column.id) {
+            fact.name.clone_from(&column.new);
+        }
     }
+    let Some(named) = with_new_names(attachment, &renamed) else {
+        remember(attachment.id, &facts);
+        return false;
+    };
+    // Who skipped an UPDATE because he took one column for another has ended then.
+    triggers::lock(&check::table_of(attachment), "share row exclusive");
+    remember(attachment.id, &facts);
     spi::run(
         "update es_sync.attachment a set key_columns = $2, exclude = $3, options = a.options || $4 where a.id = $1",
         &[
             spi::parameter(attachment.id),
-            spi::parameter(key_columns),
-            spi::parameter(exclude),
-            spi::parameter(JsonB(serde_json::to_value(&options).unwrap_or_default())),
+            spi::parameter(named.key_columns),
+            spi::parameter(named.exclude),
+            spi::parameter(JsonB(serde_json::to_value(&named.options).unwrap_or_default())),
         ],
     );
+    record::restart(Some(attachment.id));
+    if have_passed(attachment, &renamed) {
+        state::mark_not_taken_in(attachment.id, follow::MISLED);
+    }
     captures::invalidate();
+    // The worker looks what came of it.
+    // SAFETY: the table exists, for it is locked; the message is sent at commit.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(attachment.relation) };
     capture::announce_catalog_change();
     true
 }

@@ -486,8 +486,8 @@ fn have_passed(stored: &[Way], found: &[Way]) -> bool {
     })
 }
 
-/// The table may be gone.
-fn has_any_column(table: pg_sys::Oid, names: Vec<String>) -> bool {
+/// True if the table, which may be gone, has a column of one of these names.
+pub fn has_any_column(table: pg_sys::Oid, names: Vec<String>) -> bool {
     let rows = spi::run(
         "select from pg_catalog.pg_attribute a
          where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any ($2)

@@ -131,7 +131,7 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
 }
 
 unsafe fn note_row(source: &Source, row: &Row) {
-    // SAFETY: key columns are not null, and each is read by the column made for its type.
+    // SAFETY: what is null is not read, and each column is read by the one made for its type.
     unsafe {
         if source.key.is_empty() {
             transaction::note_unnoted(source.oid);
@@ -163,18 +163,18 @@ unsafe fn note_row(source: &Source, row: &Row) {
     }
 }
 
-/// Appends the text of a key to `key`; `part` is a buffer.
+/// Appends the text of a key to `key`; `part` is a buffer. A column that is null has none: a key loses its NOT NULL before
+/// anybody can take note of it.
 unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, part: &mut String) {
     // SAFETY: as in `note_row`.
     unsafe {
         for (index, (place, column)) in columns.iter().enumerate() {
-            if columns.len() == 1 {
-                column.text(row.value(*place), key);
-            } else {
-                part.clear();
-                if !row.is_null(*place) {
-                    column.text(row.value(*place), part);
-                }
+            let text = if columns.len() == 1 { &mut *key } else { &mut *part };
+            text.clear();
+            if !row.is_null(*place) {
+                column.text(row.value(*place), text);
+            }
+            if columns.len() > 1 {
                 push_part(key, index == 0, part);
             }
         }
@@ -189,6 +189,12 @@ unsafe fn note_former(moves: &Moves, row: &Row) {
     };
     // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
     unsafe {
+        if let [(place, _)] = moves.key[..]
+            && row.is_null(place)
+        {
+            // It identifies no document.
+            return;
+        }
         transaction::with_buffer(|key, part| {
             key_text(&moves.key, row, key, part);
             part.clear();

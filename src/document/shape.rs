@@ -207,10 +207,13 @@ pub fn type_name(type_oid: pg_sys::Oid) -> String {
     }
 }
 
-/// What a text that `key::Column` made is cast to, to be of the type again; `array` is empty or "[]".
+/// What a text that `key::Column` made is cast to, to be of the type again; `array` is empty or "[]". Of a domain it is the
+/// type below: a row may be there whose value its checks would refuse now, and operators are of that type anyway.
 pub fn text_as(type_oid: pg_sys::Oid, array: &str) -> String {
-    let name = type_name(type_oid);
-    match key::is_object(type_oid) {
+    // SAFETY: a syscache lookup in a live transaction.
+    let base = unsafe { pg_sys::getBaseType(type_oid) };
+    let name = type_name(base);
+    match key::is_object(base) {
         true => format!("pg_catalog.oid{array}::{name}{array}"),
         false => format!("{name}{array}"),
     }

@@ -9,7 +9,7 @@ use super::primary_only;
 use crate::attachment::operator::Operator;
 use crate::attachment::{attach, catalog, check, definition, key, link};
 use crate::capture;
-use crate::document::shape::type_name;
+use crate::document::shape::text_as;
 use crate::postgres::error::{OrRaise, Report};
 use crate::postgres::relation::{self, Column};
 use crate::postgres::rights::{as_extension, as_owner, with_pinned_path};
@@ -104,7 +104,7 @@ fn values_of(
         .enumerate()
         .map(|(place, column)| {
             let operator = as_extension(|| Operator::equal(column.type_oid)).qualified();
-            format!("{} {operator} ${}::{}", spi::quoted(&column.name), place + 1, type_name(column.type_oid))
+            format!("{} {operator} ${}::{}", spi::quoted(&column.name), place + 1, text_as(column.type_oid, ""))
         })
         .collect();
     let statement =

@@ -136,8 +136,18 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     if transaction::run_without_waiting(|| definition::view_is_gone(attachment))? {
         return let_go(attachment);
     }
-    if transaction::run_without_waiting(|| definition::rename(attachment))? {
-        return Ok(Looked::Again);
+    match transaction::run_waiting_shortly(|| definition::rename(attachment)) {
+        Ok(true) => return Ok(Looked::Again),
+        Ok(false) => {}
+        Err(error) if error.passes_soon() => {
+            transaction::run_without_waiting(|| {
+                if definition::is_misled(attachment) {
+                    state::mark_not_taken_in(id, follow::MISLED);
+                }
+            })?;
+            return Ok(Looked::Later);
+        }
+        Err(error) => return Err(error),
     }
     // Whoever alters a table is not waited for: the worker comes back.
     let called = transaction::run_waiting_shortly(|| definition::called(attachment));

@@ -1358,6 +1358,43 @@ fn names_that_rotate_in_one_transaction_stay_with_their_columns() {
 }
 
 #[test]
+fn an_excluded_columns_name_that_a_new_column_takes_hides_nothing_of_that_one() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, to_jsonb(t) - 'secret' from root t".into();
+    let mut shop = shop.attach(", exclude => '{secret}'");
+    shop.rows = "select id, to_jsonb(t) - 'former' from root t".into();
+    shop.run(
+        "begin; alter table root rename secret to former; alter table root add column secret text;
+         update root set secret = 'shown ' || id; commit",
+    );
+    shop.is_fine();
+    shop.each(&["update root set former = 'hidden'", "update root set secret = 'again' where id < 9"]);
+    assert_eq!(shop.text("select exclude::text from es_sync.status"), "{former}");
+}
+
+#[test]
+fn who_writes_before_the_worker_has_noted_that_names_have_passed_misses_nothing() {
+    let mut shop = Shop::new(ROOT);
+    shop.rows = "select id, to_jsonb(t) - 'secret' from root t".into();
+    let mut shop = shop.attach(", exclude => '{secret}'");
+    shop.rows = "select id, to_jsonb(t) - 'former' from root t".into();
+    let mut writer = shop.server.connect("shop");
+    shop.run("begin; alter table root rename secret to former; alter table root rename title to secret");
+    std::thread::scope(|scope| {
+        let in_line = scope.spawn(|| writer.batch_execute("begin; lock table root in row exclusive mode").unwrap());
+        let waiting = "select count(*) from pg_locks where relation = 'root'::regclass and not granted";
+        wait::until("the writer is first in line", wait::SHORT, || shop.count(waiting) == 1);
+        shop.run("commit");
+        in_line.join().unwrap();
+    });
+    // By the names of now it is the excluded column.
+    writer.batch_execute("update root set secret = 'written' where id = 1").unwrap();
+    shop.says("names of columns that its documents are made of have passed to other columns");
+    writer.batch_execute("commit").unwrap();
+    shop.is_fine();
+}
+
+#[test]
 fn ddl_beside_writes_in_savepoints_and_prepared_transactions_is_followed() {
     let mut shop = Shop::new(ROOT).attach("");
     shop.run(

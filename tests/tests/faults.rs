@@ -1,6 +1,6 @@
 //! What goes wrong, and what happens then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pg_es_sync_tests::{Engine, Fault, Mode, Proxy, Server, expect, is_stale, unique, wait};
 use postgres::Client;

@@ -463,6 +463,42 @@ impl Table {
 }
 
 #[test]
+fn a_row_whose_key_its_domain_would_refuse_now_keeps_its_document() {
+    Table::new(
+        "create domain code as text; create table {T} (k code primary key, title text);
+         insert into {T} values ('abc', 'x'), ('DEF', 'y'), ('zzz', 'last')",
+    )
+    .each(
+        "k",
+        &[
+            "alter domain code add constraint upper check (value = upper(value)) not valid;
+             update {T} set title = 'z' where k = 'abc'; select es_sync.sync('{T}', 'zzz'::text)",
+            "select es_sync.reindex('{T}')",
+            "select es_sync.verify('{T}', repair => true)",
+        ],
+    );
+}
+
+#[test]
+fn a_row_without_a_key_crashes_nobody() {
+    for kind in ["text", "uuid", "numeric", "int"] {
+        let key = if kind == "uuid" { "00000000-0000-0000-0000-000000000001" } else { "1" };
+        Table::new(&format!(
+            "create table {{T}} (k {kind} primary key, tenant text);
+             select es_sync.attach('{{T}}', '{{T}}_routed', options => '{{\"routing\": \"tenant\"}}')"
+        ))
+        .each(
+            "k",
+            &[&format!(
+                "alter table {{T}} drop constraint {{T}}_pkey; alter table {{T}} alter k drop not null;
+                 insert into {{T}} values (null, 'a'), ('{key}', 'c'); update {{T}} set tenant = 'b' where k is null;
+                 delete from {{T}} where k is null; alter table {{T}} add primary key (k)"
+            )],
+        );
+    }
+}
+
+#[test]
 fn the_order_of_a_composite_key_is_that_of_the_constraint() {
     Table::new(
         "create table {T} (a int, b text, c date, note text, primary key (c, a, b));
