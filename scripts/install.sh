@@ -11,7 +11,8 @@ find_tools
 find_postgres
 build_extension
 [ "${1:-}" != build ] || exit 0
-as_root cp -r --no-preserve=ownership "$BUILT/usr/." /usr/
+# Removed first: a running server has the library mapped, and one that is written over in place ends its processes by SIGBUS.
+as_root cp -r --remove-destination --no-preserve=ownership "$BUILT/usr/." /usr/
 cat <<TEXT
 
 Installed for Postgres $PG. To use it: add  shared_preload_libraries = 'pg_es_sync'  to postgresql.conf and restart, then
