@@ -56,7 +56,7 @@ install_missing() { # NAME...
     [ ${#missing[@]} != 0 ] || return 0
     refresh
     say "installing ${missing[*]}"
-    # --force-confold: keep what setup.sh may have written for postgresql-common.
+    # --force-confold: nobody is there to be asked about a configuration file that was changed; it stays.
     apt install --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
 }
 

@@ -26,17 +26,19 @@ if [ -z "$PG" ]; then
     for version in 15 16 17; do
         if grep -q "^pg$version *=" "$ROOT/Cargo.toml" && [ -n "$(apt-cache madison "postgresql-server-dev-$version" 2>/dev/null)" ]; then
             PG=$version
-            wanted+=("postgresql-$version" "postgresql-server-dev-$version")
             break
         fi
     done
     [ -n "$PG" ] || die "this system has no packages for a Postgres version that pg_es_sync is built for ($(sed -n 's/^\(pg[0-9]*\) *=.*/\1/p' "$ROOT/Cargo.toml" | xargs)): use Debian 12, or add apt.postgresql.org to its package sources"
-    # Debian's package makes and starts a cluster on port 5432 unless told not to; nobody asked for one.
-    if [ -n "$(missing_packages postgresql-common)" ]; then
-        as_root mkdir -p /etc/postgresql-common
-        [ -e /etc/postgresql-common/createcluster.conf ] ||
-            echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
-    fi
+    # Debian's package makes and starts a cluster on port 5432 unless told not to; nobody asked for one. It is told for
+    # this one time: who installs a Postgres later gets his cluster.
+    (
+        once=/etc/postgresql-common/createcluster.d/pg_es_sync.conf
+        trap 'as_root rm -f "$once"; as_root rmdir -p --ignore-fail-on-non-empty "${once%/*}"' EXIT
+        as_root mkdir -p "${once%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$once" >/dev/null
+        install_missing "postgresql-$PG" "postgresql-server-dev-$PG"
+    )
 fi
 # A test of pgvector's types uses it where there is a package; otherwise types that are written alike stand in for it.
 if [ -n "$(apt-cache madison "postgresql-$PG-pgvector" 2>/dev/null)" ]; then wanted+=("postgresql-$PG-pgvector"); fi
