@@ -1,12 +1,12 @@
-# Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
-# root or sudo, and Rust are enough.
+# Everything a person does with this project. Targets install what they need (scripts/setup.sh): Debian or Ubuntu, root
+# or sudo, make and Rust are enough.
 
 .PHONY: help setup build install demo demo-stop example test test-unit test-e2e test-breaks lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-setup: ## install what building and testing needs, and nothing else
+setup: ## install what building, testing and the demo need, and nothing else
 	@scripts/setup.sh
 
 build: ## build the extension in release mode

@@ -6,7 +6,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
-"$ROOT/scripts/setup.sh"
+"$ROOT/scripts/setup.sh" build
 find_tools
 find_postgres
 build_extension

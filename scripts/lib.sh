@@ -7,7 +7,8 @@
 #   RUN      one run's servers, data, sockets and private Postgres; gone when the script ends
 #
 # initdb and the engines refuse root, and root's home is closed to others. So cargo runs as whoever called; only when
-# that is root do the servers run as the system user "essync", inside RUN. An ordinary user's run as himself.
+# that is root do the servers run as the system user "essync", inside RUN, whom the first run makes and none removes. An
+# ordinary user's run as himself.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/pg_es_sync
