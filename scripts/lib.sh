@@ -181,12 +181,17 @@ engine_ready() { # NAME PORT PID
 }
 
 # postgres_start FOLDER PORT: makes a cluster in FOLDER/data, with the settings on standard input, and starts it in the
-# background with its socket in FOLDER; POSTGRES_PID is its process. The superuser is "postgres".
+# background with its socket in FOLDER; POSTGRES_PID is its process. The superuser is "postgres". Whoever
+# connects may be that, so the socket lets in whom the server runs as (the caller, or for root essync), and root.
 postgres_start() {
     local _
     server_folder "$1"
     (cd / && as_server "$PG_BIN/initdb" -D "$1/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N >/dev/null)
-    { printf "listen_addresses = ''\nunix_socket_directories = '%s'\nport = %s\n" "$1" "$2"; cat; } >>"$1/data/postgresql.conf"
+    {
+        printf "listen_addresses = ''\nport = %s\n" "$2"
+        printf "unix_socket_directories = '%s'\nunix_socket_permissions = 0700\n" "$1"
+        cat
+    } >>"$1/data/postgresql.conf"
     # SIGQUIT is its immediate shutdown, should this script be killed.
     (cd / && DEATH_SIGNAL=QUIT as_server "$PG_BIN/postgres" -D "$1/data") >"$1/log" 2>&1 </dev/null &
     POSTGRES_PID=$!
