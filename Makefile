@@ -24,7 +24,7 @@ demo-stop: ## stop what make demo KEEP=1 left up
 example: ## load examples/opencollective into the database that psql finds, such as $PGDATABASE
 	@cd examples/opencollective && psql -X -v ON_ERROR_STOP=1 -f schema.sql -f rows.sql -f documents.sql -f attach.sql
 
-test: ## every check and test, as CI does
+test: ## what CI runs: lint, unit tests, tests inside the server, regress files, end-to-end tests
 	@scripts/test.sh
 
 test-unit: ## the tests that need no engine, and the ones inside the server
