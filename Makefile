@@ -1,12 +1,12 @@
-# Everything a person does with this project. Each target installs what it needs (scripts/setup.sh): Debian or Ubuntu,
-# root or sudo, and Rust are enough.
+# Everything a person does with this project. Targets install what they need (scripts/setup.sh): Debian or Ubuntu, root
+# or sudo, make and Rust are enough.
 
 .PHONY: help setup build install demo demo-stop example test test-unit test-e2e test-breaks lint fmt bench bench-long clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-setup: ## install what building and testing needs, and nothing else
+setup: ## install what building, testing and the demo need, and nothing else
 	@scripts/setup.sh
 
 build: ## build the extension in release mode
@@ -24,7 +24,7 @@ demo-stop: ## stop what make demo KEEP=1 left up
 example: ## load examples/opencollective into the database that psql finds, such as $PGDATABASE
 	@cd examples/opencollective && psql -X -v ON_ERROR_STOP=1 -f schema.sql -f rows.sql -f documents.sql -f attach.sql
 
-test: ## every check and test, as CI does
+test: ## what CI runs: lint, unit tests, tests inside the server, regress files, end-to-end tests
 	@scripts/test.sh
 
 test-unit: ## the tests that need no engine, and the ones inside the server

@@ -12,9 +12,13 @@ set -euo pipefail
 if [ "${1:-}" = stop ]; then
     run_path demo
     [ -e "$RUN/pids" ] || die "no demo was left up"
-    server_user
-    mapfile -t pids <"$RUN/pids"
-    stop_all "${pids[@]}"
+    exec 9>"$RUN.lock"
+    # Its servers hold the lock, see open_run. Where it is free none of them runs, and these may be others' pids by now: the
+    # folder outlives a reboot.
+    if ! flock -n 9; then
+        mapfile -t pids <"$RUN/pids"
+        stop_all "${pids[@]}"
+    fi
     close_run
     echo "stopped"
     exit

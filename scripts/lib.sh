@@ -7,7 +7,8 @@
 #   RUN      one run's servers, data, sockets and private Postgres; gone when the script ends
 #
 # initdb and the engines refuse root, and root's home is closed to others. So cargo runs as whoever called; only when
-# that is root do the servers run as the system user "essync", inside RUN. An ordinary user's run as himself.
+# that is root do the servers run as the system user "essync", inside RUN, whom the first run makes and none removes. An
+# ordinary user's run as himself.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/pg_es_sync
@@ -56,7 +57,7 @@ install_missing() { # NAME...
     [ ${#missing[@]} != 0 ] || return 0
     refresh
     say "installing ${missing[*]}"
-    # --force-confold: keep what setup.sh may have written for postgresql-common.
+    # --force-confold: nobody is there to be asked about a configuration file that was changed; it stays.
     apt install --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
 }
 
@@ -180,12 +181,17 @@ engine_ready() { # NAME PORT PID
 }
 
 # postgres_start FOLDER PORT: makes a cluster in FOLDER/data, with the settings on standard input, and starts it in the
-# background with its socket in FOLDER; POSTGRES_PID is its process. The superuser is "postgres".
+# background with its socket in FOLDER; POSTGRES_PID is its process. The superuser is "postgres". Whoever
+# connects may be that, so the socket lets in whom the server runs as (the caller, or for root essync), and root.
 postgres_start() {
     local _
     server_folder "$1"
     (cd / && as_server "$PG_BIN/initdb" -D "$1/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 -N >/dev/null)
-    { printf "listen_addresses = ''\nunix_socket_directories = '%s'\nport = %s\n" "$1" "$2"; cat; } >>"$1/data/postgresql.conf"
+    {
+        printf "listen_addresses = ''\nport = %s\n" "$2"
+        printf "unix_socket_directories = '%s'\nunix_socket_permissions = 0700\n" "$1"
+        cat
+    } >>"$1/data/postgresql.conf"
     # SIGQUIT is its immediate shutdown, should this script be killed.
     (cd / && DEATH_SIGNAL=QUIT as_server "$PG_BIN/postgres" -D "$1/data") >"$1/log" 2>&1 </dev/null &
     POSTGRES_PID=$!

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks everything, on a private Postgres and real engines, and leaves nothing behind.
+# Checks and tests on a private Postgres and real engines, which end with it, data and all. What stays is what was
+# built, what setup.sh has installed and, where root runs it, the system user that the servers ran as.
 #
 #   scripts/test.sh                    all stages up to e2e, in this order:
 #   scripts/test.sh lint               rustfmt, shellcheck, clippy with warnings denied

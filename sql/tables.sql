@@ -137,7 +137,7 @@ create table es_sync.job (
     detached regclass,
     state text not null default 'queued' check (state in ('queued', 'running', 'done', 'failed', 'cancelled')),
     phase text,
-    -- The concrete index that is being built or dropped.
+    -- The concrete index that is being built or compared; of a drop, the alias.
     target text,
     -- Key of the last row that is known to be in the target; null at the beginning. Of a partition: see
     -- src/jobs/partition.rs.

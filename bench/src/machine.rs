@@ -30,7 +30,7 @@ pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
         "- {cores} cores ({}), {:.0} GB of memory, Linux {}, load average {} at the start",
         field("/proc/cpuinfo", "model name"),
         field("/proc/meminfo", "MemTotal").split(' ').next().and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0) / 1e6,
-        output("uname", &["-r"]),
+        kernel(&output("uname", &["-r"])),
         std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or_default(),
     ));
     report.line(&format!(
@@ -39,6 +39,11 @@ pub fn describe(report: &mut Report, plan: &Plan, quick: bool) {
         engines.join("; "),
     ));
     report.line("");
+}
+
+/// "6.18" of "6.18.44-cloud-amd64": whose build it is says nothing to a reader.
+fn kernel(release: &str) -> String {
+    release.split('.').take(2).collect::<Vec<_>>().join(".")
 }
 
 fn cores() -> usize {

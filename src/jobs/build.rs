@@ -605,7 +605,7 @@ impl Build {
         Ok(())
     }
 
-    /// Begins anew, with another index: the table was truncated meanwhile.
+    /// Begins anew, with another index: what was read so far is not to be relied on, see `record::restart`.
     pub fn restart(&mut self, context: &mut Context) {
         if self.is_swapping() {
             // It may be behind the alias any moment: then the next swap drops it.

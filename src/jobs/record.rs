@@ -220,9 +220,11 @@ pub fn finish_running(job: i64, done: i64) -> bool {
     !rows.is_empty()
 }
 
-/// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning. A build reads all
-/// rows then: what was delivered to its former target is there no more, whether or not a load was wanted. That target
-/// stays in the row, to be dropped; but not one that may be behind the alias any moment, which the next swap drops.
+/// Sends running builds and comparisons of the given attachments (None: of all) back to their beginning, because what
+/// they have read is not to be relied on: after TRUNCATE, DDL, partitions, a pause, a lost queue and the like. A build
+/// reads all rows then: what was delivered to its former target is there no more, whether or not a load was wanted.
+/// That target stays in the row, to be dropped; but not one that may be behind the alias any moment, which the next
+/// swap drops.
 pub fn restart(attachment: Option<i32>) {
     restart_where("j.kind <> 'drop'", attachment);
 }

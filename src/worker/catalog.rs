@@ -242,7 +242,7 @@ impl Worker {
                 None if build.is_swapping() => {}
                 // Cancelled, or its attachment is gone.
                 None => drop(self.with_context(build.attachment, false, |context| build.abandon(context))),
-                // Sent back to its beginning by a TRUNCATE.
+                // Sent back to its beginning, see `record::restart`.
                 Some(row) if row.state == "queued" && build.has_begun() => {
                     self.with_context(build.attachment, false, |context| build.restart(context));
                 }
