@@ -261,15 +261,18 @@ fn element_texts(array: &AnyArray) -> Vec<String> {
     }
 }
 
-/// The text that capture would make of this key: in and out of the column's type, with its length or scale.
+/// The text that capture would make of this key: in and out of the column's type, with its length or scale. Of a domain it
+/// is the type below: a row may be there whose key its checks would refuse now.
 fn canonical(text: &str, column: &Column) -> String {
     let text = CString::new(text).unwrap_or_default();
     let mut out = String::new();
     // SAFETY: the input function raises for a text that is no value of the type; otherwise its result is one.
     unsafe {
         let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-        pg_sys::getTypeInputInfo(column.type_oid, &mut input, &mut parameter);
-        let value = pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, column.modifier);
+        let mut modifier = column.modifier;
+        let base = pg_sys::getBaseTypeAndTypmod(column.type_oid, &mut modifier);
+        pg_sys::getTypeInputInfo(base, &mut input, &mut parameter);
+        let value = pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, modifier);
         key::Column::new(column.type_oid).text(value, &mut out);
     }
     out
