@@ -3,6 +3,7 @@
 use pgrx::pg_sys;
 
 use super::options::Options;
+use crate::document::shape;
 use crate::postgres::relation::{element_of, extension_type};
 use crate::postgres::spi::{self, Rows};
 use crate::postgres::transaction::{Scope, set, with_nested_settings};
@@ -47,7 +48,7 @@ impl Attachment {
         };
         self.options.pipeline.is_none()
             && !self.options.mappings.as_ref().is_some_and(mentions)
-            && !self.options.settings.as_ref().is_some_and(default_pipeline)
+            && !self.options.settings.as_ref().is_some_and(|own| default_pipeline(own) || shape::makes_source_up(own))
     }
 }
 

@@ -327,6 +327,20 @@ fn nested(settings: &Value) -> Value {
     result
 }
 
+/// True if an index with the user's settings makes `_source` up from its fields, in another order and without what they
+/// do not keep, or has none. Modes that are not known here count as such.
+pub fn makes_source_up(settings: &Value) -> bool {
+    let settings = nested(settings);
+    let says = |path: &str, as_sent: &[&str]| {
+        let own = settings.pointer(path).filter(|own| !own.is_null())?;
+        let own = own.as_str().map_or_else(|| own.to_string(), str::to_lowercase);
+        Some(!as_sent.contains(&own.as_str()))
+    };
+    // What is said of `_source` itself goes before the index's mode.
+    let mode = says("/index/mapping/source/mode", &["stored"]).or_else(|| says("/index/mode", &["standard", "lookup"]));
+    mode == Some(true) || says("/index/derived_source/enabled", &["false"]) == Some(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,6 +373,35 @@ mod tests {
             json!({"number_of_shards": 2, "analysis.analyzer": {}}),
         ] {
             assert_eq!(nested(&own), wanted);
+        }
+    }
+
+    #[test]
+    fn an_index_that_makes_its_source_up_is_known_however_that_is_written() {
+        for own in [
+            json!({"index.mapping.source.mode": "synthetic"}),
+            json!({"mapping.source.mode": "SYNTHETIC"}),
+            json!({"mapping": {"source": {"mode": "disabled"}}}),
+            json!({"index": {"mapping.source": {"mode": "synthetic"}}}),
+            json!({"index.mode": "logsdb"}),
+            json!({"mode": "time_series"}),
+            json!({"index": {"mode": "logsdb", "mapping.source.mode": null}}),
+            json!({"index.derived_source.enabled": true}),
+            json!({"derived_source": {"enabled": "true"}}),
+        ] {
+            assert!(makes_source_up(&own), "{own}");
+        }
+        for own in [
+            json!({}),
+            json!({"index.mapping.total_fields.limit": 2_000, "number_of_shards": 2}),
+            json!({"index.mapping.source.mode": "stored"}),
+            json!({"index": {"mode": "logsdb", "mapping": {"source": {"mode": "stored"}}}}),
+            json!({"index.mode": "standard"}),
+            json!({"index": {"mode": null}}),
+            json!({"index.derived_source.enabled": false}),
+            json!({"index": {"derived_source.enabled": "false"}}),
+        ] {
+            assert!(!makes_source_up(&own), "{own}");
         }
     }
 

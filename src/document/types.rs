@@ -199,7 +199,7 @@ impl Type {
             _ if self.is_array => bare.to_owned(),
             (Field::Range("ip_range"), _) => bare.to_owned(),
             (Field::Range(kind), _) if self.is_multirange => {
-                let range = range_expression("r", kind);
+                let range = self.range_expression("r", kind);
                 format!("(select pg_catalog.json_agg({range}) from pg_catalog.unnest({bare}) r)")
             }
             _ => self.element_expression(bare),
@@ -209,7 +209,7 @@ impl Type {
     /// The same for a single value.
     fn element_expression(&self, bare: &str) -> String {
         match (self.field, self.element) {
-            (Field::Range(kind), _) => range_expression(bare, kind),
+            (Field::Range(kind), _) => self.range_expression(bare, kind),
             // Its text depends on lc_monetary.
             (_, pg_sys::MONEYOID) => format!("{bare}::pg_catalog.numeric"),
             (Field::Json, pg_sys::JSONBOID) => format!(
@@ -252,20 +252,66 @@ impl Type {
             _ => bare.to_owned(),
         }
     }
-}
 
-/// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null. The
-/// engine knows no infinity: such a side is open.
-fn range_expression(range: &str, kind: &str) -> String {
-    let bound = |side: &str, infinity: &str| match kind {
-        "date_range" | "double_range" => format!("nullif(pg_catalog.{side}({range}), '{infinity}')"),
-        _ => format!("pg_catalog.{side}({range})"),
-    };
-    format!(
-        "case when not pg_catalog.isempty({range}) then pg_catalog.json_strip_nulls(pg_catalog.json_build_object(\
-         case when pg_catalog.lower_inc({range}) then 'gte' else 'gt' end, {}, \
-         case when pg_catalog.upper_inc({range}) then 'lte' else 'lt' end, {})) end",
-        bound("lower", "-infinity"),
-        bound("upper", "infinity")
-    )
+    /// A range as the engine takes it: {"gte": ..., "lt": ...}; an open side has no bound, an empty range is null. The
+    /// engine knows no infinity: such a side is open. It steps over a bound that is excluded, to the next millisecond or
+    /// double, and refuses the document where nothing is left then: such a range includes its bounds.
+    fn range_expression(&self, range: &str, kind: &str) -> String {
+        let (lower, upper) = (format!("pg_catalog.lower({range})"), format!("pg_catalog.upper({range})"));
+        let (lower_in, upper_in) = (format!("pg_catalog.lower_inc({range})"), format!("pg_catalog.upper_inc({range})"));
+        let object = |lower_in: &str, lower: &str, upper_in: &str, upper: &str| {
+            format!(
+                "when not pg_catalog.isempty({range}) then pg_catalog.json_build_object(\
+                 case when {lower_in} then 'gte' else 'gt' end, {lower}, \
+                 case when {upper_in} then 'lte' else 'lt' end, {upper})"
+            )
+        };
+        let finite = || (format!("nullif({lower}, '-infinity')"), format!("nullif({upper}, 'infinity')"));
+        let moments = |zone: &str| {
+            let (lower, upper) = finite();
+            // What a bound leaves open the engine fills up, with .999 for some: so none goes without milliseconds.
+            let text = |bound: &str| {
+                format!(
+                    "coalesce(pg_catalog.replace(pg_catalog.to_char({bound}, \
+                     'YYYY-MM-DD\"T\"HH24:MI:SS.MS{zone} BC'), ' AD', ''), {bound}::pg_catalog.text)"
+                )
+            };
+            // A bound that is cut is included: what lies in its millisecond is cut likewise.
+            let is_in = |inclusive: &str, bound: &str| {
+                format!("({inclusive} or pg_catalog.date_trunc('milliseconds', {bound}) <> {bound})")
+            };
+            let (lower_in, upper_in) = (is_in(&lower_in, &lower), is_in(&upper_in, &upper));
+            let millis = |bound: &str| format!("pg_catalog.floor(extract(epoch from {bound}) * 1000)");
+            let left_out = |is_in: &str| format!("(not {is_in})::pg_catalog.int4");
+            format!(
+                "when {} - {} < {} + {} then pg_catalog.json_build_object('gte', {start}, 'lte', {start}) {}",
+                millis(&upper),
+                millis(&lower),
+                left_out(&lower_in),
+                left_out(&upper_in),
+                object(&lower_in, &text(&lower), &upper_in, &text(&upper)),
+                start = text(&lower),
+            )
+        };
+        let cases = match self.element {
+            pg_sys::TSRANGEOID | pg_sys::TSMULTIRANGEOID => moments(""),
+            pg_sys::TSTZRANGEOID | pg_sys::TSTZMULTIRANGEOID => moments("TZH:TZM"),
+            // Closer than that, two numbers may be one double, or neighbours. No cast tells: it fails where they are too
+            // large or too small for a double.
+            _ if kind == "double_range" => {
+                let (lower, upper) = finite();
+                let close = format!(
+                    "{upper} - {lower} <= \
+                     greatest(pg_catalog.abs({lower}), pg_catalog.abs({upper})) * 5e-16 + 1e-323"
+                );
+                object(&format!("{lower_in} or {close}"), &lower, &format!("{upper_in} or {close}"), &upper)
+            }
+            _ if kind == "date_range" => {
+                let (lower, upper) = finite();
+                object(&lower_in, &lower, &upper_in, &upper)
+            }
+            _ => object(&lower_in, &lower, &upper_in, &upper),
+        };
+        format!("pg_catalog.json_strip_nulls(case {cases} end)")
+    }
 }

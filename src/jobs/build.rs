@@ -38,7 +38,8 @@ pub struct Build {
     pub attachment: i32,
     phase: Phase,
     target: Option<String>,
-    /// What a former worker had begun to fill, before the job was sent back to its beginning: it is dropped.
+    /// What was begun before: it is dropped before anything else is created, so that there is one at the most. Until then
+    /// the job's row names it.
     former: Option<String>,
     lane: Option<u32>,
     filling: Filling,
@@ -84,6 +85,8 @@ struct Sent {
 /// What the engine is asked for on the way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Call {
+    /// To drop what was begun before, as far as it is there.
+    Drop,
     /// To create the index, under a name that is chosen now.
     Create,
     /// After a restart of the worker: whether the target still stands.
@@ -208,6 +211,14 @@ impl UnderWay for Build {
                 }
                 Ok(Step::Again)
             }
+            Phase::To(Call::Drop) => {
+                let Some(former) = self.former.clone() else {
+                    self.phase = Phase::To(Call::Create);
+                    return Ok(Step::Again);
+                };
+                self.phase = Phase::Asked(Call::Drop, drop_index(former, context));
+                Ok(Step::Wait(None))
+            }
             Phase::To(Call::Create) => self.create(context),
             Phase::To(Call::Look) => {
                 let (index, owner, generation) = (self.index(), context.owner.to_owned(), context.generation);
@@ -268,7 +279,10 @@ impl UnderWay for Build {
         self.phase = Phase::To(call);
         let noted = match result {
             Ok(output) => {
-                self.failures = 0;
+                // What is created and dropped in turns is tried less and less often, too.
+                if call != Call::Drop {
+                    self.failures = 0;
+                }
                 self.succeeded(call, output, context)
             }
             Err(failure) => self.failed(call, failure, context),
@@ -316,6 +330,17 @@ impl Build {
         let Some(dialect) = context.engine.dialect() else { return Ok(Step::Wait(None)) };
         self.close_lane(context);
         let (job, attachment, first) = (self.job, self.attachment, self.first);
+        // Whatever became of the one before: the row has room for one name.
+        self.former = self.target.take().or_else(|| self.former.take());
+        if self.former.is_some() {
+            transaction::run_without_waiting(|| {
+                // A worker that went on with it would not know what was not delivered to it.
+                transaction::set(c"synchronous_commit", c"on", Scope::Local);
+                record::restart_build(job);
+            })?;
+            self.phase = Phase::To(Call::Drop);
+            return Ok(Step::Again);
+        }
         let estimate = context.reader.shape().estimated_rows;
         let target = transaction::run_without_waiting(|| {
             let total = if estimate >= 0.0 { Some(estimate as i64) } else { None };
@@ -342,12 +367,9 @@ impl Build {
         };
         let (body, reduced) = (body(false), body(true));
         let public = context.attachment.index.clone();
-        let (owner, former) = (context.owner.to_owned(), self.former.clone());
+        let owner = context.owner.to_owned();
         let adopt = context.attachment.options.adopt == Some(true);
         let create = context.engine.call(move |client| {
-            if let Some(former) = former {
-                client.drop_unless_live(&former, &public, &owner)?;
-            }
             // A name that is somebody else's is refused before anything is loaded.
             client.make_room(&public, &index, &owner, adopt)?;
             match client.create_index(&index, &body) {
@@ -503,8 +525,11 @@ impl Build {
 
     fn succeeded(&mut self, call: Call, output: &Output, context: &mut Context) -> Result<(), SqlError> {
         match call {
-            Call::Create => {
+            Call::Drop => {
                 self.former = None;
+                self.phase = Phase::To(Call::Create);
+            }
+            Call::Create => {
                 let lacking: &Vec<String> = output.get();
                 if !lacking.is_empty() {
                     pgrx::warning!(
@@ -585,7 +610,9 @@ impl Build {
             || failure.kind.outcome_unknown()
             // The number was taken, by a request whose answer was lost or by somebody's index: take the next one.
             || failure.kind == FailureKind::Exists
-            || (failure.kind == FailureKind::NotFound && call != Call::Create);
+            || (failure.kind == FailureKind::NotFound && call != Call::Create)
+            // Whatever keeps it, a snapshot that is being taken for one, does not for ever.
+            || call == Call::Drop;
         let message = failure.to_string();
         if call == Call::Swap {
             self.filling.swap_refused = failure.status.is_some_and(|status| (400..500).contains(&status));
@@ -600,24 +627,24 @@ impl Build {
         }
         let until = context.pause(job, &mut self.failures, &message, Instant::now())?;
         // An index that vanished while it was built is created anew.
-        let then = if failure.kind == FailureKind::NotFound { Call::Look } else { call };
+        let then = if failure.kind == FailureKind::NotFound && call != Call::Drop { Call::Look } else { call };
         self.phase = Phase::Pause { until, then: Box::new(Phase::To(then)) };
         Ok(())
     }
 
     /// Begins anew, with another index: what was read so far is not to be relied on, see `record::restart`.
     pub fn restart(&mut self, context: &mut Context) {
-        if self.is_swapping() {
-            // It may be behind the alias any moment: then the next swap drops it.
-            self.target = None;
-        }
-        self.abandon(context);
+        self.let_go(context);
         self.filling.has_left_live = false;
         self.lose_target();
     }
 
     /// Another index is to be filled.
     fn lose_target(&mut self) {
+        if self.is_swapping() {
+            // It may be behind the alias any moment: then the next swap drops it.
+            self.target = None;
+        }
         // What was delivered to the former one is there no more, whether or not a load was wanted.
         self.first = false;
         self.phase = Phase::To(Call::Create);
@@ -630,15 +657,17 @@ impl Build {
 
     /// Lets go of what was built; the live index stays as it is.
     pub fn abandon(&mut self, context: &mut Context) {
-        self.close_lane(context);
+        self.let_go(context);
         self.phase = Phase::Over;
+        for index in self.target.take().into_iter().chain(self.former.take()) {
+            drop_index(index, context);
+        }
+    }
+
+    fn let_go(&mut self, context: &mut Context) {
+        self.close_lane(context);
         // The live index may have taken meanwhile what it had refused.
         context.delivery.check_parked(self.attachment);
-        let (owner, public) = (context.owner.to_owned(), context.attachment.index.clone());
-        for index in self.target.take().into_iter().chain(self.former.take()) {
-            let (owner, public) = (owner.clone(), public.clone());
-            context.engine.call(move |client| client.drop_unless_live(&index, &public, &owner));
-        }
     }
 
     fn close_lane(&mut self, context: &mut Context) {
@@ -646,4 +675,10 @@ impl Build {
             context.delivery.close_lane(lane);
         }
     }
+}
+
+/// Asks the engine to drop an index that was begun. What is live by now, or somebody else's, stays.
+fn drop_index(index: String, context: &mut Context) -> u64 {
+    let (public, owner, generation) = (context.attachment.index.clone(), context.owner.to_owned(), context.generation);
+    context.engine.call(move |client| client.drop_unless_live(&index, &public, &owner, generation))
 }

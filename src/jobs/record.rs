@@ -239,6 +239,11 @@ pub fn restart_load(attachment: i32) {
     restart_where("j.kind = 'load'", Some(attachment));
 }
 
+/// The same for one build that has lost its target. In its phase `create` it is at its beginning.
+pub fn restart_build(job: i64) {
+    restart_where(&format!("j.id = {job} and j.phase is distinct from 'create'"), None);
+}
+
 fn restart_where(condition: &str, attachment: Option<i32>) {
     spi::run(
         &format!(

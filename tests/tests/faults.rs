@@ -718,3 +718,77 @@ fn an_index_whose_requests_get_no_answer_stops_no_other() {
         }
     }
 }
+
+/// The indexes that a table's builds have left in the engine, whatever is behind its alias.
+fn built_for(engine: &Engine, name: &str) -> Vec<String> {
+    engine.get(&format!("/{name}-*")).as_object().expect("indexes").keys().cloned().collect()
+}
+
+#[test]
+fn of_indexes_whose_creation_is_not_answered_none_stays_behind() {
+    const CREATION: &str = "wait_for_active_shards";
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let proxy = Proxy::to(engine.url());
+        let (_server, mut client, name) = table(proxy.url());
+        let second = unique("unanswered");
+        for (index, begin) in [
+            (&name, format!("select es_sync.reindex('{name}')")),
+            (&second, format!("select es_sync.attach('{name}', index => '{second}')")),
+        ] {
+            proxy.forget_seen();
+            proxy.set_for(CREATION, Fault::LoseAnswer);
+            client.batch_execute(&begin).expect("begin a build");
+            wait::until("several were created", wait::LONG, || proxy.seen(CREATION).len() > 3);
+            let live = engine.indexes_of(index).len();
+            let built = built_for(&engine, index);
+            assert!(built.len() <= live + 1, "each is dropped before the next: {built:?}");
+            // What comes meanwhile is in the next one.
+            client.batch_execute(&format!("update {name} set n = -n where id % 10 = 0")).expect("write");
+            proxy.set(Fault::Pass);
+            expect::table_equal(&mut client, &name, "id", &engine, index);
+            assert_eq!(built_for(&engine, index), engine.indexes_of(index), "{:?}", engine.product());
+        }
+        assert_eq!(engine.indexes_of(&name).len(), 1);
+    }
+}
+
+#[test]
+fn a_name_that_is_somebody_elses_is_passed_over_and_spared() {
+    for engine in [Engine::elasticsearch(), Engine::opensearch()] {
+        let (_server, mut client, name) = table(engine.url());
+        let live = engine.indexes_of(&name).remove(0);
+        let number: u32 = live.rsplit('-').next().and_then(|number| number.parse().ok()).expect("a number");
+        let [index, alias, next] = [1, 2, 3].map(|more| format!("{name}-{}", number + more));
+        // The next numbers: an index, and an alias of two.
+        engine.put(&format!("/{index}/_doc/1?refresh=true"), json!({"whose": "somebody's"}));
+        let others = ["a", "b"].map(|other| format!("{name}.{other}"));
+        for other in &others {
+            engine.put(&format!("/{other}"), json!({"aliases": {&alias: {}}}));
+        }
+        client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+        expect::table_equal(&mut client, &name, "id", &engine, &name);
+        assert_eq!(engine.indexes_of(&name), [next]);
+        assert_eq!(engine.count(&index), 1);
+        assert_eq!(engine.indexes_of(&alias), others);
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_written_to_any_more_is_dropped_before_another_is_built() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let (_server, mut client, name) = table(proxy.url());
+    proxy.set_for("_bulk", Fault::Hold);
+    proxy.forget_seen();
+    client.batch_execute(&format!("select es_sync.reindex('{name}')")).expect("reindex");
+    wait::until("it is being filled", wait::SHORT, || !proxy.seen("_bulk").is_empty());
+    let built = built_for(&engine, &name);
+    let half = built.iter().find(|index| !engine.indexes_of(&name).contains(index)).expect("the new index");
+    // It stays, but for its write alias.
+    engine.delete(&format!("/{half}/_alias/{half}.write-*"));
+    proxy.set(Fault::Pass);
+    client.batch_execute(&format!("delete from {name} where id % 10 = 0")).expect("write");
+    expect::table_equal(&mut client, &name, "id", &engine, &name);
+    assert_eq!(built_for(&engine, &name), engine.indexes_of(&name));
+    assert!(!engine.exists(half));
+}

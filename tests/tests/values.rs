@@ -264,6 +264,132 @@ fn ranges_without_end_are_open_and_bounds_beyond_the_engine_are_parked() {
 }
 
 #[test]
+fn ranges_narrower_than_the_engine_counts_are_written_so_that_it_takes_them() {
+    fates(
+        "",
+        &[
+            (
+                "during",
+                "tsrange",
+                &[
+                    (
+                        "'[2024-01-01 10:00:00.1234,2024-01-01 10:00:00.1239)'",
+                        As(r#"{"gte":"2024-01-01T10:00:00.123","lte":"2024-01-01T10:00:00.123"}"#),
+                    ),
+                    (
+                        "'(2024-01-01 10:00:00.1231,2024-01-01 10:00:00.1239]'",
+                        As(r#"{"gte":"2024-01-01T10:00:00.123","lte":"2024-01-01T10:00:00.123"}"#),
+                    ),
+                    (
+                        "'(1969-12-31 23:59:59.9985,1969-12-31 23:59:59.9995)'",
+                        As(r#"{"gte":"1969-12-31T23:59:59.998","lte":"1969-12-31T23:59:59.999"}"#),
+                    ),
+                    (
+                        "'(1969-12-31 23:59:59.998,1969-12-31 23:59:59.999)'",
+                        As(r#"{"gte":"1969-12-31T23:59:59.998","lte":"1969-12-31T23:59:59.998"}"#),
+                    ),
+                    (
+                        "'(2024-01-01 10:00,2024-01-01 10:00:00.0005)'",
+                        As(r#"{"gte":"2024-01-01T10:00:00.000","lte":"2024-01-01T10:00:00.000"}"#),
+                    ),
+                    (
+                        "'(2024-01-01 10:00,2024-01-01 10:00:00.002)'",
+                        As(r#"{"gt":"2024-01-01T10:00:00.000","lt":"2024-01-01T10:00:00.002"}"#),
+                    ),
+                    (
+                        "'[2024-01-01 10:00,2024-01-01 10:00:00.001)'",
+                        As(r#"{"gte":"2024-01-01T10:00:00.000","lt":"2024-01-01T10:00:00.001"}"#),
+                    ),
+                    ("'(2024-01-01 10:00:00.5,infinity]'", As(r#"{"gt":"2024-01-01T10:00:00.500"}"#)),
+                    ("'(,2024-01-01 10:00]'", As(r#"{"lte":"2024-01-01T10:00:00.000"}"#)),
+                    ("'(,)'", As("{}")),
+                    ("'empty'", As("null")),
+                    ("'[infinity,)'", Parked("infinity")),
+                    ("'[0044-03-15 BC,2024-01-01)'", Parked("0044-03-15T00:00:00.000 BC")),
+                    ("'[2024-01-01,12345-01-01)'", Parked("12345-01-01T00:00:00.000")),
+                ],
+            ),
+            (
+                "held",
+                "tstzrange",
+                &[
+                    (
+                        "'[2024-01-01 12:00:00.1234+02,2024-01-01 10:00:00.1239+00)'",
+                        As(r#"{"gte":"2024-01-01T10:00:00.123+00:00","lte":"2024-01-01T10:00:00.123+00:00"}"#),
+                    ),
+                    ("'[-infinity,2024-01-01 00:00+00)'", As(r#"{"lt":"2024-01-01T00:00:00.000+00:00"}"#)),
+                    ("'[0044-03-15 BC,2024-01-01)'", Parked("0044-03-15T00:00:00.000+00:00 BC")),
+                ],
+            ),
+            (
+                "amounts",
+                "numrange",
+                &[
+                    (
+                        "'[1.00000000000000001,1.00000000000000002)'",
+                        As(r#"{"gte":1.00000000000000001,"lte":1.00000000000000002}"#),
+                    ),
+                    ("'(-1.0000000000000002,-1)'", As(r#"{"gte":-1.0000000000000002,"lte":-1}"#)),
+                    ("'(1,1.000000000000001)'", As(r#"{"gt":1,"lt":1.000000000000001}"#)),
+                    ("'[0,0.5)'", As(r#"{"gte":0,"lt":0.5}"#)),
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn narrow_ranges_are_found_and_none_goes_on_behind_its_bounds() {
+    let server = Server::builder().start();
+    for (engine, mut client) in databases(&server) {
+        let name = unique("ranges");
+        client
+            .batch_execute(&format!(
+                "create table {name} (id text primary key, during tsrange, amount numrange);
+                 insert into {name} (id, during) values
+                     ('within', '[2024-01-01 10:00:00.1234,2024-01-01 10:00:00.1239)'),
+                     ('between', '(2024-01-01 10:00:00.5,2024-01-01 10:00:00.501)'),
+                     ('hour', '[2024-01-01 11:00,2024-01-01 12:00]'),
+                     ('second', '(2024-01-01 13:00,2024-01-01 13:00:01)');
+                 insert into {name} (id, amount) values
+                     ('one', '[1.00000000000000001,1.00000000000000002)'),
+                     ('two', '(2,2.0000000000000004)'),
+                     ('nearly nothing', numrange(1e-400, 2e-400));
+                 select es_sync.attach('{name}')"
+            ))
+            .expect("set up");
+        arrived(&mut client);
+        let letters: i64 = client.query_one("select count(*) from es_sync.dead_letters", &[]).expect("letters").get(0);
+        assert_eq!(letters, 0, "{:?}", engine.product());
+        for (time, found) in [
+            ("10:00:00.122", None),
+            ("10:00:00.123", Some("within")),
+            ("10:00:00.124", None),
+            ("10:00:00.499", None),
+            ("10:00:00.500", Some("between")),
+            ("10:00:00.501", None),
+            ("10:59:59.999", None),
+            ("11:00:00.000", Some("hour")),
+            ("12:00:00.000", Some("hour")),
+            ("12:00:00.001", None),
+            ("12:00:00.500", None),
+            ("13:00:00.000", None),
+            ("13:00:00.001", Some("second")),
+            ("13:00:00.999", Some("second")),
+            ("13:00:01.000", None),
+        ] {
+            let query = serde_json::json!({"term": {"during": format!("2024-01-01T{time}")}});
+            let ids = engine.search_ids(&name, query);
+            assert_eq!(ids, Vec::from_iter(found.map(str::to_owned)), "{time} on {:?}", engine.product());
+        }
+        for (amount, found) in [(1.0, "one"), (2.0, "two"), (0.0, "nearly nothing")] {
+            let ids = engine.search_ids(&name, serde_json::json!({"term": {"amount": amount}}));
+            assert_eq!(ids, [found], "{amount} on {:?}", engine.product());
+        }
+    }
+}
+
+#[test]
 fn json_numbers_beyond_a_double_keep_their_digits() {
     fates(
         "",

@@ -209,7 +209,8 @@ pub(crate) fn is_write_alias(name: &str) -> bool {
     generation.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn generation_of(index: &str, alias: &str) -> Option<i64> {
+/// The generation that a write alias of this index belongs to; None for another alias.
+pub(crate) fn generation_of(index: &str, alias: &str) -> Option<i64> {
     alias.strip_prefix(index)?.strip_prefix(".write-")?.parse().ok()
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::failure::{Failure, FailureKind};
 use crate::indices::IndexInfo;
+use crate::lease::generation_of;
 
 /// What became of an index that a build had made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +112,24 @@ impl Client {
         Ok(if info.aliases.iter().any(|name| name == public) { Standing::Live } else { Standing::Ready })
     }
 
-    /// Drops an abandoned build, never what is behind the public name.
-    pub fn drop_unless_live(&self, index: &str, public: &str, installation: &str) -> Result<(), Failure> {
-        if let Some(info) = self.index(index)?
+    /// Drops an abandoned build, never what is behind the public name, or what a later generation writes to.
+    pub fn drop_unless_live(
+        &self,
+        index: &str,
+        public: &str,
+        installation: &str,
+        generation: i64,
+    ) -> Result<(), Failure> {
+        let info = match self.index(index) {
+            // An alias of several indexes, so somebody else's.
+            Err(failure) if failure.kind == FailureKind::Conflict => None,
+            info => info?,
+        };
+        let is_used = |alias: &String| alias == public || generation_of(index, alias) > Some(generation);
+        if let Some(info) = info
             && info.name == index
             && info.is_former(public, installation)
-            && !info.aliases.iter().any(|alias| alias == public)
+            && !info.aliases.iter().any(is_used)
         {
             self.delete_index(index)?;
         }
@@ -155,6 +168,10 @@ mod tests {
             "GET /u-1" => {
                 r#"{"u-1":{"mappings":{"_meta":{"pg_es_sync":{"installation":"me","index":"u"}}},"settings":{"index":{"uuid":"c"}}}}"#
             }
+            "GET /u-2" => {
+                r#"{"u-2":{"aliases":{"u-2.write-7":{}},"mappings":{"_meta":{"pg_es_sync":{"installation":"me","index":"u"}}},"settings":{"index":{"uuid":"d"}}}}"#
+            }
+            "GET /u-3" => r#"{"a":{"settings":{"index":{"uuid":"e"}}},"b":{"settings":{"index":{"uuid":"f"}}}}"#,
             "GET /_cluster/health/t-2" => r#"{"status":"green"}"#,
             "POST /t-2/_refresh" => r#"{"_shards":{"failed":0}}"#,
             _ => r#"{"acknowledged":true}"#,
@@ -225,12 +242,16 @@ mod tests {
             let lines = stub.seen().into_iter().map(|seen| seen.line);
             lines.filter(|line| line.starts_with("DELETE")).collect::<Vec<_>>()
         };
-        client(&stub).drop_unless_live("t-1", "t", "me").unwrap();
-        client(&stub).drop_unless_live("u-1", "t", "me").unwrap();
+        client(&stub).drop_unless_live("t-1", "t", "me", 7).unwrap();
+        client(&stub).drop_unless_live("u-1", "t", "me", 7).unwrap();
+        client(&stub).drop_unless_live("u-1", "u", "you", 7).unwrap();
+        client(&stub).drop_unless_live("u-2", "u", "me", 6).unwrap();
+        client(&stub).drop_unless_live("u-3", "u", "me", 7).unwrap();
         client(&stub).drop_public("t", "you").unwrap();
         assert_eq!(deleted(&stub), [""; 0]);
-        client(&stub).drop_unless_live("u-1", "u", "me").unwrap();
+        client(&stub).drop_unless_live("u-1", "u", "me", 7).unwrap();
+        client(&stub).drop_unless_live("u-2", "u", "me", 7).unwrap();
         client(&stub).drop_public("t", "me").unwrap();
-        assert_eq!(deleted(&stub), ["DELETE /u-1", "DELETE /t-1"]);
+        assert_eq!(deleted(&stub), ["DELETE /u-1", "DELETE /u-2", "DELETE /t-1"]);
     }
 }
