@@ -16,6 +16,8 @@ use crate::shared;
 
 /// Bytes of keys that one savepoint level holds before it spills to the queue.
 const SPILL_BYTES: usize = 1 << 20;
+/// Bytes of a buffer that is kept for the next key.
+const BUFFER_BYTES: usize = 64 << 10;
 /// Bytes held by all levels from which on each savepoint that is released writes its own keys.
 const RELEASE_SPILL_BYTES: usize = 16 << 20;
 
@@ -98,12 +100,17 @@ fn mark(source: u32, set: impl FnOnce(&mut Changes)) {
     }
 }
 
-/// Lends two buffers for making a key's text.
+/// Lends two buffers for making a key's text. One that a long text has made large is not kept: sessions last.
 pub fn with_buffer(make: impl FnOnce(&mut String, &mut String)) {
     let (mut key, mut part) =
         STATE.with_borrow_mut(|state| (std::mem::take(&mut state.key), std::mem::take(&mut state.part)));
     key.clear();
     make(&mut key, &mut part);
+    for buffer in [&mut key, &mut part] {
+        if buffer.capacity() > BUFFER_BYTES {
+            *buffer = String::new();
+        }
+    }
     STATE.with_borrow_mut(|state| (state.key, state.part) = (key, part));
 }
 
