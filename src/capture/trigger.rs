@@ -156,28 +156,31 @@ unsafe fn note_row(source: &Source, row: &Row) {
                 return;
             }
         }
-        transaction::with_buffer(|key, part| {
-            key_text(&source.key, row, key, part);
-            transaction::note_key(source.oid, key);
-        });
+        note_text(source.oid, |limit, key, part| key_text(&source.key, row, limit, key, part));
     }
 }
 
-/// Appends the text of a key to `key`; `part` is a buffer.
-unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, part: &mut String) {
+/// Notes the text that `make` puts into the first of two buffers, unless it says that a part of it is beyond the limit.
+fn note_text(source: u32, make: impl FnOnce(usize, &mut String, &mut String) -> bool) {
+    transaction::with_buffer(|text, part| match make(transaction::longest(source), text, part) {
+        true => transaction::note_key(source, text),
+        false => transaction::note_unnoted(source),
+    });
+}
+
+/// Appends the text of a key to `key`; `part` is a buffer. False where a part of it has more than `limit` bytes.
+unsafe fn key_text(columns: &[(usize, Column)], row: &Row, limit: usize, key: &mut String, part: &mut String) -> bool {
     // SAFETY: as in `note_row`.
     unsafe {
-        for (index, (place, column)) in columns.iter().enumerate() {
+        columns.iter().enumerate().all(|(index, (place, column))| {
             if columns.len() == 1 {
-                column.text(row.value(*place), key);
-            } else {
-                part.clear();
-                if !row.is_null(*place) {
-                    column.text(row.value(*place), part);
-                }
-                push_part(key, index == 0, part);
+                return column.text_within(limit, row.value(*place), key);
             }
-        }
+            part.clear();
+            let fits = row.is_null(*place) || column.text_within(limit, row.value(*place), part);
+            push_part(key, index == 0, part);
+            fits
+        })
     }
 }
 
@@ -189,15 +192,13 @@ unsafe fn note_former(moves: &Moves, row: &Row) {
     };
     // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
     unsafe {
-        transaction::with_buffer(|key, part| {
-            key_text(&moves.key, row, key, part);
+        note_text(moves.oid, |limit, noted, part| {
+            let mut key = String::new();
+            let mut fits = key_text(&moves.key, row, limit, &mut key, part);
             part.clear();
-            if !row.is_null(place) {
-                column.text(row.value(place), part);
-            }
-            let mut noted = String::with_capacity(key.len() + part.len() + 2);
-            routing::push(&mut noted, key, (!part.is_empty()).then_some(part.as_str()));
-            transaction::note_key(moves.oid, &noted);
+            fits &= row.is_null(place) || column.text_within(limit, row.value(place), part);
+            routing::push(noted, &key, (!part.is_empty()).then_some(part.as_str()));
+            fits
         });
     }
 }
@@ -210,16 +211,14 @@ fn is_integer(source: &Source) -> bool {
 unsafe fn note_values(source: &Source, row: &Row) {
     // SAFETY: as in `note_row`.
     unsafe {
-        transaction::with_buffer(|values, part| {
-            for (index, (place, column)) in source.key.iter().enumerate() {
+        note_text(source.oid, |limit, values, part| {
+            source.key.iter().enumerate().all(|(index, (place, column))| {
                 part.clear();
-                let value = (!row.is_null(*place)).then(|| {
-                    column.text(row.value(*place), part);
-                    part.as_str()
-                });
-                link::push_value(values, index == 0, value);
-            }
-            transaction::note_key(source.oid, values);
+                let is_null = row.is_null(*place);
+                let fits = is_null || column.text_within(limit, row.value(*place), part);
+                link::push_value(values, index == 0, (!is_null).then_some(part.as_str()));
+                fits
+            })
         });
     }
 }
