@@ -131,30 +131,26 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
 }
 
 unsafe fn note_row(source: &Source, row: &Row) {
-    // SAFETY: key columns are not null, and each is read by the column made for its type.
+    // SAFETY: what is read is not null, and each value is read by the column made for its type.
     unsafe {
         if source.key.is_empty() {
             transaction::note_unnoted(source.oid);
             return;
         }
-        if let Part::Related { nulls } = source.part {
-            let has_null = source.key.iter().any(|(place, _)| row.is_null(*place));
-            if has_null && !nulls {
-                // It equals nothing.
-                return;
-            }
-            if source.oid < link::END && (has_null || !is_integer(source)) {
-                return note_values(source, row);
-            }
+        let is_link = link::is_link(source.oid);
+        let has_null = row.has_null(&source.key);
+        if has_null && !(is_link && source.part == Part::Related { nulls: true }) {
+            // It equals nothing, and no document has it for its key.
+            return;
         }
-        if let [(place, column)] = source.key[..] {
-            if row.is_null(place) {
-                return;
-            }
-            if let Some(integer) = column.integer(row.value(place)) {
-                transaction::note_integer(source.oid, integer);
-                return;
-            }
+        if is_link && (has_null || !is_integer(source)) {
+            return note_values(source, row);
+        }
+        if let [(place, column)] = source.key[..]
+            && let Some(integer) = column.integer(row.value(place))
+        {
+            transaction::note_integer(source.oid, integer);
+            return;
         }
         note_text(source.oid, |limit, key, part| key_text(&source.key, row, limit, key, part));
     }
@@ -177,7 +173,7 @@ unsafe fn key_text(columns: &[(usize, Column)], row: &Row, limit: usize, key: &m
                 return column.text_within(limit, row.value(*place), key);
             }
             part.clear();
-            let fits = row.is_null(*place) || column.text_within(limit, row.value(*place), part);
+            let fits = column.text_within(limit, row.value(*place), part);
             push_part(key, index == 0, part);
             fits
         })
@@ -192,6 +188,10 @@ unsafe fn note_former(moves: &Moves, row: &Row) {
     };
     // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
     unsafe {
+        if row.has_null(&moves.key) {
+            // It has no document.
+            return;
+        }
         note_text(moves.oid, |limit, noted, part| {
             let mut key = String::new();
             let mut fits = key_text(&moves.key, row, limit, &mut key, part);
@@ -253,6 +253,12 @@ impl Row {
     unsafe fn is_null(&self, place: usize) -> bool {
         // SAFETY: as above.
         unsafe { *(*self.slot).tts_isnull.add(place) }
+    }
+
+    /// True if one of these columns is null.
+    unsafe fn has_null(&self, columns: &[(usize, Column)]) -> bool {
+        // SAFETY: as above.
+        columns.iter().any(|(place, _)| unsafe { self.is_null(*place) })
     }
 
     /// True if the column has the same image in both rows. A value that was stored anew out of line counts as changed.
