@@ -56,6 +56,11 @@ thread_local! {
     static ATTACHMENT_TABLE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
+/// Has `is_attachment_table` know the table. Needs a transaction.
+pub fn listen() {
+    ATTACHMENT_TABLE.set(attachment_table());
+}
+
 /// True if a change of this relation means a change of attachments.
 pub fn is_attachment_table(relation: pg_sys::Oid) -> bool {
     relation == ATTACHMENT_TABLE.get()
@@ -89,8 +94,8 @@ fn table_of_ours(name: &std::ffi::CStr) -> pg_sys::Oid {
 
 /// What is noted of rows of any of `relations`, read below SQL: a writer has no right on schema es_sync.
 pub fn of(relations: &[pg_sys::Oid]) -> Captures {
-    let oid = attachment_table();
-    ATTACHMENT_TABLE.set(oid);
+    listen();
+    let oid = ATTACHMENT_TABLE.get();
     let Captures { captures: mut found, mut moves } = Captures::default();
     let columns =
         [c"relation", c"key_columns", c"exclude", c"filter", c"document", c"options", c"routing", c"routing_source"];

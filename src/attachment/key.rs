@@ -16,6 +16,7 @@ use crate::postgres::transaction::{self, Scope};
 pub struct Column {
     /// The column's type, domains resolved.
     kind: Kind,
+    is_varlena: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,12 +36,12 @@ impl Column {
     /// The way to a text for values of type `type_oid`. Needs a transaction (syscache).
     pub fn new(type_oid: pg_sys::Oid) -> Self {
         // SAFETY: syscache lookups on the main thread, inside a transaction.
-        let (base, output) = unsafe {
+        let (base, output, is_varlena) = unsafe {
             let base = pg_sys::getBaseType(type_oid);
             let mut output = pg_sys::InvalidOid;
-            let mut varlena = false;
-            pg_sys::getTypeOutputInfo(base, &mut output, &mut varlena);
-            (base, output)
+            let mut is_varlena = false;
+            pg_sys::getTypeOutputInfo(base, &mut output, &mut is_varlena);
+            (base, output, is_varlena)
         };
         let kind = match base {
             pg_sys::INT2OID => Kind::Int2,
@@ -56,7 +57,7 @@ impl Column {
                 ),
             },
         };
-        Self { kind }
+        Self { kind, is_varlena }
     }
 
     /// True for integers, whose equal values have equal texts whatever their size.
@@ -80,16 +81,33 @@ impl Column {
     /// `datum` is a non-null value of the type that this was made for.
     pub unsafe fn text(self, datum: pg_sys::Datum, out: &mut String) {
         // SAFETY: the caller's.
+        unsafe { self.text_within(usize::MAX, datum, out) };
+    }
+
+    /// The same; false, and nothing is appended, where the value or its text has more than `limit` bytes. Memory
+    /// that Rust does not get is no error that can be caught: the whole server would restart.
+    ///
+    /// # Safety
+    /// As `text`.
+    pub unsafe fn text_within(self, limit: usize, datum: pg_sys::Datum, out: &mut String) -> bool {
+        // SAFETY: the caller's; what is no varlena is not looked at as one.
         unsafe {
+            if self.is_varlena && spi::raw_bytes(datum) > limit {
+                return false;
+            }
             match self.kind {
                 Kind::Int2 | Kind::Int4 | Kind::Int8 => {
                     let _ = write!(out, "{}", self.integer(datum).unwrap_or_default());
+                    true
                 }
-                Kind::Text => spi::with_bytes(datum, |text| out.push_str(&to_utf8(text))),
-                Kind::Other { output, fixed: true } => append_output(output, datum, out),
+                Kind::Text => {
+                    spi::with_bytes(datum, |text| out.push_str(&to_utf8(text)));
+                    true
+                }
+                Kind::Other { output, fixed: true } => append_output(output, limit, datum, out),
                 Kind::Other { output, fixed: false } => transaction::with_nested_settings(|| {
                     pin_output_settings(Scope::Nested);
-                    append_output(output, datum, out);
+                    append_output(output, limit, datum, out)
                 }),
             }
         }
@@ -132,12 +150,17 @@ pub fn pin_output_settings(scope: Scope) {
     }
 }
 
-unsafe fn append_output(output: pg_sys::Oid, datum: pg_sys::Datum, out: &mut String) {
+unsafe fn append_output(output: pg_sys::Oid, limit: usize, datum: pg_sys::Datum, out: &mut String) -> bool {
     // SAFETY: the caller pairs output function and datum; the result is a palloc'd C string.
     unsafe {
         let text = pg_sys::OidOutputFunctionCall(output, datum);
-        out.push_str(&to_utf8(std::ffi::CStr::from_ptr(text).to_bytes()));
+        let bytes = std::ffi::CStr::from_ptr(text).to_bytes();
+        let fits = bytes.len() <= limit;
+        if fits {
+            out.push_str(&to_utf8(bytes));
+        }
         pg_sys::pfree(text.cast());
+        fits
     }
 }
 

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use pgrx::pg_sys;
 
 use super::pending::{Changes, Pending};
+use crate::attachment::link;
 use crate::postgres::process::my_database;
 use crate::postgres::transaction;
 use crate::queue::insert;
@@ -16,6 +17,12 @@ use crate::shared;
 
 /// Bytes of keys that one savepoint level holds before it spills to the queue.
 const SPILL_BYTES: usize = 1 << 20;
+/// Most bytes of what is noted of a row's values: those by which others find documents, and routings, are of any column.
+const MAX_VALUE_BYTES: usize = 64 << 10;
+/// The same of a key. None that an index keeps unique has as many, however well it can be compressed.
+const MAX_KEY_BYTES: usize = 1 << 20;
+/// Bytes of a buffer that is kept for the next key.
+const BUFFER_BYTES: usize = 64 << 10;
 /// Bytes held by all levels from which on each savepoint that is released writes its own keys.
 const RELEASE_SPILL_BYTES: usize = 16 << 20;
 
@@ -60,8 +67,16 @@ pub fn note_integer(source: u32, key: i64) {
     }
 }
 
+/// Most bytes of a text that is noted for a source; where one has more, the whole table is compared instead.
+pub fn longest(source: u32) -> usize {
+    if link::is_link(source) { MAX_VALUE_BYTES } else { MAX_KEY_BYTES }
+}
+
 /// Notes a key, in the text that `attachment::key` makes.
 pub fn note_key(source: u32, key: &str) {
+    if key.len() > longest(source) {
+        return note_unnoted(source);
+    }
     let level = subtransaction();
     let full = STATE.with_borrow_mut(|state| {
         let bytes = state.pending.note_text(level, source, key);
@@ -98,12 +113,17 @@ fn mark(source: u32, set: impl FnOnce(&mut Changes)) {
     }
 }
 
-/// Lends two buffers for making a key's text.
+/// Lends two buffers for making a key's text. One that a long text has made large is not kept: sessions last.
 pub fn with_buffer(make: impl FnOnce(&mut String, &mut String)) {
     let (mut key, mut part) =
         STATE.with_borrow_mut(|state| (std::mem::take(&mut state.key), std::mem::take(&mut state.part)));
     key.clear();
     make(&mut key, &mut part);
+    for buffer in [&mut key, &mut part] {
+        if buffer.capacity() > BUFFER_BYTES {
+            *buffer = String::new();
+        }
+    }
     STATE.with_borrow_mut(|state| (state.key, state.part) = (key, part));
 }
 

@@ -131,53 +131,52 @@ unsafe fn note_update(source: &Source, old: &Row, new: &Row) {
 }
 
 unsafe fn note_row(source: &Source, row: &Row) {
-    // SAFETY: what is null is not read, and each column is read by the one made for its type.
+    // SAFETY: what is read is not null, and each value is read by the column made for its type.
     unsafe {
         if source.key.is_empty() {
             transaction::note_unnoted(source.oid);
             return;
         }
-        if let Part::Related { nulls } = source.part {
-            let has_null = source.key.iter().any(|(place, _)| row.is_null(*place));
-            if has_null && !nulls {
-                // It equals nothing.
-                return;
-            }
-            if source.oid < link::END && (has_null || !is_integer(source)) {
-                return note_values(source, row);
-            }
+        let is_link = link::is_link(source.oid);
+        let has_null = row.has_null(&source.key);
+        if has_null && !(is_link && source.part == Part::Related { nulls: true }) {
+            // It equals nothing, and no document has it for its key.
+            return;
         }
-        if let [(place, column)] = source.key[..] {
-            if row.is_null(place) {
-                return;
-            }
-            if let Some(integer) = column.integer(row.value(place)) {
-                transaction::note_integer(source.oid, integer);
-                return;
-            }
+        if is_link && (has_null || !is_integer(source)) {
+            return note_values(source, row);
         }
-        transaction::with_buffer(|key, part| {
-            key_text(&source.key, row, key, part);
-            transaction::note_key(source.oid, key);
-        });
+        if let [(place, column)] = source.key[..]
+            && let Some(integer) = column.integer(row.value(place))
+        {
+            transaction::note_integer(source.oid, integer);
+            return;
+        }
+        note_text(source.oid, |limit, key, part| key_text(&source.key, row, limit, key, part));
     }
 }
 
-/// Appends the text of a key to `key`; `part` is a buffer. A column that is null has none: a key loses its NOT NULL before
-/// anybody can take note of it.
-unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, part: &mut String) {
+/// Notes the text that `make` puts into the first of two buffers, unless it says that a part of it is beyond the limit.
+fn note_text(source: u32, make: impl FnOnce(usize, &mut String, &mut String) -> bool) {
+    transaction::with_buffer(|text, part| match make(transaction::longest(source), text, part) {
+        true => transaction::note_key(source, text),
+        false => transaction::note_unnoted(source),
+    });
+}
+
+/// Appends the text of a key to `key`; `part` is a buffer. False where a part of it has more than `limit` bytes.
+unsafe fn key_text(columns: &[(usize, Column)], row: &Row, limit: usize, key: &mut String, part: &mut String) -> bool {
     // SAFETY: as in `note_row`.
     unsafe {
-        for (index, (place, column)) in columns.iter().enumerate() {
-            let text = if columns.len() == 1 { &mut *key } else { &mut *part };
-            text.clear();
-            if !row.is_null(*place) {
-                column.text(row.value(*place), text);
+        columns.iter().enumerate().all(|(index, (place, column))| {
+            if columns.len() == 1 {
+                return column.text_within(limit, row.value(*place), key);
             }
-            if columns.len() > 1 {
-                push_part(key, index == 0, part);
-            }
-        }
+            part.clear();
+            let fits = column.text_within(limit, row.value(*place), part);
+            push_part(key, index == 0, part);
+            fits
+        })
     }
 }
 
@@ -189,21 +188,17 @@ unsafe fn note_former(moves: &Moves, row: &Row) {
     };
     // SAFETY: as in `note_row`; the plan's attributes hold key and routing.
     unsafe {
-        if let [(place, _)] = moves.key[..]
-            && row.is_null(place)
-        {
-            // It identifies no document.
+        if row.has_null(&moves.key) {
+            // It has no document.
             return;
         }
-        transaction::with_buffer(|key, part| {
-            key_text(&moves.key, row, key, part);
+        note_text(moves.oid, |limit, noted, part| {
+            let mut key = String::new();
+            let mut fits = key_text(&moves.key, row, limit, &mut key, part);
             part.clear();
-            if !row.is_null(place) {
-                column.text(row.value(place), part);
-            }
-            let mut noted = String::with_capacity(key.len() + part.len() + 2);
-            routing::push(&mut noted, key, (!part.is_empty()).then_some(part.as_str()));
-            transaction::note_key(moves.oid, &noted);
+            fits &= row.is_null(place) || column.text_within(limit, row.value(place), part);
+            routing::push(noted, &key, (!part.is_empty()).then_some(part.as_str()));
+            fits
         });
     }
 }
@@ -216,16 +211,14 @@ fn is_integer(source: &Source) -> bool {
 unsafe fn note_values(source: &Source, row: &Row) {
     // SAFETY: as in `note_row`.
     unsafe {
-        transaction::with_buffer(|values, part| {
-            for (index, (place, column)) in source.key.iter().enumerate() {
+        note_text(source.oid, |limit, values, part| {
+            source.key.iter().enumerate().all(|(index, (place, column))| {
                 part.clear();
-                let value = (!row.is_null(*place)).then(|| {
-                    column.text(row.value(*place), part);
-                    part.as_str()
-                });
-                link::push_value(values, index == 0, value);
-            }
-            transaction::note_key(source.oid, values);
+                let is_null = row.is_null(*place);
+                let fits = is_null || column.text_within(limit, row.value(*place), part);
+                link::push_value(values, index == 0, (!is_null).then_some(part.as_str()));
+                fits
+            })
         });
     }
 }
@@ -260,6 +253,12 @@ impl Row {
     unsafe fn is_null(&self, place: usize) -> bool {
         // SAFETY: as above.
         unsafe { *(*self.slot).tts_isnull.add(place) }
+    }
+
+    /// True if one of these columns is null.
+    unsafe fn has_null(&self, columns: &[(usize, Column)]) -> bool {
+        // SAFETY: as above.
+        columns.iter().any(|(place, _)| unsafe { self.is_null(*place) })
     }
 
     /// True if the column has the same image in both rows. A value that was stored anew out of line counts as changed.

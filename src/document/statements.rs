@@ -70,8 +70,9 @@ impl Statements {
         let select = format!("select {order}, {place}{} from", document.sql);
         let after = key.texts();
         let behind = operator::behind(&key.columns, &after, &key.kinds);
+        let has_key = key.is_there();
         let page = |behind: &str, limit: usize| {
-            let rows = format!("{rows} t {behind} order by {order} limit ${limit}");
+            let rows = format!("{rows} t where {has_key}{behind} order by {order} limit ${limit}");
             // The rows of a page first: no document is made for others.
             match origin.view {
                 None => format!("{select} {rows}"),
@@ -84,9 +85,9 @@ impl Statements {
             by_range: format!("{select} {}", key.range(&rows)),
             is_plain: origin.view.is_none() && origin.filter.is_none(),
             first_page: page("", 1),
-            next_page: page(&format!("where {behind}"), key.columns.len() + 1),
-            first_key: format!("select {order} from {table} t order by {order} limit 1"),
-            next_key: format!("select {order} from {table} t where {behind} order by {order} limit 1"),
+            next_page: page(&format!(" and {behind}"), key.columns.len() + 1),
+            first_key: format!("select {order} from {table} t where {has_key} order by {order} limit 1"),
+            next_key: format!("select {order} from {table} t where {has_key} and {behind} order by {order} limit 1"),
             key_check: format!("select {}", after.join(", ")),
         }
     }
@@ -179,6 +180,13 @@ impl Key {
             kinds: key.iter().map(|column| column.type_oid).collect(),
             alone: key.iter().map(|column| is_compound(column)).collect(),
         }
+    }
+
+    /// That none of its columns is null, as may be after a DROP NOT NULL: such a row has no document. IS NOT NULL would
+    /// look into a composite value.
+    fn is_there(&self) -> String {
+        let there: Vec<String> = self.columns.iter().map(|column| format!("{column} is distinct from null")).collect();
+        there.join(" and ")
     }
 
     /// Parameters of text, one for each column, as values of its type.

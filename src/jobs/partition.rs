@@ -9,12 +9,11 @@ use std::time::Instant;
 
 use es::{Failure, Output};
 use pgrx::{PgSqlErrorCode, pg_sys};
-use rustc_hash::FxHashSet;
 
 use super::step::{Context, Step, UnderWay};
 use super::{ask, record};
 use crate::attachment::{key, link, state};
-use crate::capture::Changes;
+use crate::capture::{self, Changes};
 use crate::postgres::error::{Report, SqlError};
 use crate::postgres::relation;
 use crate::postgres::rights;
@@ -269,13 +268,16 @@ impl Load {
             loop {
                 let rows = rights::as_owner(owner, || cursor.fetch(ROWS_AT_ONCE).typed(&types));
                 let fetched = rows.len() as i64;
-                let texts: FxHashSet<Box<str>> = (0..rows.len())
-                    .filter_map(|row| note.text(&values(&rows, row, &makers)))
-                    .map(String::into_boxed_str)
-                    .collect();
+                let mut changes = Changes::default();
+                for row in 0..rows.len() {
+                    match values(&rows, row, &makers, capture::longest(note.source)) {
+                        Some(values) => changes.texts.extend(note.text(&values).map(String::into_boxed_str)),
+                        None => changes.unnoted = true,
+                    }
+                }
                 rows.free();
-                if !texts.is_empty() {
-                    insert::write(Queue::Changes, vec![(note.source, Changes { texts, ..Changes::default() })], &[]);
+                if changes != Changes::default() {
+                    insert::write(Queue::Changes, vec![(note.source, changes)], &[]);
                 }
                 count += fetched;
                 if fetched < ROWS_AT_ONCE {
@@ -297,14 +299,13 @@ fn blocks(table: pg_sys::Oid) -> i64 {
     rows.get(0, 1).unwrap_or(0)
 }
 
-fn values(rows: &spi::Rows, row: usize, makers: &[key::Column]) -> Vec<Option<String>> {
+/// The values of a row; None where one has more than `limit` bytes.
+fn values(rows: &spi::Rows, row: usize, makers: &[key::Column], limit: usize) -> Option<Vec<Option<String>>> {
     let value = |(place, maker): (usize, &key::Column)| {
-        rows.datum(row, place + 1).map(|datum| {
-            let mut text = String::new();
-            // SAFETY: the statement returns the columns that the makers were made for, in this order.
-            unsafe { maker.text(datum, &mut text) };
-            text
-        })
+        let Some(datum) = rows.datum(row, place + 1) else { return Some(None) };
+        let mut text = String::new();
+        // SAFETY: the statement returns the columns that the makers were made for, in this order.
+        unsafe { maker.text_within(limit, datum, &mut text) }.then_some(Some(text))
     };
     makers.iter().enumerate().map(value).collect()
 }

@@ -353,6 +353,21 @@ pub unsafe fn with_bytes<R>(datum: pg_sys::Datum, use_bytes: impl FnOnce(&[u8]) 
     }
 }
 
+/// Bytes that a value has when it is neither compressed nor out of line, its header included, found without fetching it.
+///
+/// # Safety
+/// `datum` is a non-null varlena.
+pub unsafe fn raw_bytes(datum: pg_sys::Datum) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let original = datum.cast_mut_ptr::<pg_sys::varlena>();
+        if !varlena::varatt_is_4b_c(original) && !varlena::varatt_is_1b_e(original) {
+            return varlena::varsize_any(original);
+        }
+        pg_sys::toast_raw_datum_size(datum)
+    }
+}
+
 /// Integers as a parameter of type int8[].
 pub fn integers(values: &[i64]) -> Value {
     let mut datums: Vec<pg_sys::Datum> = values.iter().map(|value| pg_sys::Datum::from(*value)).collect();

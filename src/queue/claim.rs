@@ -61,6 +61,9 @@ pub struct Claims {
 /// A walk that takes longer is not begun again at once.
 const LONG_WALK: Duration = Duration::from_millis(10);
 
+/// A claim ends with the row that brings it beyond so many bytes of keys: those of a link are values of any column.
+const MAX_BYTES: usize = 64 << 20;
+
 /// Whoever wrote a row longer ago than this has ended, unless it was prepared.
 const ENDING: Duration = Duration::from_secs(60);
 
@@ -69,8 +72,9 @@ impl Claims {
         Self { queue, after: 0, walked: Duration::ZERO, end: 0, next_walk: None, owed: false }
     }
 
-    /// Claims rows until `max_keys` keys are found; rows that are `known`, and those of the sources in `held`, are passed
-    /// over, and of those in `held_spooled` what the worker itself has written. True with the rows if there may be more.
+    /// Claims rows until `max_keys` keys are found, or what takes much memory; rows that are `known`, and those of the
+    /// sources in `held`, are passed over, and of those in `held_spooled` what the worker itself has written. True with the
+    /// rows if there may be more.
     pub fn claim(
         &mut self,
         max_keys: usize,
@@ -92,7 +96,7 @@ impl Claims {
             }
         }
         let mut rows = Vec::new();
-        let mut keys_found = 0;
+        let (mut keys_found, mut bytes_found) = (0, 0);
         let mut last_writer = 0;
         let recent = now_micros() - ENDING.as_micros() as i64;
         let from_start = self.after == 0;
@@ -112,8 +116,9 @@ impl Claims {
             last_writer = found.writer;
             let asked = Asked::of(found);
             keys_found += if let Asked::Keys(keys) = &asked { keys.len() } else { 1 };
+            bytes_found += asked.bytes();
             rows.push(Row { place, source: found.source, asked, enqueued_at: found.enqueued_at });
-            keys_found < max_keys
+            keys_found < max_keys && bytes_found < MAX_BYTES
         });
         table.close();
         if !ended {
@@ -165,6 +170,14 @@ impl Asked {
                 None => Asked::Whole(Whole::Repair),
             },
             None => Asked::Whole(Whole::of(row.count)),
+        }
+    }
+
+    /// Bytes of its keys.
+    fn bytes(&self) -> usize {
+        match self {
+            Asked::Keys(keys) => keys.iter().map(|key| key.len()).sum(),
+            Asked::Whole(_) => 0,
         }
     }
 }

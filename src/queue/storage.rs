@@ -4,9 +4,14 @@ use super::table::Queue;
 use crate::postgres::spi;
 use crate::postgres::transaction;
 
-/// Bytes of a queue on disk.
+/// Bytes of a queue's rows on disk, those out of line included: a single long text is. 0 after a truncation, which
+/// `pg_table_size` never is, for the index of what is out of line has a page then, too.
 pub fn size(queue: Queue) -> u64 {
-    let rows = spi::run(&format!("select pg_catalog.pg_relation_size('{}')", name(queue)), &[]);
+    let rows = spi::run(
+        "select pg_catalog.pg_relation_size(c.oid) + coalesce(pg_catalog.pg_relation_size(c.reltoastrelid), 0)
+         from pg_catalog.pg_class c where c.oid = $1::pg_catalog.regclass",
+        &[spi::parameter(name(queue))],
+    );
     rows.get::<i64>(0, 1).unwrap_or_default().max(0) as u64
 }
 

@@ -8,10 +8,10 @@ use rustc_hash::FxHashMap;
 
 use super::database::{REST, Worker};
 use super::delivery::Delivery;
-use super::process::{RELATIONS_CHANGED, definitions_changed};
+use super::process::{ATTACHMENTS_CHANGED, RELATIONS_CHANGED, definitions_changed};
 use super::succession;
 use crate::attachment::catalog::{self, Attachment};
-use crate::attachment::{definition, link, partitions, switched};
+use crate::attachment::{captures, definition, link, partitions, switched};
 use crate::document::read::Reader;
 use crate::document::shape::Shape;
 use crate::jobs::build::{self, Build};
@@ -26,7 +26,7 @@ use crate::postgres::transaction;
 use crate::queue::{claim, dead_letter, marker};
 use crate::shared::QueueState;
 
-/// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces nothing).
+/// How often attachments and jobs are read although nothing was announced (COMMIT PREPARED announces no jobs).
 const CATALOG_EVERY: Duration = Duration::from_secs(5);
 /// How often definitions are looked at in a row while what they are goes on changing.
 const MAX_LOOKS: usize = 3;
@@ -45,6 +45,10 @@ impl Worker {
             self.triggers_in_doubt = true;
             self.partitions_in_doubt = true;
             self.catalog_due = self.catalog_due.min(Instant::now() + REST);
+        }
+        if ATTACHMENTS_CHANGED.replace(false) {
+            // What was claimed after a COMMIT PREPARED is for its index, too, though nothing else announces that.
+            self.catalog_due = Instant::now();
         }
         let in_doubt = self.definitions.are_due(&self.attachments, Instant::now()) && !self.being_restored;
         let waited_for = self.shared.waiting(my_database()).next().is_some();
@@ -86,6 +90,7 @@ impl Worker {
             _ => {}
         }
         let (attachments, links, jobs, parked) = transaction::run(|| {
+            captures::listen();
             self.note = succession::note();
             let closed =
                 self.is_closed() || self.database.queue_state() != QueueState::Open || self.note.queue_closed.is_some();

@@ -33,8 +33,11 @@ const LARGE: usize = 1_000;
 const PAGE: usize = 20_000;
 /// Values that are looked for together.
 const MAX_VALUES: usize = 1_000;
-/// Values and keys in memory beyond which no more rows of links are claimed.
+/// Values and keys in memory beyond which no more rows of links are claimed. One that is long counts as several, so that
+/// together they take 64 MB.
 const MAX_CLAIMED: usize = 20_000;
+/// Bytes for which one counts.
+const USUAL_BYTES: usize = (64 << 20) / MAX_CLAIMED;
 /// Failures of a way's query, not of the data, after which it is given up.
 const PATIENCE: u32 = 2;
 /// A turn finds no more keys after this time: others want to be served.
@@ -50,6 +53,8 @@ pub struct Fan {
     after: Option<String>,
     values: VecDeque<String>,
     found: VecDeque<String>,
+    /// Bytes of what was claimed for it.
+    bytes: usize,
     /// Values to look for together: halved where they lead to too many keys.
     at_once: usize,
     /// A value of it leads to so many keys that they go to the queue. Nothing else of it may be on its way then.
@@ -107,10 +112,12 @@ impl Fans {
         self.roots.iter().filter(move |(_, its)| **its == root).map(|(source, _)| *source)
     }
 
-    /// Values and keys in memory, of large changes or of others.
+    /// How much there is in memory of large changes, or of others: values and keys, or what their bytes count for.
     fn claimed(&self, large: bool) -> usize {
         let counted = self.fans.iter().filter(|fan| fan.is_large() == large && !self.resting.contains_key(&fan.link));
-        counted.map(|fan| fan.values.len() + fan.found.len()).sum()
+        let (count, bytes) =
+            counted.fold((0, 0), |(count, bytes), fan| (count + fan.values.len() + fan.found.len(), bytes + fan.bytes));
+        count.max(bytes / USUAL_BYTES)
     }
 }
 
@@ -152,6 +159,7 @@ impl Delivery {
             after: None,
             values: VecDeque::new(),
             found: VecDeque::new(),
+            bytes: texts.iter().map(|text| text.len()).sum(),
             at_once: MAX_VALUES,
             spools: false,
             fed: 0,
@@ -171,6 +179,7 @@ impl Delivery {
                 {
                     // Small transactions that change neighbours lead to the same documents.
                     last.values.extend(values);
+                    last.bytes += fan.bytes;
                     return Some(last.change.ticket);
                 }
                 fan.spools = after.is_some();

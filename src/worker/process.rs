@@ -9,7 +9,7 @@ use super::database::Worker;
 use super::launcher;
 use super::ownership;
 use super::version;
-use crate::attachment::definition;
+use crate::attachment::{captures, definition};
 use crate::postgres::process::is_alive;
 use crate::postgres::spi;
 use crate::postgres::transaction::{self, Scope};
@@ -19,6 +19,8 @@ thread_local! {
     /// For the exit callback only: a FATAL does not unwind, so nothing is dropped.
     pub(super) static CLIENT: RefCell<Option<es::Client>> = const { RefCell::new(None) };
     pub(super) static RELATIONS_CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// Somebody has attached or detached: whoever does says so with his commit, also when that was prepared.
+    pub(super) static ATTACHMENTS_CHANGED: Cell<bool> = const { Cell::new(false) };
     /// What documents depend on.
     pub(super) static TRACKED: RefCell<FxHashSet<Thing>> = RefCell::default();
     static CHANGED: RefCell<Changed> = RefCell::default();
@@ -147,6 +149,9 @@ unsafe extern "C-unwind" fn on_exit(_code: i32, argument: pg_sys::Datum) {
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     RELATIONS_CHANGED.set(true);
+    if relation == pg_sys::InvalidOid || captures::is_attachment_table(relation) {
+        ATTACHMENTS_CHANGED.set(true);
+    }
     note_change((relation != pg_sys::InvalidOid).then_some(Thing::Relation(relation.to_u32())));
 }
 

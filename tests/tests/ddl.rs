@@ -1072,6 +1072,37 @@ fn a_lost_primary_key_is_told_in_status_until_there_is_one_again() {
     shop.says("stale: nothing keeps (id) of table public.root unique");
 }
 
+/// After DROP NOT NULL a key may be null, which no change of its row could name.
+#[test]
+fn a_row_whose_key_is_null_has_no_document_until_it_has_a_key() {
+    let routed = r#", options => '{"routing": "title"}'"#;
+    for (key, id, arguments) in [("id", "id", ""), ("id", "id", routed), ("id, part", "id || '|' || part", "")] {
+        let mut shop = Shop::new(&format!(
+            "create table root (id text, part text, title text, primary key ({key}));
+             insert into root select i, i, 'title ' || i from generate_series(1, 50) i;"
+        ));
+        shop.rows = format!("select {id}, row_to_json(t) from root t where {id} is not null");
+        let mut shop = shop.attach(arguments);
+        shop.run(
+            "alter table root drop constraint root_pkey;
+             alter table root alter id drop not null, alter part drop not null;
+             insert into root values (null, '51', 'without'), ('52', null, 'partly');
+             select es_sync.reindex('root')",
+        );
+        let rebuilt = format!("{}-2", shop.index);
+        wait::until("another index is live", wait::LONG, || shop.engine.indexes_of(&shop.index) == [&*rebuilt]);
+        wait::until("rows without a key are not in it", wait::SHORT, || {
+            expect::compare(&mut shop.client, &shop.rows, &shop.engine, &shop.index)
+        });
+        shop.run("update root set title = 'changed' where id is null or part is null; delete from root where id = '7'");
+        shop.run(&format!(
+            "update root set id = '51' where id is null; update root set part = '52' where part is null;
+             alter table root add primary key ({key})"
+        ));
+        shop.is_fine();
+    }
+}
+
 #[test]
 fn a_lost_key_column_is_told_in_status_and_no_writer_fails() {
     let mut shop = Shop::new(ROOT).attach("");

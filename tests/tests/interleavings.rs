@@ -503,6 +503,30 @@ fn a_reindex_reads_all_rows_although_the_first_load_under_way_was_to_read_none()
     is_whole(&mut client, &index, 1);
 }
 
+/// COMMIT PREPARED announces nothing, and rows of a table that has an index already make nobody ask for another one.
+#[test]
+fn what_changes_after_a_prepared_attach_of_another_index_is_in_it() {
+    let engine = Engine::elasticsearch();
+    let server = server(engine.url());
+    let mut client = server.create_database("app");
+    let name = table(&mut client, 10);
+    for id in 1..=3 {
+        let index = unique("prepared");
+        client.batch_execute("begin").expect("begin");
+        attach_unloaded(&mut client, &name, &index);
+        for statement in [
+            "prepare transaction 'attach'",
+            "commit prepared 'attach'",
+            &format!("update {name} set title = 'changed' where id = {id}"),
+        ] {
+            client.batch_execute(statement).unwrap_or_else(|error| panic!("{error:?} in: {statement}"));
+        }
+        expect::settled(&mut client);
+        let changed = format!("select id, row_to_json(t) from {name} t where id = {id}");
+        expect::documents_equal(&mut client, &changed, &engine, &index);
+    }
+}
+
 #[test]
 fn what_was_searchable_before_a_swap_is_so_after_it() {
     let engine = Engine::elasticsearch();

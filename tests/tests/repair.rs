@@ -473,6 +473,40 @@ fn prepared_transactions_fill_the_queue_as_others_do() {
     assert_eq!(size(&mut client), 0, "it was emptied");
 }
 
+/// A single long text is stored out of line: the queue's own pages hold next to nothing then.
+#[test]
+fn long_values_fill_the_queue_as_many_short_ones_do() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = Server::builder().conf("es_sync.url", proxy.url()).with_small_queue().start();
+    let mut client = server.create_database("app");
+    let index = unique("long");
+    client
+        .batch_execute(&format!(
+            "create table host (id int primary key, code text, name text);
+             create table root (id int primary key, code text);
+             create view document as
+                 select r.id, h.name as host from root r left join host h on h.code = r.code;
+             insert into host
+             select i, i || (select string_agg(md5(i || ' ' || j), '') from generate_series(1, 1000) j), 'before'
+             from generate_series(1, 100) i;
+             insert into root select id, code from host;
+             select es_sync.attach('root', index => '{index}', document => 'document')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    proxy.set(Fault::Refuse);
+    client.batch_execute("update host set name = 'after'").expect("a writer sees no error");
+    let in_line: i64 = client.query_one("select pg_relation_size('es_sync.queue')", &[]).expect("size").get(0);
+    assert!(in_line < 1 << 18, "{in_line}");
+    wait::until("the queue takes nothing more", wait::SHORT, || is_stale(&mut client));
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    expect::documents_equal(&mut client, "select id, row_to_json(d) from document d", &engine, &index);
+    let size: i64 = client.query_one("select pg_table_size('es_sync.queue')", &[]).expect("size").get(0);
+    assert!(size < 1 << 18, "it was emptied: {size}");
+}
+
 #[test]
 fn a_request_that_arrives_after_the_delete_that_overtook_it_brings_nothing_back() {
     let engine = Engine::elasticsearch();

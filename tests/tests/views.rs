@@ -635,6 +635,34 @@ fn changes_of_a_related_table_that_were_not_captured_are_repaired() {
     });
 }
 
+/// The queue carries no value of more than 64 kB: the documents are compared instead, whether it lies compressed or not.
+#[test]
+fn a_related_row_that_a_very_long_value_leads_from_has_all_documents_compared() {
+    let mut shop = Shop::new(
+        "create table host (id int primary key, code text, name text);
+         create table root (id int primary key, code text);
+         create view document as select r.id, h.name as host from root r left join host h on h.code = r.code;
+         insert into host values
+             (1, 'short', 'one'), (2, repeat('long', 30000), 'two'),
+             (3, (select string_agg(md5(i::text), '') from generate_series(1, 3000) i), 'three'),
+             (4, 'unused', 'four');
+         insert into root select id, code from host where id < 4;",
+    );
+    shop.attach();
+    let compared = "select count(*) from es_sync.job where kind = 'verify'";
+    shop.each(&["update host set name = 'uno' where id = 1"]);
+    assert_eq!(shop.count(compared), 0, "the value of this one was noted");
+    shop.each(&[
+        "update host set name = 'due' where id = 2",
+        "update host set name = 'tre' where id = 3",
+        "update host set code = 'short' where id = 4; update host set code = 'unused' where id = 1",
+        "update host set code = 'left' where id = 2",
+        "update root set code = (select code from root where id = 3) where id = 1",
+        "delete from host where id = 3",
+    ]);
+    assert!(shop.count(compared) > 0);
+}
+
 #[test]
 fn partitions_of_a_related_table_are_followed() {
     let mut shop = Shop::new(
