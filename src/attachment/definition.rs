@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use super::captures;
 use super::catalog::{self, Attachment};
-use super::check;
 use super::follow;
 use super::key;
 use super::state;
@@ -463,20 +462,16 @@ fn with_new_names(attachment: &Attachment, renamed: &[Renamed]) -> Option<Attach
     (!is_same).then(|| Attachment { key_columns, exclude, options, ..attachment.clone() })
 }
 
-/// True if a name that one of its columns had is another one's now: capture takes that one for it until `rename`.
-fn have_passed(attachment: &Attachment, renamed: &[Renamed]) -> bool {
+/// True if capture may have taken one of its columns for another, or for none of a document: a name that one had is
+/// another one's now, or says no more which mapping is meant.
+fn is_misled(before: &Attachment, now: &Attachment, renamed: &[Renamed]) -> bool {
     let own = renamed.iter().filter(|column| column.id.starts_with("own "));
-    follow::has_any_column(attachment.relation, own.map(|column| column.old.clone()).collect())
-}
-
-/// True if changes may be missed until `rename`, because names mean other columns now. SPI must be connected.
-pub fn is_misled(attachment: &Attachment) -> bool {
-    let renamed = renamed(attachment);
-    with_new_names(attachment, &renamed).is_some() && have_passed(attachment, &renamed)
+    let has_passed = || follow::has_any_column(before.relation, own.map(|column| column.old.clone()).collect());
+    before.options.mappings != now.options.mappings || has_passed()
 }
 
 /// Lets key columns, excluded columns and those that options name keep up with their names; true if any had another one.
-/// Then the table is locked, and what reads it under way begins again.
+/// Where that has misled capture, the index is stale until all who were misled have ended.
 pub fn rename(attachment: &Attachment) -> bool {
     let renamed = renamed(attachment);
     let Some(mut facts) = seen(attachment.id).filter(|_| !renamed.is_empty()) else { return false };
@@ -485,13 +480,12 @@ pub fn rename(attachment: &Attachment) -> bool {
             fact.name.clone_from(&column.new);
         }
     }
-    let Some(named) = with_new_names(attachment, &renamed) else {
-        remember(attachment.id, &facts);
-        return false;
-    };
-    // Who skipped an UPDATE because he took one column for another has ended then.
-    triggers::lock(&check::table_of(attachment), "share row exclusive");
     remember(attachment.id, &facts);
+    let Some(named) = with_new_names(attachment, &renamed) else { return false };
+    if is_misled(attachment, &named, &renamed) {
+        record::restart(Some(attachment.id));
+        state::mark_not_taken_in(attachment.id, follow::MISLED);
+    }
     spi::run(
         "update es_sync.attachment a set key_columns = $2, exclude = $3, options = a.options || $4 where a.id = $1",
         &[
@@ -501,14 +495,7 @@ pub fn rename(attachment: &Attachment) -> bool {
             spi::parameter(JsonB(serde_json::to_value(&named.options).unwrap_or_default())),
         ],
     );
-    record::restart(Some(attachment.id));
-    if have_passed(attachment, &renamed) {
-        state::mark_not_taken_in(attachment.id, follow::MISLED);
-    }
     captures::invalidate();
-    // The worker looks what came of it.
-    // SAFETY: the table exists, for it is locked; the message is sent at commit.
-    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(attachment.relation) };
     capture::announce_catalog_change();
     true
 }

@@ -23,7 +23,7 @@ pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool
         &format!(
             "update es_sync.attachment a
          set live_index = $2, live_uuid = $3,
-             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} then a.stale
+             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} or {IS_NOT_TAKEN_IN} then a.stale
                           when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
          where a.id = $1"
         ),
@@ -44,7 +44,7 @@ pub fn clear_stale(attachment: i32) {
     spi::run(
         &format!(
             "update es_sync.attachment a set stale = case when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
-             where a.id = $1 and not ({QUEUE_MISSES_CHANGES})"
+             where a.id = $1 and not ({QUEUE_MISSES_CHANGES}) and {IS_NOT_TAKEN_IN} is not true"
         ),
         &[spi::parameter(attachment)],
     );
@@ -80,16 +80,19 @@ pub fn mark_stale(attachment: i32, why: &str) {
 /// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet.
 const NOT_TAKEN_IN: &str = "not taken in yet: ";
 
+/// While it does, no job that ends has mended what is missed until then.
+const IS_NOT_TAKEN_IN: &str = "pg_catalog.starts_with(a.stale, 'not taken in yet: ')";
+
 /// An index is known to differ from its table, or may, until its definitions can be taken in.
 pub fn mark_not_taken_in(attachment: i32, why: &str) {
     mark_stale(attachment, &format!("{NOT_TAKEN_IN}{why}"));
 }
 
-/// True if that is all that is known to be wrong with an index.
-pub fn is_not_taken_in(attachment: i32) -> bool {
+/// True if that is all that is known to be wrong with an index, and for a reason that begins so.
+pub fn is_not_taken_in(attachment: i32, why: &str) -> bool {
     let rows = spi::run(
         "select from es_sync.attachment a where a.id = $1 and pg_catalog.starts_with(a.stale, $2)",
-        &[spi::parameter(attachment), spi::parameter(NOT_TAKEN_IN)],
+        &[spi::parameter(attachment), spi::parameter(format!("{NOT_TAKEN_IN}{why}"))],
     );
     !rows.is_empty()
 }

@@ -13,4 +13,4 @@ mod transaction;
 mod trigger;
 
 pub use pending::Changes;
-pub use transaction::{announce_catalog_change, announce_extension_change, longest, note_integer, note_key, register};
+pub use transaction::{LONGEST, announce_catalog_change, announce_extension_change, note_integer, note_key, register};

@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use pgrx::pg_sys;
 
 use super::pending::{Changes, Pending};
-use crate::attachment::link;
 use crate::postgres::process::my_database;
 use crate::postgres::transaction;
 use crate::queue::insert;
@@ -17,10 +16,9 @@ use crate::shared;
 
 /// Bytes of keys that one savepoint level holds before it spills to the queue.
 const SPILL_BYTES: usize = 1 << 20;
-/// Most bytes of what is noted of a row's values: those by which others find documents, and routings, are of any column.
-const MAX_VALUE_BYTES: usize = 64 << 10;
-/// The same of a key. None that an index keeps unique has as many, however well it can be compressed.
-const MAX_KEY_BYTES: usize = 1 << 20;
+/// Most bytes of a text that is noted: values by which others find documents, and routings, are of any column. No key that
+/// an index keeps unique has as many, however well it can be compressed.
+pub const LONGEST: usize = 1 << 20;
 /// Bytes of a buffer that is kept for the next key.
 const BUFFER_BYTES: usize = 64 << 10;
 /// Bytes held by all levels from which on each savepoint that is released writes its own keys.
@@ -67,14 +65,9 @@ pub fn note_integer(source: u32, key: i64) {
     }
 }
 
-/// Most bytes of a text that is noted for a source; where one has more, the whole table is compared instead.
-pub fn longest(source: u32) -> usize {
-    if link::is_link(source) { MAX_VALUE_BYTES } else { MAX_KEY_BYTES }
-}
-
-/// Notes a key, in the text that `attachment::key` makes.
+/// Notes a key, in the text that `attachment::key` makes. Where it is too long, the whole table is compared instead.
 pub fn note_key(source: u32, key: &str) {
-    if key.len() > longest(source) {
+    if key.len() > LONGEST {
         return note_unnoted(source);
     }
     let level = subtransaction();

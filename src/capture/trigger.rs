@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::plan::{self, Attribute, Moves, Plan, Source};
-use super::transaction;
+use super::transaction::{self, LONGEST};
 use crate::attachment::captures::Part;
 use crate::attachment::key::{Column, push_part};
 use crate::attachment::{link, routing};
@@ -152,28 +152,28 @@ unsafe fn note_row(source: &Source, row: &Row) {
             transaction::note_integer(source.oid, integer);
             return;
         }
-        note_text(source.oid, |limit, key, part| key_text(&source.key, row, limit, key, part));
+        note_text(source.oid, |key, part| key_text(&source.key, row, key, part));
     }
 }
 
-/// Notes the text that `make` puts into the first of two buffers, unless it says that a part of it is beyond the limit.
-fn note_text(source: u32, make: impl FnOnce(usize, &mut String, &mut String) -> bool) {
-    transaction::with_buffer(|text, part| match make(transaction::longest(source), text, part) {
+/// Notes the text that `make` puts into the first of two buffers, unless it says that a part of it is too long.
+fn note_text(source: u32, make: impl FnOnce(&mut String, &mut String) -> bool) {
+    transaction::with_buffer(|text, part| match make(text, part) {
         true => transaction::note_key(source, text),
         false => transaction::note_unnoted(source),
     });
 }
 
-/// Appends the text of a key to `key`; `part` is a buffer. False where a part of it has more than `limit` bytes.
-unsafe fn key_text(columns: &[(usize, Column)], row: &Row, limit: usize, key: &mut String, part: &mut String) -> bool {
+/// Appends the text of a key to `key`; `part` is a buffer. False where a part of it is too long.
+unsafe fn key_text(columns: &[(usize, Column)], row: &Row, key: &mut String, part: &mut String) -> bool {
     // SAFETY: as in `note_row`.
     unsafe {
         columns.iter().enumerate().all(|(index, (place, column))| {
             if columns.len() == 1 {
-                return column.text_within(limit, row.value(*place), key);
+                return column.text_within(LONGEST, row.value(*place), key);
             }
             part.clear();
-            let fits = column.text_within(limit, row.value(*place), part);
+            let fits = column.text_within(LONGEST, row.value(*place), part);
             push_part(key, index == 0, part);
             fits
         })
@@ -192,11 +192,11 @@ unsafe fn note_former(moves: &Moves, row: &Row) {
             // It has no document.
             return;
         }
-        note_text(moves.oid, |limit, noted, part| {
+        note_text(moves.oid, |noted, part| {
             let mut key = String::new();
-            let mut fits = key_text(&moves.key, row, limit, &mut key, part);
+            let mut fits = key_text(&moves.key, row, &mut key, part);
             part.clear();
-            fits &= row.is_null(place) || column.text_within(limit, row.value(place), part);
+            fits &= row.is_null(place) || column.text_within(LONGEST, row.value(place), part);
             routing::push(noted, &key, (!part.is_empty()).then_some(part.as_str()));
             fits
         });
@@ -211,11 +211,11 @@ fn is_integer(source: &Source) -> bool {
 unsafe fn note_values(source: &Source, row: &Row) {
     // SAFETY: as in `note_row`.
     unsafe {
-        note_text(source.oid, |limit, values, part| {
+        note_text(source.oid, |values, part| {
             source.key.iter().enumerate().all(|(index, (place, column))| {
                 part.clear();
                 let is_null = row.is_null(*place);
-                let fits = is_null || column.text_within(limit, row.value(*place), part);
+                let fits = is_null || column.text_within(LONGEST, row.value(*place), part);
                 link::push_value(values, index == 0, (!is_null).then_some(part.as_str()));
                 fits
             })

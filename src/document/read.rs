@@ -156,24 +156,22 @@ impl Reader {
         }
     }
 
-    /// The key of the row that follows `after`, without its document: for a row that cannot be read.
-    pub fn next_key(&mut self, after: Option<&str>) -> Option<String> {
+    /// The keys of the rows that follow `after`, `limit` at the most, without their documents: for a row that cannot be read.
+    pub fn next_keys(&mut self, after: Option<&str>, limit: i64) -> Vec<String> {
         let shape = &self.shape;
         let parts = after.and_then(|after| key::parts(after, shape.key.len()));
         let key_types = &shape.columns[..shape.key.len()];
         rights::as_owner(shape.owner, || {
-            let rows = match parts {
-                None => spi::run(&shape.statements.first_key, &[]).typed(key_types),
-                Some(parts) => {
-                    let parts: Vec<_> = parts.into_iter().map(spi::parameter).collect();
-                    spi::run(&shape.statements.next_key, &parts).typed(key_types)
-                }
-            };
-            let mut text = String::new();
-            (!rows.is_empty()).then(|| {
-                key_of(|column| rows.datum(0, column), &shape.key, &mut text);
+            let statement = if parts.is_some() { &shape.statements.next_keys } else { &shape.statements.first_keys };
+            let parts = parts.into_iter().flatten().map(spi::parameter);
+            let parameters: Vec<_> = parts.chain([spi::parameter(limit)]).collect();
+            let rows = spi::run(statement, &parameters).typed(key_types);
+            let key = |row| {
+                let mut text = String::new();
+                key_of(|column| rows.datum(row, column), &shape.key, &mut text);
                 text
-            })
+            };
+            (0..rows.len()).map(key).collect()
         })
     }
 }

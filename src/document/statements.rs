@@ -23,9 +23,9 @@ pub struct Statements {
     pub first_page: String,
     /// Reads the page after a key: one text per key column, then the number of rows.
     pub next_page: String,
-    /// As the pages, but the key columns of one row only, whatever the filter says of it.
-    pub first_key: String,
-    pub next_key: String,
+    /// As the pages, but the key columns only, whatever the filter says of a row.
+    pub first_keys: String,
+    pub next_keys: String,
     /// Fails where a text is no value of its key column's type: one text per key column.
     pub key_check: String,
 }
@@ -71,6 +71,9 @@ impl Statements {
         let after = key.texts();
         let behind = operator::behind(&key.columns, &after, &key.kinds);
         let has_key = key.is_there();
+        let keys = |behind: &str, limit: usize| {
+            format!("select {order} from {} t where {has_key}{behind} order by {order} limit ${limit}", origin.table)
+        };
         let page = |behind: &str, limit: usize| {
             let rows = format!("{rows} t where {has_key}{behind} order by {order} limit ${limit}");
             // The rows of a page first: no document is made for others.
@@ -79,15 +82,14 @@ impl Statements {
                 Some(_) => format!("{select} (select t.* from {rows}) t order by {order}"),
             }
         };
-        let table = origin.table;
         Self {
             by_keys: format!("{select} {}", key.look_up(&rows)),
             by_range: format!("{select} {}", key.range(&rows)),
             is_plain: origin.view.is_none() && origin.filter.is_none(),
             first_page: page("", 1),
             next_page: page(&format!(" and {behind}"), key.columns.len() + 1),
-            first_key: format!("select {order} from {table} t where {has_key} order by {order} limit 1"),
-            next_key: format!("select {order} from {table} t where {has_key} and {behind} order by {order} limit 1"),
+            first_keys: keys("", 1),
+            next_keys: keys(&format!(" and {behind}"), key.columns.len() + 1),
             key_check: format!("select {}", after.join(", ")),
         }
     }

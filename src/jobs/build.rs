@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 use serde_json::json;
 
 use super::record;
-use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
+use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay, Unreadable};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::state;
 use crate::capture::{self, Changes};
@@ -60,6 +60,7 @@ struct Filling {
     /// The last key read.
     after: Option<String>,
     exhausted: bool,
+    unreadable: Unreadable,
     pages: VecDeque<Sent>,
     /// Key of the last row of the last finished page, and how many rows that makes.
     position: Option<String>,
@@ -408,6 +409,7 @@ impl Build {
                     Ok(read) => read,
                     Err(error) => return self.page_failed(context, error, now),
                 };
+                self.filling.unreadable = Unreadable::default();
                 self.filling.exhausted = read.exhausted;
                 if let Some(last) = read.last.map(|last| last.to_string()) {
                     self.filling.after = Some(last.clone());
@@ -435,8 +437,8 @@ impl Build {
         (estimated_rows > read).then_some((estimated_rows - read) as usize)
     }
 
-    /// A row that cannot be read must not end the load: its page is read by ever smaller pages, and the row alone is
-    /// left to the changes' way, which parks it.
+    /// A row that cannot be read must not end the load: its page is read by ever smaller pages, and the row is left to the
+    /// changes' way, which parks it.
     fn page_failed(&mut self, context: &mut Context, error: SqlError, now: Instant) -> Result<Step, SqlError> {
         let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
         if let Some(lane) = lane.filter(|_| context.reader.blames_a_row(&error)) {
@@ -445,14 +447,18 @@ impl Build {
                 return Ok(Step::Again);
             }
             let page = self.page_number();
-            let after = self.filling.after.as_deref();
-            match transaction::run_without_waiting(|| context.reader.next_key(after))? {
+            let (after, at_once) = (self.filling.after.as_deref(), self.filling.unreadable.next());
+            let keys = transaction::run_without_waiting(|| context.reader.next_keys(after, at_once))?;
+            match keys.last().cloned() {
                 None => self.filling.exhausted = true,
-                Some(key) => {
+                Some(last) => {
                     let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
-                    let alone = lane.is_some_and(|lane| lane.backfill_alone(key.as_str().into(), page));
-                    self.filling.pages.push_back(Sent { page, left: usize::from(alone), rows: 1, last: key.clone() });
-                    self.filling.after = Some(key);
+                    let alone = |lane: &mut Lane| {
+                        keys.iter().filter(|key| lane.backfill_alone(key.as_str().into(), page)).count()
+                    };
+                    let sent = Sent { page, left: lane.map_or(0, alone), rows: keys.len(), last: last.clone() };
+                    self.filling.pages.push_back(sent);
+                    self.filling.after = Some(last);
                 }
             }
             return Ok(Step::Again);

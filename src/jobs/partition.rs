@@ -270,7 +270,7 @@ impl Load {
                 let fetched = rows.len() as i64;
                 let mut changes = Changes::default();
                 for row in 0..rows.len() {
-                    match values(&rows, row, &makers, capture::longest(note.source)) {
+                    match values(&rows, row, &makers, capture::LONGEST) {
                         Some(values) => changes.texts.extend(note.text(&values).map(String::into_boxed_str)),
                         None => changes.unnoted = true,
                     }

@@ -229,6 +229,12 @@ pub fn restart(attachment: Option<i32>) {
     restart_where("j.kind <> 'drop'", attachment);
 }
 
+/// The same for one attachment where its documents are compared with their rows afterwards: a partition's rows need not be
+/// read again for that.
+pub fn restart_before_repair(attachment: i32) {
+    restart_where("j.kind not in ('drop', 'partition')", Some(attachment));
+}
+
 /// The same for an attachment's comparison alone.
 pub fn restart_comparison(attachment: i32) {
     restart_where("j.kind = 'verify'", Some(attachment));

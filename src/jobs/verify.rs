@@ -456,11 +456,12 @@ impl Verify {
             return Ok(());
         }
         let after = self.position.clone();
-        match transaction::run_without_waiting(|| context.reader.next_key(after.as_deref()))? {
+        let keys = transaction::run_without_waiting(|| context.reader.next_keys(after.as_deref(), 1))?;
+        match keys.last().cloned() {
             None => self.phase = self.after_rows(),
-            Some(key) => {
-                self.park(vec![key.clone()], context)?;
-                self.position = Some(key);
+            Some(last) => {
+                self.park(keys, context)?;
+                self.position = Some(last);
             }
         }
         Ok(())

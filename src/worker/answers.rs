@@ -148,7 +148,7 @@ impl Delivery {
         }
         retried += retries.len() as u64;
         if let Some(lane) = self.lane(lane_id) {
-            if taken {
+            if taken || judged {
                 lane.failures = 0;
             }
             match taken || judged {

@@ -236,7 +236,7 @@ impl Worker {
                 }),
                 Whole::Repair => attachments.for_each(|attachment| {
                     // A build that runs may have read pages that changed since.
-                    record::restart(Some(attachment));
+                    record::restart_before_repair(attachment);
                     ask::for_repair(attachment, "changes were not captured one by one");
                 }),
                 Whole::Sweep => partitions::emptied(table),

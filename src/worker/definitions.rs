@@ -9,7 +9,7 @@ use super::database::REST;
 use super::process::{TRACKED, Thing, take_changed};
 use crate::attachment::catalog::Attachment;
 use crate::attachment::definition::{self, Difference};
-use crate::attachment::{attach, check, follow, pin, state};
+use crate::attachment::{attach, check, follow, pin, state, triggers};
 use crate::jobs::{ask, record};
 use crate::postgres::error::SqlError;
 use crate::postgres::relation;
@@ -136,18 +136,8 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     if transaction::run_without_waiting(|| definition::view_is_gone(attachment))? {
         return let_go(attachment);
     }
-    match transaction::run_waiting_shortly(|| definition::rename(attachment)) {
-        Ok(true) => return Ok(Looked::Again),
-        Ok(false) => {}
-        Err(error) if error.passes_soon() => {
-            transaction::run_without_waiting(|| {
-                if definition::is_misled(attachment) {
-                    state::mark_not_taken_in(id, follow::MISLED);
-                }
-            })?;
-            return Ok(Looked::Later);
-        }
-        Err(error) => return Err(error),
+    if transaction::run_without_waiting(|| definition::rename(attachment))? {
+        return Ok(Looked::Again);
     }
     // Whoever alters a table is not waited for: the worker comes back.
     let called = transaction::run_waiting_shortly(|| definition::called(attachment));
@@ -185,6 +175,13 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             Err(error) => obstacle = Some(format!("its related tables cannot be followed: {}", error.message)),
         }
     }
+    if transaction::run_without_waiting(|| state::is_not_taken_in(id, follow::MISLED))? {
+        // Who skipped an UPDATE because he took one column for another has ended then: what is asked for below reads it.
+        match transaction::run_waiting_shortly(|| triggers::lock(&check::table_of(attachment), "share row exclusive")) {
+            Err(error) if error.passes_soon() => return Ok(Looked::Later),
+            locked => locked?,
+        }
+    }
     let written = transaction::run_without_waiting(|| {
         if old.as_ref() != Some(&new) {
             definition::remember(id, &new);
@@ -194,7 +191,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         }
         let news = definition::set_obstacle(id, obstacle.as_deref());
         // All is as it was before it could be taken in: nobody has mended what was missed meanwhile.
-        let missed = obstacle.is_none() && state::is_not_taken_in(id);
+        let missed = obstacle.is_none() && state::is_not_taken_in(id, "");
         if !cause.is_empty() {
             definition::rebuild(id, &cause);
         } else if missed {

@@ -635,7 +635,7 @@ fn changes_of_a_related_table_that_were_not_captured_are_repaired() {
     });
 }
 
-/// The queue carries no value of more than 64 kB: the documents are compared instead, whether it lies compressed or not.
+/// The queue carries no value of more than 1 MB: the documents are compared instead, whether it lies compressed or not.
 #[test]
 fn a_related_row_that_a_very_long_value_leads_from_has_all_documents_compared() {
     let mut shop = Shop::new(
@@ -643,8 +643,8 @@ fn a_related_row_that_a_very_long_value_leads_from_has_all_documents_compared() 
          create table root (id int primary key, code text);
          create view document as select r.id, h.name as host from root r left join host h on h.code = r.code;
          insert into host values
-             (1, 'short', 'one'), (2, repeat('long', 30000), 'two'),
-             (3, (select string_agg(md5(i::text), '') from generate_series(1, 3000) i), 'three'),
+             (1, 'short', 'one'), (2, repeat('long', 300000), 'two'),
+             (3, (select string_agg(md5(i::text), '') from generate_series(1, 40000) i), 'three'),
              (4, 'unused', 'four');
          insert into root select id, code from host where id < 4;",
     );
@@ -661,6 +661,24 @@ fn a_related_row_that_a_very_long_value_leads_from_has_all_documents_compared() 
         "delete from host where id = 3",
     ]);
     assert!(shop.count(compared) > 0);
+}
+
+#[test]
+fn a_partition_with_a_very_long_value_that_leads_from_it_is_loaded_once() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, code text);
+         create table item (id int, code text, name text) partition by range (id);
+         create table item_1 partition of item for values from (0) to (100);
+         create view document as
+             select r.id, (select string_agg(i.name, ',' order by i.id) from item i where i.code = r.code) as items from root r;
+         insert into root values (1, 'short'), (2, repeat('long', 300000));
+         insert into item values (1, 'short', 'one')",
+    );
+    shop.attach();
+    shop.each(&[
+        "create table item_2 (id int, code text, name text); insert into item_2 select 100 + id, code, 'more' from root;
+         alter table item attach partition item_2 for values from (100) to (200)",
+    ]);
 }
 
 #[test]
