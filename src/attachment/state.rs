@@ -23,7 +23,8 @@ pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool
         &format!(
             "update es_sync.attachment a
          set live_index = $2, live_uuid = $3,
-             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} or {IS_NOT_TAKEN_IN} then a.stale
+             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} or pg_catalog.starts_with(a.stale, '{NOT_TAKEN_IN}')
+                              then a.stale
                           when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
          where a.id = $1"
         ),
@@ -44,7 +45,8 @@ pub fn clear_stale(attachment: i32) {
     spi::run(
         &format!(
             "update es_sync.attachment a set stale = case when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
-             where a.id = $1 and not ({QUEUE_MISSES_CHANGES}) and {IS_NOT_TAKEN_IN} is not true"
+             where a.id = $1 and not ({QUEUE_MISSES_CHANGES})
+               and pg_catalog.starts_with(a.stale, '{NOT_TAKEN_IN}') is not true"
         ),
         &[spi::parameter(attachment)],
     );
@@ -77,11 +79,9 @@ pub fn mark_stale(attachment: i32, why: &str) {
     );
 }
 
-/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet.
+/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet. While it does, no
+/// job that ends has mended what is missed until then.
 const NOT_TAKEN_IN: &str = "not taken in yet: ";
-
-/// While it does, no job that ends has mended what is missed until then.
-const IS_NOT_TAKEN_IN: &str = "pg_catalog.starts_with(a.stale, 'not taken in yet: ')";
 
 /// An index is known to differ from its table, or may, until its definitions can be taken in.
 pub fn mark_not_taken_in(attachment: i32, why: &str) {

@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 use serde_json::json;
 
 use super::record;
-use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay, Unreadable};
+use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::state;
 use crate::capture::{self, Changes};
@@ -74,6 +74,21 @@ struct Filling {
     has_left_live: bool,
     /// The engine has refused to swap: nothing is behind the alias yet.
     swap_refused: bool,
+}
+
+/// Most keys that are passed over at once.
+const MAX_PASSED_OVER: i64 = 1_000;
+
+/// How many rows a load leaves to the changes' way where not a single one can be read: twice as many each time, for rows
+/// that the filter leaves out may lie before the one that fails.
+#[derive(Default)]
+struct Unreadable(i64);
+
+impl Unreadable {
+    fn next(&mut self) -> i64 {
+        self.0 = (self.0 * 2).clamp(1, MAX_PASSED_OVER);
+        self.0
+    }
 }
 
 struct Sent {

@@ -21,21 +21,6 @@ pub const LOCKED_REST: Duration = Duration::from_millis(100);
 /// How often the queue is looked at for what a job waits for.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
-/// Most keys that are passed over at once.
-const MAX_PASSED_OVER: i64 = 1_000;
-
-/// How many rows a job leaves to the changes' way where not a single one can be read: twice as many each time, for rows
-/// that the filter leaves out may lie before the one that fails.
-#[derive(Default)]
-pub(super) struct Unreadable(i64);
-
-impl Unreadable {
-    pub(super) fn next(&mut self) -> i64 {
-        self.0 = (self.0 * 2).clamp(1, MAX_PASSED_OVER);
-        self.0
-    }
-}
-
 /// A job under way.
 pub trait UnderWay {
     fn job(&self) -> i64;

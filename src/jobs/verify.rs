@@ -456,12 +456,11 @@ impl Verify {
             return Ok(());
         }
         let after = self.position.clone();
-        let keys = transaction::run_without_waiting(|| context.reader.next_keys(after.as_deref(), 1))?;
-        match keys.last().cloned() {
+        match transaction::run_without_waiting(|| context.reader.next_keys(after.as_deref(), 1))?.pop() {
             None => self.phase = self.after_rows(),
-            Some(last) => {
-                self.park(keys, context)?;
-                self.position = Some(last);
+            Some(key) => {
+                self.park(vec![key.clone()], context)?;
+                self.position = Some(key);
             }
         }
         Ok(())

@@ -148,11 +148,8 @@ impl Delivery {
         }
         retried += retries.len() as u64;
         if let Some(lane) = self.lane(lane_id) {
-            if taken || judged {
-                lane.failures = 0;
-            }
             match taken || judged {
-                true => lane.refusals = 0,
+                true => (lane.failures, lane.refusals) = (0, 0),
                 false => lane.refusals += u32::from(!busy && !retries.is_empty()),
             }
         }

@@ -152,9 +152,10 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             })?));
         }
     };
-    let (old, new, obstacle, obstructed) = transaction::run_without_waiting(|| {
+    let (old, new, obstacle, obstructed, misled) = transaction::run_without_waiting(|| {
         let new = definition::gather(attachment, &called);
-        (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id))
+        let misled = state::is_not_taken_in(id, follow::MISLED);
+        (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id), misled)
     })?;
     let Difference { causes, ways, order } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
     let cause = causes.join("; ");
@@ -175,7 +176,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             Err(error) => obstacle = Some(format!("its related tables cannot be followed: {}", error.message)),
         }
     }
-    if transaction::run_without_waiting(|| state::is_not_taken_in(id, follow::MISLED))? {
+    if misled {
         // Who skipped an UPDATE because he took one column for another has ended then: what is asked for below reads it.
         match transaction::run_waiting_shortly(|| triggers::lock(&check::table_of(attachment), "share row exclusive")) {
             Err(error) if error.passes_soon() => return Ok(Looked::Later),

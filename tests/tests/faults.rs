@@ -378,7 +378,7 @@ fn a_probe_for_a_table_that_is_gone_does_not_hold_up_the_others() {
     client.batch_execute(&format!("drop table {gone}")).expect("drop");
     proxy.set(Fault::Pass);
     client.batch_execute(&format!("update {name} set title = 'kept'")).expect("write");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     expect::table_equal(&mut client, &name, "id", &engine, &name);
     assert!(start.elapsed() < wait::SHORT, "{:?}", start.elapsed());
 }
@@ -391,7 +391,7 @@ fn a_probe_that_is_refused_shows_that_the_engine_is_back() {
     fail_with_rows_on_their_way(&proxy, &mut client, &name, 10);
     proxy.answer("_bulk", 1, 400, r#"{"error":{"type":"illegal_argument_exception","reason":"not this one"}}"#);
     proxy.set(Fault::Pass);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     expect::settled(&mut client);
     assert!(start.elapsed() < wait::SHORT, "{:?}", start.elapsed());
     assert_eq!(proxy.answers_left(), 0, "the probe was refused");

@@ -789,11 +789,15 @@ fn watch_shows_a_jobs_progress_until_it_has_ended() {
         .expect("set up");
     proxy.set_for("_bulk", Fault::Delay(Duration::from_millis(300)));
     let job: i64 = one(&mut client, &format!("select es_sync.attach('{name}')"));
-    let mut psql = server.command("psql");
-    psql.args(["-X", "-d", "app", "-c", &format!("call es_sync.watch({job})")]);
-    let output = psql.output().expect("psql");
-    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{shown}");
+    let watch = |job: i64| {
+        let mut psql = server.command("psql");
+        psql.args(["-X", "-d", "app", "-c", &format!("call es_sync.watch({job})")]);
+        let output = psql.output().expect("psql");
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{shown}");
+        shown
+    };
+    let shown = watch(job);
     let lines: Vec<&str> = shown.lines().collect();
     assert!(lines.len() >= 3, "{shown}");
     assert!(shown.contains(&format!("NOTICE:  job {job}: load: ")) && shown.contains("of about 60000 rows"), "{shown}");
@@ -810,9 +814,7 @@ fn watch_shows_a_jobs_progress_until_it_has_ended() {
     proxy.set(Fault::Pass);
     expect::table_equal(&mut client, &name, "id", &engine, &name);
     let last_line = |job: i64| {
-        let mut psql = server.command("psql");
-        psql.args(["-X", "-d", "app", "-c", &format!("call es_sync.watch({job})")]);
-        let shown = String::from_utf8_lossy(&psql.output().expect("psql").stderr).into_owned();
+        let shown = watch(job);
         shown.lines().last().unwrap_or_default().trim_start_matches(&format!("NOTICE:  job {job}: ")).to_owned()
     };
     let compared = last_line(one(&mut client, &format!("select es_sync.verify('{name}')")));

@@ -115,7 +115,8 @@ impl Client {
     /// Sends one request and reads its answer, whatever status it has. `path_and_query` begins with "/", percent-encoded.
     ///
     /// Nodes take turns. One that cannot be connected to is passed over; once a byte that matters may have been sent, the
-    /// request is not sent again. One that gave no answer, or 502 to 504, comes last for the requests that follow. After a 401 the credential files are read again, and if they changed the request is sent once more.
+    /// request is not sent again. One that gave no answer, or 502 to 504, comes last for the requests that follow. After a
+    /// 401 the credential files are read again, and if they changed the request is sent once more.
     pub fn call(&self, method: Method, path_and_query: &str, body: Option<&[u8]>) -> Result<Answer, Failure> {
         let credentials = self.credentials();
         let answer = self.call_with(&credentials, method, path_and_query, body)?;
