@@ -1170,6 +1170,27 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             ],
         ),
         case(
+            "a set whose column nobody takes",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int, tags text[]);
+             create view item_tag as select i.root_id, unnest(i.tags) as tag from item i;
+             create view document as select r.id,
+                 (select count(*) from item_tag t where t.root_id = r.id) as n from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i, '{a}'::text[] from generate_series(1, 3) i",
+            &["update item set tags = tags || 'x'::text where no = 2", "update item set tags = '{}' where no = 3"],
+        ),
+        case(
+            "a set below EXISTS",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int, tags text[]);
+             create view document as select r.id,
+                 exists (select unnest(i.tags) from item i where i.root_id = r.id) as tagged from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i, '{a}'::text[] from generate_series(1, 3) i",
+            &["update item set tags = '{}' where no = 2", "update item set tags = '{b}' where no = 2"],
+        ),
+        case(
             "regclass",
             "create table root (id int primary key, k regclass);
              create table related (no int primary key, k regclass, name text);
@@ -1218,6 +1239,24 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
         ),
     ];
     are_followed(&Engine::elasticsearch(), TYPES, OTHER, &cases);
+}
+
+/// The view's own column says how many rows there are of a root, even where documents leave it out.
+#[test]
+fn a_set_is_followed_whose_column_is_excluded() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, marks text[]);
+         create view marked as select r.id, unnest(r.marks) as mark from root r;
+         create view document as select id from marked;
+         insert into root select i, '{a}'::text[] from generate_series(1, 3) i;",
+    );
+    let attach = format!(
+        "select es_sync.attach('root', index => '{}', document => 'marked', exclude => '{{mark}}')",
+        shop.index
+    );
+    shop.run(&attach);
+    shop.settle();
+    shop.each(&["update root set marks = '{}' where id = 2", "update root set marks = '{b}' where id = 2"]);
 }
 
 const SUMMED: &str = "create table root (id int primary key);

@@ -311,7 +311,9 @@ impl Reader {
                         self.graph.edges.push(Edge { from: node, to: output, how });
                     }
                 }
-                if target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
+                // A set in a select list makes as many rows as it has elements, whether anybody takes them or not.
+                let is_set = pg_sys::expression_returns_set(target.expr.cast());
+                if is_set || target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
                     self.queries[number].always.extend(uses.iter().copied());
                 }
                 let outputs = &mut self.queries[number].outputs;
