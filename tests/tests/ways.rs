@@ -1129,6 +1129,16 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             &["update root set name = 'changed' where id = 'Key'", "delete from root where id = 'Key'"],
         ),
         case(
+            "over the same table as citext",
+            "create table g (id int primary key, name text);
+             create table root (id text primary key, g_id int);
+             create view document as select r.id, (select string_agg(g.name, ',' order by p.id)
+                 from root p join g on g.id = p.g_id where p.id::citext = r.id::citext) as names from root r;
+             insert into g values (1, 'one'), (2, 'two'), (3, 'three');
+             insert into root values ('Key', 1), ('kEY', 2), ('other', 3)",
+            &["update g set name = 'changed' where id = 1", "delete from g where id = 2"],
+        ),
+        case(
             "lateral from outside",
             "create table root (id int primary key, rid int);
              create table rel (id int primary key, name text);
