@@ -1201,6 +1201,22 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             &["update item set tags = '{}' where no = 2", "update item set tags = '{b}' where no = 2"],
         ),
         case(
+            "a declared way to what an aggregate reads",
+            "create table root (id int primary key);
+             create table price (no int primary key, root_id int, name text, amount int);
+             create function plus_prices(int, int) returns int stable language sql set search_path from current
+                 as 'select $1 + sum(p.amount)::int from price p where p.root_id = $2';
+             create aggregate priced(int) (sfunc = plus_prices, stype = int, initcond = '0');
+             create view document as select r.id,
+                 (select string_agg(p.name, ',' order by p.no) from price p where p.root_id = r.id) as names,
+                 (select priced(v.id) from (values (r.id)) v (id)) as total
+             from root r;
+             insert into root select generate_series(1, 3);
+             insert into price select i, i, 'p' || i, i from generate_series(1, 3) i;
+             select es_sync.relate('root', 'price', 'select related.root_id')",
+            &["update price set name = 'changed' where no = 1", "update price set amount = 100 where no = 2"],
+        ),
+        case(
             "regclass",
             "create table root (id int primary key, k regclass);
              create table related (no int primary key, k regclass, name text);

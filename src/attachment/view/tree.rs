@@ -24,7 +24,7 @@ pub struct Tree {
     pub columns: Vec<(String, pg_sys::Oid)>,
     /// What changes without a trigger firing: its name, and why.
     pub unfollowed: Vec<(String, String)>,
-    /// Functions that are not Postgres' own, those of operators included.
+    /// Functions that are not Postgres' own, those of operators and aggregates included.
     pub functions: Vec<pg_sys::Oid>,
     /// Views within it.
     pub views: Vec<pg_sys::Oid>,
@@ -665,9 +665,26 @@ impl Reader {
         }
     }
 
-    fn call(&mut self, function: pg_sys::Oid) {
-        if function.to_u32() >= FIRST_NORMAL_OID {
-            self.functions.push(function);
+    fn visit_operator(&mut self, operator: pg_sys::Oid) {
+        // SAFETY: a syscache lookup in a live transaction.
+        self.visit_function(unsafe { pg_sys::get_opcode(operator) });
+    }
+
+    /// Postgres takes every aggregate for immutable; the functions that it is made of may be anything.
+    fn visit_aggregate(&mut self, aggregate: pg_sys::Oid) {
+        self.visit_function(aggregate);
+        if aggregate.to_u32() < FIRST_NORMAL_OID {
+            return;
+        }
+        let parts = spi::run(
+            "select f.oid
+             from pg_catalog.pg_aggregate g
+             join pg_catalog.pg_proc f on f.oid in (g.aggtransfn::oid, g.aggfinalfn::oid)
+             where g.aggfnoid = $1",
+            &[spi::parameter(aggregate)],
+        );
+        for part in (0..parts.len()).filter_map(|row| parts.get(row, 1)) {
+            self.visit_function(part);
         }
     }
 
@@ -675,7 +692,9 @@ impl Reader {
         // SAFETY: syscache lookups in a live transaction.
         let (volatility, strange) =
             unsafe { (pg_sys::func_volatile(function) as u8, function.to_u32() >= FIRST_NORMAL_OID) };
-        self.call(function);
+        if strange {
+            self.functions.push(function);
+        }
         let name = || {
             // SAFETY: as above; the palloc'd result is copied.
             unsafe { CStr::from_ptr(pg_sys::format_procedure_qualified(function)).to_string_lossy().into_owned() }
@@ -785,13 +804,16 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
             }
             pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
             pg_sys::NodeTag::T_OpExpr | pg_sys::NodeTag::T_DistinctExpr | pg_sys::NodeTag::T_NullIfExpr => {
-                visit.reader.call((*node.cast::<pg_sys::OpExpr>()).opfuncid);
+                visit.reader.visit_operator((*node.cast::<pg_sys::OpExpr>()).opno);
             }
             pg_sys::NodeTag::T_ScalarArrayOpExpr => {
-                visit.reader.call((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opfuncid);
+                visit.reader.visit_operator((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opno);
             }
-            pg_sys::NodeTag::T_Aggref => visit.reader.call((*node.cast::<pg_sys::Aggref>()).aggfnoid),
-            pg_sys::NodeTag::T_WindowFunc => visit.reader.call((*node.cast::<pg_sys::WindowFunc>()).winfnoid),
+            pg_sys::NodeTag::T_Aggref => visit.reader.visit_aggregate((*node.cast::<pg_sys::Aggref>()).aggfnoid),
+            pg_sys::NodeTag::T_WindowFunc => {
+                // Any aggregate may be called as one.
+                visit.reader.visit_aggregate((*node.cast::<pg_sys::WindowFunc>()).winfnoid);
+            }
             pg_sys::NodeTag::T_Const => visit.reader.visit_constant(&*node.cast::<pg_sys::Const>()),
             pg_sys::NodeTag::T_CoerceViaIO => {
                 visit.reader.visit_conversion(&*node.cast::<pg_sys::CoerceViaIO>());
