@@ -401,7 +401,8 @@ fn what_cannot_be_followed_is_listed() {
             select r.id, r.title, h.name as host, m.rank, t.typname, n.text as note, o.text as old_note, a.version,
                    now() > '2000-01-01' as later, current_user <> '' as somebody, random() < 2 as chance,
                    public.secret_of(r.host_id) as secret, public.twice(r.title) as twice, r.id >>> 1 as above,
-                   (select total(v.id) from (values (r.id)) v (id)) as total
+                   (select total(v.id) from (values (r.id)) v (id)) as total,
+                   (select count(*) from host s tablesample bernoulli (100) where s.id = r.host_id) as hosts
             from root r left join host h on h.id = r.host_id left join ranked m on m.id = r.id
             left join pg_catalog.pg_type t on t.oid = r.id cross join abroad a
             left join note n on n.root_id = r.id left join only old_note o on o.root_id = r.id",
@@ -417,6 +418,7 @@ fn what_cannot_be_followed_is_listed() {
         "pg_catalog.pg_type: it is a system catalog",
         "public.abroad: it is a foreign table",
         "public.note: other tables inherit from it",
+        "public.host: which of its rows a sample has depends on where they lie",
         "pg_catalog.now(): its result changes with time",
         "current_user or the like: its result changes with the session",
         "pg_catalog.random(): its result changes without",

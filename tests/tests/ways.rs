@@ -1217,6 +1217,26 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             &["update price set name = 'changed' where no = 1", "update price set amount = 100 where no = 2"],
         ),
         case(
+            "what says how large a sample is",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int);
+             create table share (root_id int primary key, percent real);
+             create view document as select r.id, (
+                 select count(*) from item i
+                 tablesample bernoulli (coalesce((select s.percent from share s where s.root_id = r.id), 100))
+                 where i.root_id = r.id) as n
+             from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i % 3 + 1 from generate_series(1, 12) i;
+             insert into share values (2, 100)",
+            &[
+                "update share set percent = 0 where root_id = 2",
+                "insert into share values (3, 0)",
+                "delete from share",
+                "insert into item values (100, 1)",
+            ],
+        ),
+        case(
             "regclass",
             "create table root (id int primary key, k regclass);
              create table related (no int primary key, k regclass, name text);

@@ -332,7 +332,10 @@ impl Reader {
         unsafe {
             let kind = (*entry).rtekind;
             match kind {
-                pg_sys::RTEKind::RTE_RELATION => self.relation(&*entry),
+                pg_sys::RTEKind::RTE_RELATION => {
+                    self.expression((*entry).tablesample.cast(), levels);
+                    self.relation(&*entry)
+                }
                 pg_sys::RTEKind::RTE_SUBQUERY => {
                     let query = self.query((*entry).subquery, levels);
                     self.use_of(query);
@@ -418,6 +421,9 @@ impl Reader {
             pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE => None,
             _ => Some("its changes fire no triggers"),
         };
+        if !entry.tablesample.is_null() {
+            self.unfollowed.push((name.clone(), "which of its rows a sample has depends on where they lie".to_owned()));
+        }
         if let Some(why) = why {
             self.unfollowed.push((name, why.to_owned()));
         }
