@@ -1091,6 +1091,27 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             chosen,
         ),
         case(
+            "LATERAL LIMIT over two tables, compared",
+            "create table root (id int primary key, currency text);
+             create table supplier (id int primary key, root_id int, currency text);
+             create table offer (no int primary key, supplier_id int, currency text, price int, at int);
+             create view document as select r.id, x.price from root r, lateral (
+                 select o.price, s.currency from offer o join supplier s on s.id = o.supplier_id
+                 where s.root_id = r.id and o.currency = r.currency order by o.at desc limit 1) x
+             where x.currency = r.currency;
+             insert into root select i, 'EUR' from generate_series(1, 3) i;
+             insert into supplier values (1, 1, 'EUR'), (2, 1, 'USD'), (3, 2, 'EUR');
+             insert into offer values (1, 1, 'EUR', 10, 1), (2, 3, 'EUR', 20, 1)",
+            &[
+                "insert into offer values (3, 2, 'EUR', 30, 2)",
+                "update offer set at = 0 where no = 3",
+                "update offer set at = 3 where no = 3",
+                "update supplier set currency = 'EUR' where id = 2",
+                "update offer set supplier_id = 1, at = 0 where no = 3",
+                "delete from offer where no = 2",
+            ],
+        ),
+        case(
             "split key",
             "create table root (a int, b int, primary key (a, b));
              create table x (no int primary key, a int, m int); create index on x (m);

@@ -260,6 +260,7 @@ impl Reader {
             self.outputs(query, number, &levels);
             if !leads_out(query) {
                 for table in &mut self.graph.tables[first_table..] {
+                    table.deciding.push(number);
                     table.obstacle.get_or_insert_with(|| {
                         "it is read below a LIMIT, DISTINCT ON, window function or grouping sets".to_owned()
                     });
@@ -294,7 +295,7 @@ impl Reader {
                                 && let Some(how) = combined(query.setOperations, column)
                             {
                                 let to = Node::Output { query: number, column };
-                                self.graph.edges.push(Edge { from, to, how });
+                                self.edge(from, to, how);
                             }
                         }
                     }
@@ -305,10 +306,12 @@ impl Reader {
                     && !target.resjunk
                 {
                     let output = Node::Output { query: number, column };
-                    self.graph.edges.push(Edge { from: output, to: node, how });
+                    let holds_for_all = leads_out(query) || is_fixed(query, target.ressortgroupref);
+                    let picked = level == 0 && !holds_for_all;
+                    self.graph.edges.push(Edge { from: output, to: node, how, picked });
                     // A row from around the query may have a part in a document without a row of the query's.
-                    if level == 0 && (leads_out(query) || is_fixed(query, target.ressortgroupref)) {
-                        self.graph.edges.push(Edge { from: node, to: output, how });
+                    if level == 0 && holds_for_all {
+                        self.edge(node, output, how);
                     }
                 }
                 // A set in a select list makes as many rows as it has elements, whether anybody takes them or not.
@@ -323,6 +326,10 @@ impl Reader {
                 outputs[column] = uses;
             }
         }
+    }
+
+    fn edge(&mut self, from: Node, to: Node, how: Comparison) {
+        self.graph.edges.push(Edge { from, to, how, picked: false });
     }
 
     /// # Safety
@@ -436,6 +443,7 @@ impl Reader {
             fires: why.is_none(),
             indexes: indexes(oid),
             obstacle: None,
+            deciding: Vec::new(),
         });
         Source::Table(self.graph.tables.len() - 1)
     }
@@ -538,14 +546,14 @@ impl Reader {
             let Some((own, level, entry)) = sides[from] else { continue };
             let Node::Column { table, .. } = own else {
                 if let (Some((other, ..)), true) = (sides[to], level == 0 && bound.contains(&entry)) {
-                    self.graph.edges.push(Edge { from: own, to: other, how });
+                    self.edge(own, other, how);
                 }
                 continue;
             };
             let obstacle = &mut self.graph.tables[table].obstacle;
             match sides[to] {
                 Some((other, ..)) if level == 0 && bound.contains(&entry) => {
-                    self.graph.edges.push(Edge { from: own, to: other, how });
+                    self.edge(own, other, how);
                 }
                 Some(_) if level == 0 => {
                     obstacle.get_or_insert_with(|| {
@@ -601,9 +609,9 @@ impl Reader {
                     {
                         let output =
                             Node::Output { query, column: (*right.cast::<pg_sys::Param>()).paramid as usize - 1 };
-                        self.graph.edges.push(Edge { from: output, to: node, how });
+                        self.edge(output, node, how);
                         if level == 0 && bound.contains(&entry) {
-                            self.graph.edges.push(Edge { from: node, to: output, how });
+                            self.edge(node, output, how);
                         }
                     }
                 }
