@@ -151,8 +151,8 @@ create table es_sync.job (
     sample real not null default 1,
     -- It looks for documents without a row only.
     orphans_only boolean not null default false,
-    -- It was asked for once more while it ran.
-    again boolean not null default false,
+    -- What was asked for while it ran, and follows it: a search for documents without a row, or a repair of everything.
+    again text check (again in ('orphans', 'repair')),
     missing bigint,
     different bigint,
     orphaned bigint,

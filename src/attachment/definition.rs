@@ -42,6 +42,8 @@ pub struct Difference {
     /// Why the index is to be built anew; empty where it is not.
     pub causes: Vec<String>,
     pub ways: bool,
+    /// Tables have other names, which links have in their queries.
+    pub names: bool,
     /// The table's rows are in another order now, by their key.
     pub order: bool,
 }
@@ -70,6 +72,7 @@ impl Facts {
             let kind = id.split(' ').next().unwrap_or_default();
             let is = new.0.get(id);
             let same = is.is_some_and(|is| is.value == old.value);
+            difference.names |= kind == "table" && is.is_some_and(|is| is.name != old.name);
             match (kind, is) {
                 ("column", None) if !old.value.is_empty() => cause(format!("column \"{}\" was dropped", old.name)),
                 ("column", Some(is)) if is.name != old.name && !(old.value.is_empty() && is.value.is_empty()) => {
@@ -702,6 +705,8 @@ mod tests {
         assert!(ways(&[old[0], ("table 6", "public.u", "2", false)]));
         assert!(ways(&[("view 5", "public.v", "2", false), old[1]]));
         assert!(ways(&[old[0], old[1], ("table 7", "public.w", "1", false)]));
+        let names = |name| facts(&old).compare(&facts(&[old[0], ("table 6", name, "2", false)])).names;
+        assert!(names("public.u") && !names("public.t"));
     }
 
     #[test]

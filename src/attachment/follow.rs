@@ -399,11 +399,11 @@ pub fn renew(table: &Table, attachment: &Attachment, caller: pg_sys::Oid) -> Res
     Ok(())
 }
 
-/// Why an index is stale whose ways name other columns than they were made of.
-pub const MISLED: &str = "names of columns that its documents are made of have passed to other columns";
+/// Why an index is stale whose ways may name other columns or tables than they were made of.
+pub const MISLED: &str = "columns or tables that its documents are made of have other names";
 
-/// As `renew`, where the ways have changed; true if they have. What cannot be found is raised. `rebuilt`: the index is
-/// built anew after this.
+/// As `renew`, where the ways have changed; true if they have. What cannot be found is raised. `renamed`: tables have other
+/// names than before. `rebuilt`: the index is built anew after this.
 ///
 /// # Errors
 /// As `find` and `store`.
@@ -411,6 +411,7 @@ pub fn renew_where_changed(
     table: &Table,
     attachment: &Attachment,
     caller: pg_sys::Oid,
+    renamed: bool,
     rebuilt: bool,
 ) -> Result<bool, Report> {
     let followed = find(table, &shown_by(attachment))?;
@@ -433,20 +434,21 @@ pub fn renew_where_changed(
     let after = links();
     // What the queue holds under a link that is gone leads nowhere.
     let lost = before.iter().any(|link| !after.contains(link));
-    if lost || (!rebuilt && have_passed(&stored, &followed.ways)) {
+    if lost || (!rebuilt && (renamed || have_passed(&stored, &followed.ways))) {
         ask::for_repair(attachment.id, "changes of its tables were followed otherwise until now");
     }
     capture::announce_catalog_change();
     Ok(true)
 }
 
-/// True if changes may be missed until the ways are found anew, because names in them mean other columns now.
+/// True if changes may be missed until the ways are found anew, because names in them mean other columns now, or other
+/// tables, where some are `renamed`: a link's query finds the documents of whichever has the name.
 ///
 /// # Errors
 /// As `find`.
-pub fn is_misled(table: &Table, attachment: &Attachment) -> Result<bool, Report> {
-    let followed = find(table, &shown_by(attachment))?;
-    Ok(have_passed(&stored(attachment.id), &followed.ways))
+pub fn is_misled(table: &Table, attachment: &Attachment, renamed: bool) -> Result<bool, Report> {
+    let (stored, found) = (stored(attachment.id), find(table, &shown_by(attachment))?.ways);
+    Ok((renamed && stored != found) || have_passed(&stored, &found))
 }
 
 /// An attachment's ways as they were written down.

@@ -11,13 +11,14 @@ const QUEUE_MISSES_CHANGES: &str = marker::IS_MISSING;
 const PARTITIONS_UNDER_WAY: &str = "exists (
     select from es_sync.job j
     where j.attachment = a.id and j.state in ('queued', 'running')
-      and (j.kind = 'partition' or j.orphans_only or j.again))";
+      and (j.kind = 'partition' or j.orphans_only or j.again = 'orphans'))";
 
 /// Why an index is stale while that is so.
 const PARTITIONS: &str = "rows came or went with a partition";
 
 /// A new index, with the engine's own id, is behind the alias. If its build `is_whole`, whatever was to be mended is
-/// mended: what makes an index stale also sends its running build back to the beginning.
+/// mended: what makes an index stale also sends its running build back to the beginning, or has it followed by a repair,
+/// which marks the index again.
 pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool) {
     spi::run(
         &format!(
@@ -76,6 +77,14 @@ pub fn mark_stale(attachment: i32, why: &str) {
     spi::run(
         "update es_sync.attachment a set stale = $2 where a.id = $1",
         &[spi::parameter(attachment), spi::parameter(why)],
+    );
+}
+
+/// A repair follows what has just ended: whatever that has mended, the index is stale until the repair has ended, too.
+pub fn remain_stale(attachment: i32, why: &str) {
+    spi::run(
+        "update es_sync.attachment a set stale = $2 where a.id = $1 and (a.stale is null or a.stale = $3)",
+        &[spi::parameter(attachment), spi::parameter(why), spi::parameter(PARTITIONS)],
     );
 }
 

@@ -58,7 +58,13 @@ impl Root {
 
     /// True if the way leads from each row to its own document: by its key, compared as a key is.
     pub fn is_led_to_by(&self, way: &graph::Way) -> bool {
-        let is_own = |((_, number), how): &((usize, i16), Comparison), column: &Column| {
+        way.tables.len() == 1 && self.is_last_on(way)
+    }
+
+    /// True if the last table on the way, which is the attached one, has the document's own row there. Compared otherwise
+    /// than as a key is, its key may equal several documents' keys (citext).
+    fn is_last_on(&self, way: &graph::Way) -> bool {
+        let is_own = |((table, number), how): &((usize, i16), Comparison), column: &Column| {
             let as_key = || match (how, Operator::equal(column.type_oid).comparison(column.collation)) {
                 (
                     Comparison::Equal { family, collation, .. },
@@ -66,11 +72,9 @@ impl Root {
                 ) => (*family, *collation) == (own, its),
                 _ => false,
             };
-            *number == column.number && (*how == Comparison::Same || as_key())
+            (*table, *number) == (way.tables.len() - 1, column.number) && (*how == Comparison::Same || as_key())
         };
-        way.tables.len() == 1
-            && way.keys.len() == self.key.len()
-            && way.keys.iter().zip(&self.key).all(|(key, column)| is_own(key, column))
+        way.keys.len() == self.key.len() && way.keys.iter().zip(&self.key).all(|(key, column)| is_own(key, column))
     }
 }
 
@@ -108,9 +112,7 @@ pub fn stated(way: &graph::Way, tree: &Tree, root: &Root, related: pg_sys::Oid, 
     let first: Vec<&Column> = way.columns().iter().filter_map(|number| column((0, *number))).collect();
     // The last table may be the attached one itself, by its key.
     let last = way.tables.len() - 1;
-    let ends_at_root = last > 0
-        && tables[last].0 == root.oid
-        && way.keys.iter().zip(&root.key).all(|((place, _), key)| *place == (last, key.number));
+    let ends_at_root = last > 0 && tables[last].0 == root.oid && root.is_last_on(way);
     let alias = |table: usize| if ends_at_root && table == last { "r".to_owned() } else { format!("t{table}") };
     let qualified = |place: (usize, i16)| format!("{}.{}", alias(place.0), quoted(&name(place)));
     let condition = |left: (usize, i16), how: Comparison, right: (usize, i16)| match how {

@@ -49,15 +49,46 @@ pub fn for_build_of_all_rows(attachment: i32) -> i64 {
     for_build(attachment, "reindex")
 }
 
+/// Why an index is stale of which some changes asked for the whole table.
+pub const NOT_CAPTURED: &str = "changes were not captured one by one";
+
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
-/// where the engine does not give documents back as they were sent. The job's id.
-pub fn for_repair(attachment: i32, why: &str) -> i64 {
+/// where the engine does not give documents back as they were sent.
+pub fn for_repair(attachment: i32, why: &str) {
     state::mark_stale(attachment, why);
+    repair(attachment);
+}
+
+/// A build or repair that runs is followed by this one: if it began again, none would ever end where repairs are asked for
+/// more often than it takes. What a build has read too early is mended once its index is live; its lane was open before
+/// it read, so no change that was captured is missing there.
+fn repair(attachment: i32) {
+    is_followed(attachment, "j.kind in ('load', 'reindex')");
     match catalog::of_id(attachment) {
-        Some(known) if known.live.is_none() => for_build_of_all_rows(attachment),
-        Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => for_build(attachment, "reindex"),
-        _ => for_verify(attachment, true, 1.0),
+        Some(known) if known.live.is_none() => {
+            for_build_of_all_rows(attachment);
+        }
+        Some(known) if !known.contents_comparable() || catalog::has_vectors(&known) => {
+            for_build(attachment, "reindex");
+        }
+        _ if is_followed(attachment, "j.kind = 'verify' and j.repair and j.sample >= 1 and not j.orphans_only") => {}
+        _ => {
+            for_verify(attachment, true, 1.0);
+        }
     }
+}
+
+/// Has a running job of this kind followed by a repair; false if there is none.
+fn is_followed(attachment: i32, kind: &str) -> bool {
+    let rows = spi::run(
+        &format!(
+            "update es_sync.job j set again = 'repair'
+             where j.attachment = $1 and j.state = 'running' and {kind}
+             returning true"
+        ),
+        &[spi::parameter(attachment)],
+    );
+    !rows.is_empty()
 }
 
 /// Asks for a comparison; one that is under way begins again, so that it sees what led to this call. The job's id.
@@ -71,7 +102,7 @@ pub fn for_verify(attachment: i32, repair: bool, sample: f32) -> i64 {
 pub fn for_sweep(attachment: i32) {
     state::mark_partitions(attachment);
     let follows = spi::run(
-        "update es_sync.job j set again = true
+        "update es_sync.job j set again = coalesce(j.again, 'orphans')
          where j.attachment = $1 and j.kind = 'verify'
            and (j.state = 'running' or (j.state = 'queued' and not j.orphans_only))
          returning j.id",
@@ -82,15 +113,25 @@ pub fn for_sweep(attachment: i32) {
     }
 }
 
-/// A comparison has ended: what was to follow it is asked for.
-pub fn for_what_follows(job: i64) {
+/// A build or comparison has ended: what was to follow it is asked for. True if that is a repair: until it has ended the
+/// index is stale. Who cancels a job wants no repair to follow, and leaves the index stale.
+pub fn for_what_follows(job: i64) -> bool {
     let rows = spi::run(
-        "update es_sync.job j set again = false where j.id = $1 and j.again returning j.attachment",
+        "select j.attachment, j.again = 'repair' from es_sync.job j
+         where j.id = $1 and (j.again = 'orphans' or (j.again = 'repair' and j.state = 'done'))",
         &[spi::parameter(job)],
     );
-    if let Some(attachment) = rows.first(1) {
+    let Some(attachment) = rows.first(1) else { return false };
+    let is_repair = rows.get::<bool>(0, 2) == Some(true);
+    if is_repair {
+        // One that runs beside a build begins again anyhow, with the index that is live now: it is the one that follows.
+        record::restart_comparison(attachment);
+        state::remain_stale(attachment, NOT_CAPTURED);
+        repair(attachment);
+    } else {
         comparison(attachment, true, 1.0, true);
     }
+    is_repair
 }
 
 fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) -> i64 {
@@ -98,7 +139,10 @@ fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) ->
         "insert into es_sync.job as j (kind, attachment, relation, index_name, repair, sample, orphans_only)
          select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
          on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
-         set state = 'queued', again = j.again and not (excluded.repair and excluded.sample >= 1),
+         set state = 'queued',
+             -- It is what was to follow.
+             again = case when not excluded.repair or excluded.sample < 1
+                            or (excluded.orphans_only and j.again = 'repair') then j.again end,
              repair = j.repair or excluded.repair,
              sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,
              phase = null, target = null, position = null, done = 0, missing = null, different = null, orphaned = null

@@ -11,8 +11,8 @@ use es::{Failure, FailureKind, Output, Standing};
 use rustc_hash::FxHashSet;
 use serde_json::json;
 
-use super::record;
 use super::step::{Context, LOCKED_REST, PROGRESS_EVERY, Step, UnderWay};
+use super::{ask, record};
 use crate::attachment::catalog::{self, Attachment};
 use crate::attachment::state;
 use crate::capture::{self, Changes};
@@ -597,6 +597,10 @@ impl Build {
         let ended = transaction::run_without_waiting(|| {
             let ended = record::finish_build(job, &index, done);
             state::set_live(attachment, &index, uuid, ended == Some(true));
+            if ask::for_what_follows(job) {
+                // Before anybody who waits is answered.
+                capture::announce_catalog_change();
+            }
             if !first {
                 // What the former index has refused, the new one may take.
                 let texts: FxHashSet<Box<str>> =

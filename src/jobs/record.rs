@@ -90,11 +90,12 @@ pub fn next_target(attachment: i32) -> Option<String> {
     rows.first(1)
 }
 
-/// A build begins, or begins again, to fill a new target. From then on it is a first load only if `first`.
+/// A build begins, or begins again, to fill a new target. From then on it is a first load only if `first`. It need not be
+/// followed by a repair for what happened before.
 pub fn begin(job: i64, target: &str, total: Option<i64>, first: bool) {
     spi::run(
         "update es_sync.job j
-         set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
+         set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3, again = null,
              kind = case when $4 then j.kind else 'reindex' end,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",
@@ -227,12 +228,6 @@ pub fn finish_running(job: i64, done: i64) -> bool {
 /// swap drops.
 pub fn restart(attachment: Option<i32>) {
     restart_where("j.kind <> 'drop'", attachment);
-}
-
-/// The same for one attachment where its documents are compared with their rows afterwards: a partition's rows need not be
-/// read again for that.
-pub fn restart_before_repair(attachment: i32) {
-    restart_where("j.kind not in ('drop', 'partition')", Some(attachment));
 }
 
 /// The same for an attachment's comparison alone.

@@ -701,16 +701,17 @@ impl Verify {
                 record::finish(job, "done", done, Some(why));
                 true
             };
-            if over {
-                record::counts(job, &counts);
-                ask::for_what_follows(job);
+            if !over {
+                return false;
             }
-            if over && everything {
+            record::counts(job, &counts);
+            let is_repaired_again = ask::for_what_follows(job);
+            if everything && !is_repaired_again {
                 state::clear_stale(attachment);
-            } else if over && whole {
+            } else if whole {
                 state::settle_partitions(attachment);
             }
-            over
+            true
         })?;
         self.phase = Phase::Over;
         if !over {

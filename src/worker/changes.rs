@@ -234,11 +234,7 @@ impl Worker {
                     state::mark_stale(attachment, "the table was truncated or rewritten");
                     ask::for_build(attachment, "reindex");
                 }),
-                Whole::Repair => attachments.for_each(|attachment| {
-                    // A build that runs may have read pages that changed since.
-                    record::restart_before_repair(attachment);
-                    ask::for_repair(attachment, "changes were not captured one by one");
-                }),
+                Whole::Repair => attachments.for_each(|attachment| ask::for_repair(attachment, ask::NOT_CAPTURED)),
                 Whole::Sweep => partitions::emptied(table),
             }
             claim::acknowledge(&request.places);

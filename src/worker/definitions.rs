@@ -157,17 +157,17 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         let misled = state::is_not_taken_in(id, follow::MISLED);
         (definition::seen(id), new, definition::obstacle(attachment), definition::is_obstructed(id), misled)
     })?;
-    let Difference { causes, ways, order } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
+    let Difference { causes, ways, names, order } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
     let cause = causes.join("; ");
     let mut obstacle = obstacle;
     // What kept the ways from being found before may be over.
     let ways = (ways || obstructed) && obstacle.is_none();
     if ways {
-        match renew_ways(attachment, !cause.is_empty()) {
+        match renew_ways(attachment, names, !cause.is_empty()) {
             Ok(()) => {}
             Err(error) if error.passes_soon() => {
                 // Only the ways are missing: what is known to be wrong by then is shown.
-                let cause = if cause.is_empty() && is_misled(attachment)? { follow::MISLED } else { &cause };
+                let cause = if cause.is_empty() && is_misled(attachment, names)? { follow::MISLED } else { &cause };
                 if !cause.is_empty() {
                     transaction::run_without_waiting(|| state::mark_not_taken_in(id, cause))?;
                 }
@@ -214,23 +214,24 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     Ok(Looked::Known(written || ways))
 }
 
-/// `rebuilt`: the index is built anew after this.
-fn renew_ways(attachment: &Attachment, rebuilt: bool) -> Result<(), SqlError> {
+/// `renamed`: tables have other names. `rebuilt`: the index is built anew after this.
+fn renew_ways(attachment: &Attachment, renamed: bool, rebuilt: bool) -> Result<(), SqlError> {
     transaction::run_waiting_shortly(|| {
         let owner = relation::owner(attachment.relation);
         if owner == pgrx::pg_sys::InvalidOid {
             return;
         }
-        if let Err(report) = follow::renew_where_changed(&check::table_of(attachment), attachment, owner, rebuilt) {
+        let table = check::table_of(attachment);
+        if let Err(report) = follow::renew_where_changed(&table, attachment, owner, renamed, rebuilt) {
             report.raise();
         }
     })
 }
 
 /// True if changes are missed until the ways are found anew; false as well where that cannot be told now.
-fn is_misled(attachment: &Attachment) -> Result<bool, SqlError> {
+fn is_misled(attachment: &Attachment, renamed: bool) -> Result<bool, SqlError> {
     let told = transaction::run_without_waiting(|| {
-        follow::is_misled(&check::table_of(attachment), attachment).unwrap_or_else(|report| report.raise())
+        follow::is_misled(&check::table_of(attachment), attachment, renamed).unwrap_or_else(|report| report.raise())
     });
     match told {
         Err(error) if error.passes_soon() => Ok(false),

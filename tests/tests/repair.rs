@@ -724,3 +724,114 @@ fn a_document_whose_dead_letter_was_discarded_counts_as_missing() {
     client.batch_execute("select es_sync.discard_dead_letters()").expect("discard");
     assert_eq!(compared(&mut client), (10, 0, 0));
 }
+
+/// A table whose documents show rows of another one, and the query that says what they are.
+fn table_with_kinds(client: &mut Client) -> (String, String) {
+    let name = unique("shown");
+    client
+        .batch_execute(&format!(
+            "create table {name}_kind (id int primary key, name text);
+             create table {name} (id int primary key, title text, kind int);
+             create index on {name} (kind);
+             create view {name}_document as
+                 select t.id, t.title, k.name as kind from {name} t left join {name}_kind k on k.id = t.kind;
+             insert into {name}_kind select i, 'kind ' || i from generate_series(1, 100) i;
+             insert into {name} select i, repeat('thing ', 50), i % 100 + 1 from generate_series(1, 15000) i"
+        ))
+        .expect("set up");
+    let documents = format!("select id, row_to_json(d) from {name}_document d");
+    (name, documents)
+}
+
+/// Truncates the other table, which is not noted row by row, and has it name one kind.
+#[track_caller]
+fn truncate(client: &mut Client, name: &str, kind: usize) {
+    let truncate = format!("truncate {name}_kind; insert into {name}_kind values ({kind}, 'truncated before')");
+    client.batch_execute(&truncate).expect("truncate");
+}
+
+/// Does so again and again, more often than a job takes, until this query says that one has ended.
+#[track_caller]
+fn truncate_until(client: &mut Client, name: &str, what: &str, query: &str) {
+    let mut round = 0;
+    wait::until(what, wait::LONG, || -> bool {
+        round += 1;
+        truncate(client, name, round);
+        std::thread::sleep(Duration::from_millis(200));
+        client.query_one(query, &[]).expect("jobs").get(0)
+    });
+}
+
+#[test]
+fn a_related_table_that_is_truncated_again_and_again_keeps_no_build_from_ending() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(&proxy);
+    let mut client = server.create_database("app");
+    let (name, documents) = table_with_kinds(&mut client);
+    let attach = format!("attach('{name}', document => '{name}_document')");
+    for (kind, call) in [("load", attach), ("reindex", format!("reindex('{name}')"))] {
+        proxy.set_for("_bulk", Fault::Delay(Duration::from_secs(1)));
+        client.batch_execute(&format!("select es_sync.{call}")).expect("begin a build");
+        let ended = format!("select count(*) > 0 from es_sync.job where kind = '{kind}' and state = 'done'");
+        truncate_until(&mut client, &name, "the new index is live", &ended);
+        assert!(is_stale(&mut client), "it has rows that were read too early");
+        proxy.set(Fault::Pass);
+        expect::settled(&mut client);
+        expect::documents_equal(&mut client, &documents, &engine, &name);
+        assert!(!is_stale(&mut client));
+    }
+    assert_eq!(engine.indexes_of(&name), [format!("{name}-2")], "no build began again with another index");
+}
+
+#[test]
+fn a_related_table_that_is_truncated_again_and_again_keeps_no_comparison_from_ending() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(&proxy);
+    let mut client = server.create_database("app");
+    let (name, documents) = table_with_kinds(&mut client);
+    client.batch_execute(&format!("select es_sync.attach('{name}', document => '{name}_document')")).expect("attach");
+    expect::settled(&mut client);
+    proxy.set_for("_mget", Fault::Delay(Duration::from_millis(300)));
+    let ended = "select count(*) > 0 from es_sync.job where kind = 'verify' and state = 'done'";
+    truncate_until(&mut client, &name, "a comparison has ended", ended);
+    assert!(is_stale(&mut client), "it is followed by another one, for what was truncated since it began");
+    proxy.set(Fault::Pass);
+    expect::settled(&mut client);
+    expect::documents_equal(&mut client, &documents, &engine, &name);
+    assert!(!is_stale(&mut client));
+}
+
+#[test]
+fn a_repair_that_is_cancelled_is_followed_by_none_and_leaves_its_index_stale() {
+    let engine = Engine::elasticsearch();
+    let proxy = Proxy::to(engine.url());
+    let server = server(&proxy);
+    let mut client = server.create_database("app");
+    let (name, documents) = table_with_kinds(&mut client);
+    client.batch_execute(&format!("select es_sync.attach('{name}', document => '{name}_document')")).expect("attach");
+    expect::settled(&mut client);
+    proxy.set_for("_mget", Fault::Hold);
+    truncate(&mut client, &name, 1);
+    wait::until("documents are compared", wait::SHORT, || !proxy.seen("_mget").is_empty());
+    truncate(&mut client, &name, 2);
+    wait::until("another comparison is to follow", wait::SHORT, || -> bool {
+        let followed = "select count(*) > 0 from es_sync.job where kind = 'verify' and again = 'repair'";
+        client.query_one(followed, &[]).expect("jobs").get(0)
+    });
+    client
+        .batch_execute("select es_sync.cancel(id) from es_sync.jobs where kind = 'verify' and state = 'running'")
+        .expect("cancel");
+    proxy.set(Fault::Pass);
+    let count = |client: &mut Client, state: &str| -> i64 {
+        let query = format!("select count(*) from es_sync.job where kind = 'verify' and state = '{state}'");
+        client.query_one(&query, &[]).expect("jobs").get(0)
+    };
+    assert_eq!(count(&mut client, "cancelled"), 1);
+    assert_eq!(count(&mut client, "queued") + count(&mut client, "running"), 0);
+    assert!(is_stale(&mut client));
+    client.batch_execute(&format!("select es_sync.verify('{name}', repair => true)")).expect("verify");
+    expect::settled(&mut client);
+    expect::documents_equal(&mut client, &documents, &engine, &name);
+}

@@ -386,7 +386,12 @@ fn what_cannot_be_followed_is_listed() {
         create table note (root_id int, text text); create table old_note () inherits (note);
         insert into note values (3, 'three'); insert into old_note values (4, 'four');
         create function secret_of(int) returns text stable language sql as 'select secret from public.host where id = $1';
-        create function twice(text) returns text immutable language sql as 'select $1 || $1';"
+        create function twice(text) returns text immutable language sql as 'select $1 || $1';
+        create function above(int, int) returns boolean stable language sql as 'select $1 > $2';
+        create operator >>> (function = above, leftarg = int, rightarg = int);
+        create function counted(int, int) returns int stable language sql as 'select $1 + $2';
+        create function told(int) returns int stable language sql as 'select $1';
+        create aggregate total(int) (sfunc = counted, stype = int, finalfunc = told, initcond = '0');"
     ));
     // A file that every server has; what it says stays the same.
     shop.run(
@@ -395,7 +400,9 @@ fn what_cannot_be_followed_is_listed() {
         create or replace view document as
             select r.id, r.title, h.name as host, m.rank, t.typname, n.text as note, o.text as old_note, a.version,
                    now() > '2000-01-01' as later, current_user <> '' as somebody, random() < 2 as chance,
-                   public.secret_of(r.host_id) as secret, public.twice(r.title) as twice
+                   public.secret_of(r.host_id) as secret, public.twice(r.title) as twice, r.id >>> 1 as above,
+                   (select total(v.id) from (values (r.id)) v (id)) as total,
+                   (select count(*) from host s tablesample bernoulli (100) where s.id = r.host_id) as hosts
             from root r left join host h on h.id = r.host_id left join ranked m on m.id = r.id
             left join pg_catalog.pg_type t on t.oid = r.id cross join abroad a
             left join note n on n.root_id = r.id left join only old_note o on o.root_id = r.id",
@@ -411,10 +418,14 @@ fn what_cannot_be_followed_is_listed() {
         "pg_catalog.pg_type: it is a system catalog",
         "public.abroad: it is a foreign table",
         "public.note: other tables inherit from it",
+        "public.host: which of its rows a sample has depends on where they lie",
         "pg_catalog.now(): its result changes with time",
         "current_user or the like: its result changes with the session",
         "pg_catalog.random(): its result changes without",
         "public.secret_of(integer): tables that a function reads are not known",
+        "public.above(integer,integer): tables that a function reads are not known",
+        "public.counted(integer,integer): tables that a function reads are not known",
+        "public.told(integer): tables that a function reads are not known",
     ];
     listed.sort_unstable();
     for why in listed {

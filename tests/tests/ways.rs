@@ -1091,6 +1091,27 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             chosen,
         ),
         case(
+            "LATERAL LIMIT over two tables, compared",
+            "create table root (id int primary key, currency text);
+             create table supplier (id int primary key, root_id int, currency text);
+             create table offer (no int primary key, supplier_id int, currency text, price int, at int);
+             create view document as select r.id, x.price from root r, lateral (
+                 select o.price, s.currency from offer o join supplier s on s.id = o.supplier_id
+                 where s.root_id = r.id and o.currency = r.currency order by o.at desc limit 1) x
+             where x.currency = r.currency;
+             insert into root select i, 'EUR' from generate_series(1, 3) i;
+             insert into supplier values (1, 1, 'EUR'), (2, 1, 'USD'), (3, 2, 'EUR');
+             insert into offer values (1, 1, 'EUR', 10, 1), (2, 3, 'EUR', 20, 1)",
+            &[
+                "insert into offer values (3, 2, 'EUR', 30, 2)",
+                "update offer set at = 0 where no = 3",
+                "update offer set at = 3 where no = 3",
+                "update supplier set currency = 'EUR' where id = 2",
+                "update offer set supplier_id = 1, at = 0 where no = 3",
+                "delete from offer where no = 2",
+            ],
+        ),
+        case(
             "split key",
             "create table root (a int, b int, primary key (a, b));
              create table x (no int primary key, a int, m int); create index on x (m);
@@ -1127,6 +1148,16 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
              from root r;
              insert into root values ('Key', 'one'), ('kEY', 'two'), ('other', 'three')",
             &["update root set name = 'changed' where id = 'Key'", "delete from root where id = 'Key'"],
+        ),
+        case(
+            "over the same table as citext",
+            "create table g (id int primary key, name text);
+             create table root (id text primary key, g_id int);
+             create view document as select r.id, (select string_agg(g.name, ',' order by p.id)
+                 from root p join g on g.id = p.g_id where p.id::citext = r.id::citext) as names from root r;
+             insert into g values (1, 'one'), (2, 'two'), (3, 'three');
+             insert into root values ('Key', 1), ('kEY', 2), ('other', 3)",
+            &["update g set name = 'changed' where id = 1", "delete from g where id = 2"],
         ),
         case(
             "lateral from outside",
@@ -1167,6 +1198,63 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
             &[
                 "insert into item select i, 2999999990 + i, 'n' from generate_series(10, 20) i; insert into item values (77, 1, 'x')",
                 "update item set root_id = 3 where root_id = 3000000000",
+            ],
+        ),
+        case(
+            "a set whose column nobody takes",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int, tags text[]);
+             create view item_tag as select i.root_id, unnest(i.tags) as tag from item i;
+             create view document as select r.id,
+                 (select count(*) from item_tag t where t.root_id = r.id) as n from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i, '{a}'::text[] from generate_series(1, 3) i",
+            &["update item set tags = tags || 'x'::text where no = 2", "update item set tags = '{}' where no = 3"],
+        ),
+        case(
+            "a set below EXISTS",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int, tags text[]);
+             create view document as select r.id,
+                 exists (select unnest(i.tags) from item i where i.root_id = r.id) as tagged from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i, '{a}'::text[] from generate_series(1, 3) i",
+            &["update item set tags = '{}' where no = 2", "update item set tags = '{b}' where no = 2"],
+        ),
+        case(
+            "a declared way to what an aggregate reads",
+            "create table root (id int primary key);
+             create table price (no int primary key, root_id int, name text, amount int);
+             create function plus_prices(int, int) returns int stable language sql set search_path from current
+                 as 'select $1 + sum(p.amount)::int from price p where p.root_id = $2';
+             create aggregate priced(int) (sfunc = plus_prices, stype = int, initcond = '0');
+             create view document as select r.id,
+                 (select string_agg(p.name, ',' order by p.no) from price p where p.root_id = r.id) as names,
+                 (select priced(v.id) from (values (r.id)) v (id)) as total
+             from root r;
+             insert into root select generate_series(1, 3);
+             insert into price select i, i, 'p' || i, i from generate_series(1, 3) i;
+             select es_sync.relate('root', 'price', 'select related.root_id')",
+            &["update price set name = 'changed' where no = 1", "update price set amount = 100 where no = 2"],
+        ),
+        case(
+            "what says how large a sample is",
+            "create table root (id int primary key);
+             create table item (no int primary key, root_id int);
+             create table share (root_id int primary key, percent real);
+             create view document as select r.id, (
+                 select count(*) from item i
+                 tablesample bernoulli (coalesce((select s.percent from share s where s.root_id = r.id), 100))
+                 where i.root_id = r.id) as n
+             from root r;
+             insert into root select generate_series(1, 3);
+             insert into item select i, i % 3 + 1 from generate_series(1, 12) i;
+             insert into share values (2, 100)",
+            &[
+                "update share set percent = 0 where root_id = 2",
+                "insert into share values (3, 0)",
+                "delete from share",
+                "insert into item values (100, 1)",
             ],
         ),
         case(
@@ -1218,6 +1306,24 @@ fn a_row_reaches_every_document_that_it_has_a_part_in_whatever_else_is_compared(
         ),
     ];
     are_followed(&Engine::elasticsearch(), TYPES, OTHER, &cases);
+}
+
+/// The view's own column says how many rows there are of a root, even where documents leave it out.
+#[test]
+fn a_set_is_followed_whose_column_is_excluded() {
+    let mut shop = Shop::new(
+        "create table root (id int primary key, marks text[]);
+         create view marked as select r.id, unnest(r.marks) as mark from root r;
+         create view document as select id from marked;
+         insert into root select i, '{a}'::text[] from generate_series(1, 3) i;",
+    );
+    let attach = format!(
+        "select es_sync.attach('root', index => '{}', document => 'marked', exclude => '{{mark}}')",
+        shop.index
+    );
+    shop.run(&attach);
+    shop.settle();
+    shop.each(&["update root set marks = '{}' where id = 2", "update root set marks = '{b}' where id = 2"]);
 }
 
 const SUMMED: &str = "create table root (id int primary key);

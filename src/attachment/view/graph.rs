@@ -17,6 +17,8 @@ pub struct Table {
     pub indexes: Vec<(bool, Vec<i16>)>,
     /// What stands in the way of following it, as far as the view shows.
     pub obstacle: Option<String>,
+    /// The queries around it whose rows decide about each other: its row does, and another's may be shown.
+    pub deciding: Vec<usize>,
 }
 
 /// Something that has a value in each row: a table's column, or a column that a query returns.
@@ -63,6 +65,8 @@ pub struct Edge {
     pub from: Node,
     pub to: Node,
     pub how: Comparison,
+    /// It leads down, from what a query returns to the row that it has picked: of another one it may be false.
+    pub picked: bool,
 }
 
 /// A view as tables and edges.
@@ -136,7 +140,7 @@ impl Graph {
             if let Some(way) = self.complete(path, keys) {
                 return Some(way);
             }
-            let neighbours = self.neighbours(table).into_iter();
+            let neighbours = self.neighbours(table, from).into_iter();
             for (next, columns) in neighbours.filter(|(next, _)| avoided.get(*next) != Some(&true)) {
                 let cost = costs[table] + self.cost(next, &columns);
                 if cost < costs[next] {
@@ -151,8 +155,13 @@ impl Graph {
         None
     }
 
-    /// All nodes that a table's columns lead to.
-    fn reach(&self, table: usize) -> Vec<(i16, Comparison, Node)> {
+    /// All nodes that a table's columns lead to, on a way that begins at `from`. Where a query around `from` picks rows,
+    /// its row may be passed over, and has a part in a document nevertheless: what the picked one equals says nothing
+    /// of it.
+    fn reach(&self, table: usize, from: usize) -> Vec<(i16, Comparison, Node)> {
+        let deciding = &self.tables[from].deciding;
+        let is_of_another =
+            |edge: &Edge| edge.picked && matches!(edge.from, Node::Output { query, .. } if deciding.contains(&query));
         let numbers: BTreeSet<i16> = self
             .edges
             .iter()
@@ -165,7 +174,7 @@ impl Graph {
         for number in numbers {
             let mut queue = VecDeque::from([(Node::Column { table, number }, Comparison::Same)]);
             while let Some((node, how)) = queue.pop_front() {
-                for edge in self.edges.iter().filter(|edge| edge.from == node) {
+                for edge in self.edges.iter().filter(|edge| edge.from == node && !is_of_another(edge)) {
                     let Some(how) = how.then(edge.how) else { continue };
                     if edge.to != (Node::Column { table, number })
                         && !found.iter().any(|known| (known.0, known.1, known.2) == (number, how, edge.to))
@@ -179,9 +188,9 @@ impl Graph {
         found
     }
 
-    fn neighbours(&self, table: usize) -> Vec<(usize, Vec<i16>)> {
+    fn neighbours(&self, table: usize, from: usize) -> Vec<(usize, Vec<i16>)> {
         let mut found: Vec<(usize, Vec<i16>)> = Vec::new();
-        for (_, how, node) in self.reach(table) {
+        for (_, how, node) in self.reach(table, from) {
             let Node::Column { table: next, number } = node else { continue };
             if next == table {
                 continue;
@@ -209,7 +218,7 @@ impl Graph {
 
     /// The way along these tables, if their columns make up all keys.
     fn complete(&self, path: Vec<usize>, keys: &[Node]) -> Option<Way> {
-        let reached: Vec<_> = path.iter().map(|table| self.reach(*table)).collect();
+        let reached: Vec<_> = path.iter().map(|table| self.reach(*table, path[0])).collect();
         // The later table first: it is nearer to the keys.
         let key = |key: &Node| {
             reached.iter().enumerate().rev().find_map(|(place, reached)| {
@@ -254,7 +263,8 @@ mod tests {
     const KEY: Node = Node::Output { query: 0, column: 0 };
 
     fn graph(tables: usize, edges: &[(Node, Node)]) -> Graph {
-        let table = |_| Table { oid: 1, fires: true, indexes: vec![(true, vec![1])], obstacle: None };
+        let table =
+            |_| Table { oid: 1, fires: true, indexes: vec![(true, vec![1])], obstacle: None, deciding: Vec::new() };
         let edges = edges.iter().map(|(from, to)| Edge {
             from: *from,
             to: *to,
@@ -263,6 +273,7 @@ mod tests {
             } else {
                 Comparison::Same
             },
+            picked: false,
         });
         Graph { tables: (0..tables).map(table).collect(), edges: edges.collect() }
     }
@@ -309,6 +320,30 @@ mod tests {
         );
         let way = graph.way(1, &[KEY], &[]).unwrap();
         assert_eq!(way.tables, [1, 2]);
+    }
+
+    /// select r.id from r, lateral (select s.x from o join s on s.id = o.s_id where s.r_id = r.id and o.x = r.x limit 1) q
+    /// where q.x = r.x; then as if `o` stood outside of the LIMIT.
+    #[test]
+    fn what_a_query_picks_tells_nothing_of_the_rows_that_it_passes_over() {
+        let picked = Node::Output { query: 1, column: 0 };
+        let mut graph = graph(
+            3,
+            &[
+                (column(0, 1), KEY),
+                (column(1, 2), column(2, 1)),
+                (column(2, 2), column(0, 1)),
+                (column(1, 3), column(0, 3)),
+                (column(0, 3), picked),
+                (picked, column(2, 3)),
+            ],
+        );
+        graph.edges[5].picked = true;
+        graph.tables[1].deciding = vec![1];
+        let onwards = Condition { left: (0, 2), how: EQUAL, right: (1, 1) };
+        assert_eq!(graph.way(1, &[KEY], &[]).unwrap().conditions, [onwards]);
+        graph.tables[1].deciding.clear();
+        assert_eq!(graph.way(1, &[KEY], &[]).unwrap().conditions.len(), 2);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Tree {
     pub columns: Vec<(String, pg_sys::Oid)>,
     /// What changes without a trigger firing: its name, and why.
     pub unfollowed: Vec<(String, String)>,
-    /// Functions that are not Postgres' own, those of operators included.
+    /// Functions that are not Postgres' own, those of operators and aggregates included.
     pub functions: Vec<pg_sys::Oid>,
     /// Views within it.
     pub views: Vec<pg_sys::Oid>,
@@ -260,6 +260,7 @@ impl Reader {
             self.outputs(query, number, &levels);
             if !leads_out(query) {
                 for table in &mut self.graph.tables[first_table..] {
+                    table.deciding.push(number);
                     table.obstacle.get_or_insert_with(|| {
                         "it is read below a LIMIT, DISTINCT ON, window function or grouping sets".to_owned()
                     });
@@ -294,7 +295,7 @@ impl Reader {
                                 && let Some(how) = combined(query.setOperations, column)
                             {
                                 let to = Node::Output { query: number, column };
-                                self.graph.edges.push(Edge { from, to, how });
+                                self.edge(from, to, how);
                             }
                         }
                     }
@@ -305,13 +306,17 @@ impl Reader {
                     && !target.resjunk
                 {
                     let output = Node::Output { query: number, column };
-                    self.graph.edges.push(Edge { from: output, to: node, how });
+                    let holds_for_all = leads_out(query) || is_fixed(query, target.ressortgroupref);
+                    let picked = level == 0 && !holds_for_all;
+                    self.graph.edges.push(Edge { from: output, to: node, how, picked });
                     // A row from around the query may have a part in a document without a row of the query's.
-                    if level == 0 && (leads_out(query) || is_fixed(query, target.ressortgroupref)) {
-                        self.graph.edges.push(Edge { from: node, to: output, how });
+                    if level == 0 && holds_for_all {
+                        self.edge(node, output, how);
                     }
                 }
-                if target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
+                // A set in a select list makes as many rows as it has elements, whether anybody takes them or not.
+                let is_set = pg_sys::expression_returns_set(target.expr.cast());
+                if is_set || target.ressortgroupref > 0 || target.resjunk || !query.distinctClause.is_null() {
                     self.queries[number].always.extend(uses.iter().copied());
                 }
                 let outputs = &mut self.queries[number].outputs;
@@ -323,6 +328,10 @@ impl Reader {
         }
     }
 
+    fn edge(&mut self, from: Node, to: Node, how: Comparison) {
+        self.graph.edges.push(Edge { from, to, how, picked: false });
+    }
+
     /// # Safety
     /// `entry` belongs to the innermost of `levels`.
     unsafe fn source(&mut self, entry: *mut pg_sys::RangeTblEntry, levels: &Levels) -> Source {
@@ -330,7 +339,10 @@ impl Reader {
         unsafe {
             let kind = (*entry).rtekind;
             match kind {
-                pg_sys::RTEKind::RTE_RELATION => self.relation(&*entry),
+                pg_sys::RTEKind::RTE_RELATION => {
+                    self.expression((*entry).tablesample.cast(), levels);
+                    self.relation(&*entry)
+                }
                 pg_sys::RTEKind::RTE_SUBQUERY => {
                     let query = self.query((*entry).subquery, levels);
                     self.use_of(query);
@@ -416,6 +428,9 @@ impl Reader {
             pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE => None,
             _ => Some("its changes fire no triggers"),
         };
+        if !entry.tablesample.is_null() {
+            self.unfollowed.push((name.clone(), "which of its rows a sample has depends on where they lie".to_owned()));
+        }
         if let Some(why) = why {
             self.unfollowed.push((name, why.to_owned()));
         }
@@ -428,6 +443,7 @@ impl Reader {
             fires: why.is_none(),
             indexes: indexes(oid),
             obstacle: None,
+            deciding: Vec::new(),
         });
         Source::Table(self.graph.tables.len() - 1)
     }
@@ -530,14 +546,14 @@ impl Reader {
             let Some((own, level, entry)) = sides[from] else { continue };
             let Node::Column { table, .. } = own else {
                 if let (Some((other, ..)), true) = (sides[to], level == 0 && bound.contains(&entry)) {
-                    self.graph.edges.push(Edge { from: own, to: other, how });
+                    self.edge(own, other, how);
                 }
                 continue;
             };
             let obstacle = &mut self.graph.tables[table].obstacle;
             match sides[to] {
                 Some((other, ..)) if level == 0 && bound.contains(&entry) => {
-                    self.graph.edges.push(Edge { from: own, to: other, how });
+                    self.edge(own, other, how);
                 }
                 Some(_) if level == 0 => {
                     obstacle.get_or_insert_with(|| {
@@ -593,9 +609,9 @@ impl Reader {
                     {
                         let output =
                             Node::Output { query, column: (*right.cast::<pg_sys::Param>()).paramid as usize - 1 };
-                        self.graph.edges.push(Edge { from: output, to: node, how });
+                        self.edge(output, node, how);
                         if level == 0 && bound.contains(&entry) {
-                            self.graph.edges.push(Edge { from: node, to: output, how });
+                            self.edge(node, output, how);
                         }
                     }
                 }
@@ -663,9 +679,26 @@ impl Reader {
         }
     }
 
-    fn call(&mut self, function: pg_sys::Oid) {
-        if function.to_u32() >= FIRST_NORMAL_OID {
-            self.functions.push(function);
+    fn visit_operator(&mut self, operator: pg_sys::Oid) {
+        // SAFETY: a syscache lookup in a live transaction.
+        self.visit_function(unsafe { pg_sys::get_opcode(operator) });
+    }
+
+    /// Postgres takes every aggregate for immutable; the functions that it is made of may be anything.
+    fn visit_aggregate(&mut self, aggregate: pg_sys::Oid) {
+        self.visit_function(aggregate);
+        if aggregate.to_u32() < FIRST_NORMAL_OID {
+            return;
+        }
+        let parts = spi::run(
+            "select f.oid
+             from pg_catalog.pg_aggregate g
+             join pg_catalog.pg_proc f on f.oid in (g.aggtransfn::oid, g.aggfinalfn::oid)
+             where g.aggfnoid = $1",
+            &[spi::parameter(aggregate)],
+        );
+        for part in (0..parts.len()).filter_map(|row| parts.get(row, 1)) {
+            self.visit_function(part);
         }
     }
 
@@ -673,7 +706,9 @@ impl Reader {
         // SAFETY: syscache lookups in a live transaction.
         let (volatility, strange) =
             unsafe { (pg_sys::func_volatile(function) as u8, function.to_u32() >= FIRST_NORMAL_OID) };
-        self.call(function);
+        if strange {
+            self.functions.push(function);
+        }
         let name = || {
             // SAFETY: as above; the palloc'd result is copied.
             unsafe { CStr::from_ptr(pg_sys::format_procedure_qualified(function)).to_string_lossy().into_owned() }
@@ -783,13 +818,16 @@ unsafe extern "C-unwind" fn walk(node: *mut pg_sys::Node, context: *mut c_void) 
             }
             pg_sys::NodeTag::T_FuncExpr => visit.reader.visit_function((*node.cast::<pg_sys::FuncExpr>()).funcid),
             pg_sys::NodeTag::T_OpExpr | pg_sys::NodeTag::T_DistinctExpr | pg_sys::NodeTag::T_NullIfExpr => {
-                visit.reader.call((*node.cast::<pg_sys::OpExpr>()).opfuncid);
+                visit.reader.visit_operator((*node.cast::<pg_sys::OpExpr>()).opno);
             }
             pg_sys::NodeTag::T_ScalarArrayOpExpr => {
-                visit.reader.call((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opfuncid);
+                visit.reader.visit_operator((*node.cast::<pg_sys::ScalarArrayOpExpr>()).opno);
             }
-            pg_sys::NodeTag::T_Aggref => visit.reader.call((*node.cast::<pg_sys::Aggref>()).aggfnoid),
-            pg_sys::NodeTag::T_WindowFunc => visit.reader.call((*node.cast::<pg_sys::WindowFunc>()).winfnoid),
+            pg_sys::NodeTag::T_Aggref => visit.reader.visit_aggregate((*node.cast::<pg_sys::Aggref>()).aggfnoid),
+            pg_sys::NodeTag::T_WindowFunc => {
+                // Any aggregate may be called as one.
+                visit.reader.visit_aggregate((*node.cast::<pg_sys::WindowFunc>()).winfnoid);
+            }
             pg_sys::NodeTag::T_Const => visit.reader.visit_constant(&*node.cast::<pg_sys::Const>()),
             pg_sys::NodeTag::T_CoerceViaIO => {
                 visit.reader.visit_conversion(&*node.cast::<pg_sys::CoerceViaIO>());
