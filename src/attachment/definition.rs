@@ -152,7 +152,9 @@ const FACTS: &str = r"
         select part.oid
         from called c
         join pg_catalog.pg_aggregate g on g.aggfnoid = c.oid
-        cross join lateral (values (g.aggtransfn::oid), (g.aggfinalfn::oid)) part (oid)
+        cross join lateral (values
+            (g.aggtransfn::oid), (g.aggfinalfn::oid), (g.aggmtransfn::oid), (g.aggminvtransfn::oid),
+            (g.aggmfinalfn::oid)) part (oid)
     ), types (oid) as (
         select a.atttypid
         from (select oid from tables union select oid from views) r
@@ -243,7 +245,8 @@ const FACTS: &str = r"
            pg_catalog.md5(pg_catalog.concat_ws(
                '|', p.prosrc, p.probin, p.prosqlbody, p.proargdefaults, p.proconfig, p.proisstrict, p.prosecdef,
                (select pg_catalog.concat_ws(
-                    '|', g.aggtransfn::oid, g.aggfinalfn::oid, g.aggtranstype, g.agginitval, g.aggfinalextra)
+                    '|', g.aggtransfn::oid, g.aggfinalfn::oid, g.aggtranstype, g.agginitval, g.aggfinalextra,
+                    g.aggmtransfn::oid, g.aggminvtransfn::oid, g.aggmfinalfn::oid)
                 from pg_catalog.pg_aggregate g where g.aggfnoid = p.oid))),
            false, null
     from functions f join pg_catalog.pg_proc p on p.oid = f.oid and p.oid >= 16384
@@ -607,6 +610,7 @@ pub fn set_obstacle(attachment: i32, obstacle: Option<&str>) -> bool {
 /// Asks for a build of an index whose documents are all different now.
 pub fn rebuild(attachment: i32, why: &str) {
     record::restart(Some(attachment));
+    state::mark_taken_in(attachment);
     state::mark_stale(attachment, why);
     ask::for_build(attachment, "reindex");
     capture::announce_catalog_change();
@@ -643,7 +647,6 @@ pub fn without_trigger() -> Vec<(pg_sys::Oid, String)> {
 pub fn give_trigger_back(table: pg_sys::Oid, name: &str) {
     triggers::renew(table);
     for attachment in catalog::concerned(table) {
-        record::restart(Some(attachment));
         ask::for_repair(attachment, &format!("table {name} had lost its trigger"));
     }
 }

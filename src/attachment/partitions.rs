@@ -8,7 +8,7 @@
 use pgrx::pg_sys;
 
 use super::{catalog, state, triggers};
-use crate::jobs::{ask, record};
+use crate::jobs::ask;
 use crate::postgres::spi;
 
 /// Attached and followed tables with all that belongs to them, themselves included: `tree (parent, child)`. It takes no
@@ -162,7 +162,6 @@ impl Difference {
             if filled {
                 create_load(attachment, self.child);
             } else if is_foreign {
-                record::restart(Some(attachment));
                 ask::for_repair(attachment, "a foreign table came as a partition");
             }
         }
@@ -182,7 +181,7 @@ fn create_load(attachment: i32, part: pg_sys::Oid) {
 }
 
 /// Rows of a table are gone, nobody noted which. Documents of their own are searched for; where documents of other rows
-/// showed them, all are compared, and a build that runs has read some of them too early.
+/// showed them, all are compared.
 fn rows_left(parent: pg_sys::Oid, why: &str) {
     take_out(parent, why, true);
 }
@@ -209,7 +208,6 @@ fn take_out(parent: pg_sys::Oid, why: &str, everywhere: bool) {
         (0..rows.len()).filter_map(|row| Some((rows.get(row, 1)?, rows.get(row, 2)?))).collect();
     for (attachment, shown_elsewhere) in attachments {
         if shown_elsewhere {
-            record::restart(Some(attachment));
             ask::for_repair(attachment, why);
         } else {
             ask::for_sweep(attachment);

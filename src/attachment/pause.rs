@@ -6,7 +6,7 @@
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::catalog::{self, Attachment};
-use super::{attach, check};
+use super::{attach, check, state};
 use crate::capture;
 use crate::jobs::{ask, record};
 use crate::postgres::error::Report;
@@ -62,16 +62,9 @@ fn switch(relation: Option<pg_sys::Oid>, index: Option<&str>, paused: bool) -> R
 /// paused or resumed.
 pub fn settle(tables: &[pg_sys::Oid]) {
     lock(tables);
-    let rows = spi::run(
-        "update es_sync.attachment a set stale = $2
-         where a.relation = any ($1::pg_catalog.oid[]) and a.paused
-           and exists (select from es_sync.attachment b where b.relation = a.relation and not b.paused)
-         returning a.id",
-        &[spi::parameter(tables.to_vec()), spi::parameter(LEFT_BEHIND)],
-    );
-    for row in 0..rows.len() {
+    for attachment in state::mark_left_behind(tables, LEFT_BEHIND) {
         // What a build has read so far is left behind too: it begins again, when the index goes on.
-        record::restart(rows.get(row, 1));
+        record::restart(Some(attachment));
     }
 }
 

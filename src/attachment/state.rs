@@ -1,5 +1,7 @@
 //! What is known of an attachment's index: which one is live, and whether it differs from its table and why.
 
+use pgrx::pg_sys;
+
 use crate::postgres::spi;
 use crate::queue::marker;
 
@@ -11,7 +13,7 @@ const QUEUE_MISSES_CHANGES: &str = marker::IS_MISSING;
 const PARTITIONS_UNDER_WAY: &str = "exists (
     select from es_sync.job j
     where j.attachment = a.id and j.state in ('queued', 'running')
-      and (j.kind = 'partition' or j.orphans_only or j.again = 'orphans'))";
+      and (j.kind = 'partition' or j.orphans_only or (j.kind = 'verify' and j.again is not null)))";
 
 /// Why an index is stale while that is so.
 const PARTITIONS: &str = "rows came or went with a partition";
@@ -24,7 +26,7 @@ pub fn set_live(attachment: i32, index: &str, uuid: Option<&str>, is_whole: bool
         &format!(
             "update es_sync.attachment a
          set live_index = $2, live_uuid = $3,
-             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} or pg_catalog.starts_with(a.stale, '{NOT_TAKEN_IN}')
+             stale = case when not $4 or a.paused or {QUEUE_MISSES_CHANGES} or not {IS_TAKEN_IN}
                               then a.stale
                           when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
          where a.id = $1"
@@ -46,8 +48,7 @@ pub fn clear_stale(attachment: i32) {
     spi::run(
         &format!(
             "update es_sync.attachment a set stale = case when {PARTITIONS_UNDER_WAY} then '{PARTITIONS}' end
-             where a.id = $1 and not ({QUEUE_MISSES_CHANGES})
-               and pg_catalog.starts_with(a.stale, '{NOT_TAKEN_IN}') is not true"
+             where a.id = $1 and not ({QUEUE_MISSES_CHANGES}) and {IS_TAKEN_IN}"
         ),
         &[spi::parameter(attachment)],
     );
@@ -75,7 +76,7 @@ pub fn settle_partitions(attachment: i32) {
 /// An index is known to differ from its table until its repair has ended.
 pub fn mark_stale(attachment: i32, why: &str) {
     spi::run(
-        "update es_sync.attachment a set stale = $2 where a.id = $1",
+        &format!("update es_sync.attachment a set stale = $2 where a.id = $1 and {IS_TAKEN_IN}"),
         &[spi::parameter(attachment), spi::parameter(why)],
     );
 }
@@ -88,16 +89,29 @@ pub fn remain_stale(attachment: i32, why: &str) {
     );
 }
 
-/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet. While it does, no
-/// job that ends has mended what is missed until then.
+/// What begins to tell why an index is stale whose definitions have changed and cannot be taken in yet.
 const NOT_TAKEN_IN: &str = "not taken in yet: ";
+/// Where it does not. While it does, no job that ends has mended what is missed until then, and nothing else that is wrong
+/// with the index takes its place: who takes the definitions in must see it.
+const IS_TAKEN_IN: &str = "(pg_catalog.starts_with(a.stale, 'not taken in yet: ') is not true)";
 
 /// An index is known to differ from its table, or may, until its definitions can be taken in.
 pub fn mark_not_taken_in(attachment: i32, why: &str) {
-    mark_stale(attachment, &format!("{NOT_TAKEN_IN}{why}"));
+    spi::run(
+        "update es_sync.attachment a set stale = $2 where a.id = $1",
+        &[spi::parameter(attachment), spi::parameter(format!("{NOT_TAKEN_IN}{why}"))],
+    );
 }
 
-/// True if that is all that is known to be wrong with an index, and for a reason that begins so.
+/// They are taken in: what it has missed until now is for a repair.
+pub fn mark_taken_in(attachment: i32) {
+    spi::run(
+        &format!("update es_sync.attachment a set stale = null where a.id = $1 and not {IS_TAKEN_IN}"),
+        &[spi::parameter(attachment)],
+    );
+}
+
+/// True while an index is marked so, for a reason that begins so.
 pub fn is_not_taken_in(attachment: i32, why: &str) -> bool {
     let rows = spi::run(
         "select from es_sync.attachment a where a.id = $1 and pg_catalog.starts_with(a.stale, $2)",
@@ -108,7 +122,21 @@ pub fn is_not_taken_in(attachment: i32, why: &str) -> bool {
 
 /// Tables go on without their indexes following.
 pub fn mark_all_stale(why: &str) {
-    spi::run("update es_sync.attachment a set stale = $1", &[spi::parameter(why)]);
+    spi::run(&format!("update es_sync.attachment a set stale = $1 where {IS_TAKEN_IN}"), &[spi::parameter(why)]);
+}
+
+/// So do these tables without those of their indexes that are paused, while others go on. Which those are.
+pub fn mark_left_behind(tables: &[pg_sys::Oid], why: &str) -> Vec<i32> {
+    let rows = spi::run(
+        &format!(
+            "update es_sync.attachment a set stale = case when {IS_TAKEN_IN} then $2 else a.stale end
+             where a.relation = any ($1::pg_catalog.oid[]) and a.paused
+               and exists (select from es_sync.attachment b where b.relation = a.relation and not b.paused)
+             returning a.id"
+        ),
+        &[spi::parameter(tables.to_vec()), spi::parameter(why)],
+    );
+    (0..rows.len()).filter_map(|row| rows.get(row, 1)).collect()
 }
 
 /// The index behind the alias has vanished: until another is built there is none.

@@ -4,7 +4,7 @@
 use pgrx::pg_sys;
 
 use super::{catalog, partitions};
-use crate::jobs::{ask, record};
+use crate::jobs::ask;
 use crate::postgres::spi;
 
 /// A trigger of ours that does not always fire.
@@ -43,7 +43,6 @@ pub fn mend(trigger: &Trigger) {
     // call functions of theirs with our rights.
     spi::run(&format!("alter table only {} enable always trigger {}", trigger.table_name, trigger.name), &[]);
     for attachment in catalog::concerned(trigger.table) {
-        record::restart(Some(attachment));
         ask::for_repair(attachment, &format!("triggers of {} were switched off", trigger.table_name));
     }
 }

@@ -31,8 +31,8 @@ pub enum Encoding {
 pub enum Template {
     /// One column is the document, or null where there is none.
     Whole,
-    /// A column for each field.
-    Fields(Vec<Field>),
+    /// A column for each field; where rows are `filtered`, one before them that says whether the row has a document.
+    Fields { fields: Vec<Field>, filtered: bool },
 }
 
 /// A field of a document.
@@ -44,7 +44,7 @@ pub struct Field {
 
 impl Template {
     /// Names of fields and how their values become JSON, in the statement's order. There is one at least, of the key.
-    pub fn of_fields<'a>(fields: impl Iterator<Item = (&'a str, Encoding)>) -> Self {
+    pub fn of_fields<'a>(fields: impl Iterator<Item = (&'a str, Encoding)>, filtered: bool) -> Self {
         let field = |(place, (name, encoding)): (usize, (&str, Encoding))| {
             let mut before = vec![if place == 0 { b'{' } else { b',' }];
             // A name has 63 bytes.
@@ -52,18 +52,22 @@ impl Template {
             before.push(b':');
             Field { before: before.into(), encoding }
         };
-        Self::Fields(fields.enumerate().map(field).collect())
+        Self::Fields { fields: fields.enumerate().map(field).collect(), filtered }
     }
 
     /// Appends a row's document; its columns begin at `first` (from 1). False if the row has none. Raises
     /// program_limit_exceeded where it is too large for Postgres, too.
     pub fn write(&self, row: &Slot, first: usize, out: &mut Vec<u8>) -> bool {
-        let Self::Fields(fields) = self else {
+        let Self::Fields { fields, filtered } = self else {
             let Some(document) = row.datum(first) else { return false };
             // SAFETY: the column is of type json.
             unsafe { spi::with_bytes(document, |bytes| append(out, bytes)) }.unwrap_or_else(TooLarge::raise);
             return true;
         };
+        if *filtered && !row.datum(first).is_some_and(is_true) {
+            return false;
+        }
+        let first = first + usize::from(*filtered);
         for (place, field) in fields.iter().enumerate() {
             out.extend_from_slice(&field.before);
             match row.datum(first + place) {
@@ -77,6 +81,10 @@ impl Template {
     }
 }
 
+fn is_true(boolean: pg_sys::Datum) -> bool {
+    boolean.value() as u8 != 0
+}
+
 impl Encoding {
     /// # Safety
     /// `value` is a non-null value of the type that this stands for.
@@ -87,7 +95,7 @@ impl Encoding {
         // SAFETY: the caller's.
         unsafe {
             match self {
-                Encoding::Boolean => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
+                Encoding::Boolean => out.extend_from_slice(if is_true(value) { b"true" } else { b"false" }),
                 Encoding::Int2 => integer(value.value() as i16 as i64, out),
                 Encoding::Int4 => integer(value.value() as i32 as i64, out),
                 Encoding::Int8 => integer(value.value() as i64, out),

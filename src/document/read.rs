@@ -65,9 +65,8 @@ impl Reader {
             .clone()
     }
 
-    /// Reads the rows of `keys` that exist, as they are in the active snapshot; without a routing, those that have no
-    /// document may be left out. `found` says whether to go on; it may get rows of other keys, too, that read alike (1.00
-    /// for 1.0, 7 for 007).
+    /// Reads the rows of `keys` that exist, as they are in the active snapshot. `found` says whether to go on; it may get
+    /// rows of other keys, too, that read alike (1.00 for 1.0, 7 for 007).
     ///
     /// Returns true if all rows were read: a key that was not found then has no document.
     pub fn by_keys(&mut self, keys: &[&str], mut found: impl FnMut(Row) -> bool) -> bool {
@@ -156,29 +155,26 @@ impl Reader {
         }
     }
 
-    /// The keys of the rows that follow `after`, `limit` at the most, without their documents: for a row that cannot be read.
-    pub fn next_keys(&mut self, after: Option<&str>, limit: i64) -> Vec<String> {
+    /// The key of the row that follows `after`, without its document: for a row that cannot be read.
+    pub fn next_key(&mut self, after: Option<&str>) -> Option<String> {
         let shape = &self.shape;
         let parts = after.and_then(|after| key::parts(after, shape.key.len()));
         let key_types = &shape.columns[..shape.key.len()];
         rights::as_owner(shape.owner, || {
-            let statement = if parts.is_some() { &shape.statements.next_keys } else { &shape.statements.first_keys };
-            let parts = parts.into_iter().flatten().map(spi::parameter);
-            let parameters: Vec<_> = parts.chain([spi::parameter(limit)]).collect();
+            let statement = if parts.is_some() { &shape.statements.next_key } else { &shape.statements.first_key };
+            let parameters: Vec<_> = parts.into_iter().flatten().map(spi::parameter).collect();
             let rows = spi::run(statement, &parameters).typed(key_types);
-            let key = |row| {
-                let mut text = String::new();
-                key_of(|column| rows.datum(row, column), &shape.key, &mut text);
+            let mut text = String::new();
+            (!rows.is_empty()).then(|| {
+                key_of(|column| rows.datum(0, column), &shape.key, &mut text);
                 text
-            };
-            (0..rows.len()).map(key).collect()
+            })
         })
     }
 }
 
-/// As the table's owner, and not longer than `es_sync.read_timeout`. A table is read by its key's index, however small it
-/// is: in a scan Postgres might evaluate the filter before it compares keys, and one row of which that fails would keep
-/// all others from being read.
+/// As the table's owner, and not longer than `es_sync.read_timeout`. A table is read by its key's index, whatever its
+/// statistics say.
 fn as_reader<T>(shape: &Shape, work: impl FnOnce() -> T) -> T {
     rights::as_owner(shape.owner, || {
         if !shape.is_view {

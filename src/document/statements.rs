@@ -10,10 +10,11 @@ use crate::attachment::operator::{self, Operator};
 use crate::postgres::relation::Column;
 use crate::postgres::spi::quoted;
 
-/// They return the key columns, the routing where there is one, then what the template takes.
+/// They return the key columns, the routing where there is one, then what the template takes. Rows that the filter leaves
+/// out are returned, too, without a document: one that was there lies where their routing leads, and a page ends after so
+/// many rows, however few of them have one.
 pub struct Statements {
-    /// Reads by keys: parameters are one text[] per key column, or one int8[] for an integer key. With a routing, a row
-    /// that has no document is returned, too: its document lies there.
+    /// Reads by keys: parameters are one text[] per key column, or one int8[] for an integer key.
     pub by_keys: String,
     /// As `by_keys`, for an integer key: all rows from the key $1 to the key $2.
     pub by_range: String,
@@ -23,9 +24,9 @@ pub struct Statements {
     pub first_page: String,
     /// Reads the page after a key: one text per key column, then the number of rows.
     pub next_page: String,
-    /// As the pages, but the key columns only, whatever the filter says of a row.
-    pub first_keys: String,
-    pub next_keys: String,
+    /// The key columns of the first row, and of the one after a key.
+    pub first_key: String,
+    pub next_key: String,
     /// Fails where a text is no value of its key column's type: one text per key column.
     pub key_check: String,
 }
@@ -60,59 +61,56 @@ pub struct Document {
 
 /// Says whether a row passes the filter.
 const PASSES: &str = "\"es_sync passes\"";
+/// The keys that are looked up; no table is called so.
+const KEYS: &str = "\"es_sync keys\"";
 
 impl Statements {
     pub fn new(origin: &Origin, document: &Document) -> Self {
         let key = Key::new(origin.key);
-        let rows = origin.rows();
+        let list = |of: &str| {
+            let columns: Vec<String> = key.columns.iter().map(|column| format!("{of}{column}")).collect();
+            columns.join(", ")
+        };
+        let (own, order) = (list(""), list("t."));
         let place = origin.routing.map(|column| format!("t.{}, ", quoted(&column.name))).unwrap_or_default();
-        let order = key.columns.join(", ");
         let select = format!("select {order}, {place}{} from", document.sql);
+        let is_plain = origin.view.is_none() && origin.filter.is_none();
         let after = key.texts();
         let behind = operator::behind(&key.columns, &after, &key.kinds);
         let has_key = key.is_there();
-        let keys = |behind: &str, limit: usize| {
-            format!("select {order} from {} t where {has_key}{behind} order by {order} limit ${limit}", origin.table)
-        };
-        let page = |behind: &str, limit: usize| {
-            let rows = format!("{rows} t where {has_key}{behind} order by {order} limit ${limit}");
-            // The rows of a page first: no document is made for others.
-            match origin.view {
-                None => format!("{select} {rows}"),
-                Some(_) => format!("{select} (select t.* from {rows}) t order by {order}"),
+        let one =
+            |behind: &str| format!("select {own} from {} where {has_key}{behind} order by {own} limit 1", origin.table);
+        let page = |behind: &str, limit: usize| match is_plain {
+            true => format!("{select} {} order by {order} limit ${limit}", origin.rows(&format!("{has_key}{behind}"))),
+            // The rows of a page first: no filter and no view is evaluated for others.
+            false => {
+                let rows = origin.rows(&format!("{has_key}{behind} order by {own} limit ${limit}"));
+                format!("{select} {rows} order by {order}")
             }
         };
         Self {
-            by_keys: format!("{select} {}", key.look_up(&rows)),
-            by_range: format!("{select} {}", key.range(&rows)),
-            is_plain: origin.view.is_none() && origin.filter.is_none(),
+            by_keys: format!("{select} {}", key.look_up(origin)),
+            by_range: format!("{select} {}", key.range(origin)),
+            is_plain,
             first_page: page("", 1),
             next_page: page(&format!(" and {behind}"), key.columns.len() + 1),
-            first_keys: keys("", 1),
-            next_keys: keys(&format!(" and {behind}"), key.columns.len() + 1),
+            first_key: one(""),
+            next_key: one(&format!(" and {behind}")),
             key_check: format!("select {}", after.join(", ")),
         }
     }
 }
 
 impl Origin<'_> {
-    /// What documents are read from, as far as the filter lets it through.
-    fn filtered(&self) -> String {
-        let read = self.view.unwrap_or(self.table);
-        match self.filter {
-            None => read.to_owned(),
-            Some(filter) => format!("(select * from {read} where (\n{filter}\n) is true)"),
-        }
-    }
-
-    /// The rows that are looked up, or follow each other in pages. A view is read for each of them.
-    fn rows(&self) -> String {
-        match (self.view, self.routing, self.filter) {
-            (Some(_), ..) => self.table.to_owned(),
-            (None, Some(_), Some(filter)) => {
-                format!("(select *, (\n{filter}\n) is true as {PASSES} from {})", self.table)
-            }
-            _ => self.filtered(),
+    /// The rows `t` of the table that a condition on its columns chooses. The filter is evaluated for those alone, whatever
+    /// it does: in a WHERE it might come before the key is compared. OFFSET keeps it from being evaluated for each mention.
+    fn rows(&self, condition: &str) -> String {
+        match (self.view, self.filter) {
+            (None, Some(filter)) => format!(
+                "(select *, (\n{filter}\n) is true as {PASSES} from {} where {condition} offset 0) t",
+                self.table
+            ),
+            _ => format!("(select * from {} where {condition}) t", self.table),
         }
     }
 
@@ -125,14 +123,11 @@ impl Origin<'_> {
         };
         // "document.*" is the row even where a column has the alias's name.
         match self.view {
-            None if self.routing.is_some() && self.filter.is_some() => {
-                let row = format!("(select pg_catalog.row_to_json(document.*) from (select {}) document)", list());
-                Document::whole(format!("case when t.{PASSES} then {row} end"))
-            }
-            None => Document::of_columns(fields),
+            None => Document::of_columns(fields, self.filter.is_some()),
             // Key by key, so that a view's groups and sub-selects are evaluated for that key alone. OFFSET keeps what the
             // view computes from being computed again for each mention. A second row for a key is an error.
-            Some(_) => {
+            Some(view) => {
+                let passing = self.filter.map(|filter| format!(" where (\n{filter}\n) is true")).unwrap_or_default();
                 let equal = |column: &&Column| {
                     let name = quoted(&column.name);
                     format!("v.{name} {} t.{name}", Operator::equal(column.type_oid).qualified())
@@ -140,9 +135,8 @@ impl Origin<'_> {
                 let equal: Vec<String> = self.key.iter().map(equal).collect();
                 Document::whole(format!(
                     "(select pg_catalog.row_to_json(document.*) from (select {} from \
-                     (select v.* from {} v where {} offset 0) t) document)",
+                     (select v.* from (select * from {view}{passing}) v where {} offset 0) t) document)",
                     list(),
-                    self.filtered(),
                     equal.join(" and ")
                 ))
             }
@@ -156,18 +150,27 @@ impl Document {
         Self { sql, types: vec![pg_sys::JSONOID], template: Template::Whole }
     }
 
-    fn of_columns(fields: &[Shown]) -> Self {
+    /// `filtered`: of a row that may not pass, for which nothing is made into JSON.
+    fn of_columns(fields: &[Shown], filtered: bool) -> Self {
         let (mut sql, mut types, mut encodings) = (Vec::new(), Vec::new(), Vec::new());
+        if filtered {
+            sql.push(format!("t.{PASSES}"));
+            types.push(pg_sys::BOOLOID);
+        }
         for Shown { column, value, encoding } in fields {
-            sql.push(if encoding.is_some() { value.clone() } else { format!("pg_catalog.to_json({value})") });
+            sql.push(match (encoding, filtered) {
+                (Some(_), _) => value.clone(),
+                (None, false) => format!("pg_catalog.to_json({value})"),
+                (None, true) => format!("case when t.{PASSES} then pg_catalog.to_json({value}) end"),
+            });
             types.push(if encoding.is_some() { column.type_oid } else { pg_sys::JSONOID });
             encodings.push((column.name.as_str(), encoding.unwrap_or(Encoding::Json)));
         }
-        Self { sql: sql.join(", "), types, template: Template::of_fields(encodings.into_iter()) }
+        Self { sql: sql.join(", "), types, template: Template::of_fields(encodings.into_iter(), filtered) }
     }
 }
 
-/// The key of the row `t`, in SQL.
+/// The key of a row, in SQL.
 struct Key {
     columns: Vec<String>,
     kinds: Vec<pg_sys::Oid>,
@@ -178,7 +181,7 @@ struct Key {
 impl Key {
     fn new(key: &[&Column]) -> Self {
         Self {
-            columns: key.iter().map(|column| format!("t.{}", quoted(&column.name))).collect(),
+            columns: key.iter().map(|column| quoted(&column.name)).collect(),
             kinds: key.iter().map(|column| column.type_oid).collect(),
             alone: key.iter().map(|column| is_compound(column)).collect(),
         }
@@ -198,39 +201,39 @@ impl Key {
         self.kinds.iter().enumerate().map(text).collect()
     }
 
-    /// The rows `t` among `rows` whose key, an integer, is not below $1 and not above $2.
-    fn range(&self, rows: &str) -> String {
+    /// The rows `t` whose key, an integer, is not below $1 and not above $2.
+    fn range(&self, origin: &Origin) -> String {
         let column = &self.columns[0];
-        format!("{rows} t where {column} >= $1::pg_catalog.int8 and {column} <= $2::pg_catalog.int8")
+        origin.rows(&format!("{column} >= $1::pg_catalog.int8 and {column} <= $2::pg_catalog.int8"))
     }
 
-    /// The rows `t` among `rows` that have one of the keys in the parameters.
-    fn look_up(&self, rows: &str) -> String {
+    /// The rows `t` that have one of the keys in the parameters.
+    fn look_up(&self, origin: &Origin) -> String {
         let equals: Vec<String> = self.kinds.iter().map(|kind| Operator::equal(*kind).qualified()).collect();
         if let ([column], [kind], [false]) = (&self.columns[..], &self.kinds[..], &self.alone[..]) {
             let array = match key::Column::new(*kind).is_integer() {
                 true => "int8[]".to_owned(),
                 false => format!("text[]::{}", text_as(*kind, "[]")),
             };
-            return format!("{rows} t where {column} {} any ($1::pg_catalog.{array})", equals[0]);
+            return origin.rows(&format!("{column} {} any ($1::pg_catalog.{array})", equals[0]));
         }
         let (mut parts, mut names, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
         for (place, (column, kind)) in self.columns.iter().zip(&self.kinds).enumerate() {
             let (n, equal) = (place + 1, &equals[place]);
             if self.alone[place] {
                 parts.push(format!("${n}::pg_catalog.text[]"));
-                conditions.push(format!("{column} {equal} k.k{n}::{}", text_as(*kind, "")));
+                conditions.push(format!("{column} {equal} {KEYS}.k{n}::{}", text_as(*kind, "")));
             } else {
                 parts.push(format!("${n}::pg_catalog.text[]::{}", text_as(*kind, "[]")));
-                conditions.push(format!("{column} {equal} k.k{n}"));
+                conditions.push(format!("{column} {equal} {KEYS}.k{n}"));
             }
             names.push(format!("k{n}"));
         }
         format!(
-            "rows from (pg_catalog.unnest({})) k ({}) join {rows} t on {}",
+            "rows from (pg_catalog.unnest({})) {KEYS} ({}) cross join lateral {}",
             parts.join("), pg_catalog.unnest("),
             names.join(", "),
-            conditions.join(" and ")
+            origin.rows(&conditions.join(" and "))
         )
     }
 }

@@ -54,16 +54,22 @@ pub const NOT_CAPTURED: &str = "changes were not captured one by one";
 
 /// Marks an index as stale and asks for what makes it equal to its table again: a comparison that mends, or a rebuild
 /// where the engine does not give documents back as they were sent.
+///
+/// A build or repair that runs is followed by this one: if it began again, none would ever end where repairs are asked for
+/// more often than it takes. What a build has read too early is mended once its index is live; its lane was open before
+/// it read, so no change that was captured is missing there.
 pub fn for_repair(attachment: i32, why: &str) {
+    is_followed(attachment, "j.kind in ('load', 'reindex')");
+    for_repair_of_live(attachment, why);
+}
+
+/// The same where only the live index is wrong, and none that is being built.
+pub fn for_repair_of_live(attachment: i32, why: &str) {
     state::mark_stale(attachment, why);
     repair(attachment);
 }
 
-/// A build or repair that runs is followed by this one: if it began again, none would ever end where repairs are asked for
-/// more often than it takes. What a build has read too early is mended once its index is live; its lane was open before
-/// it read, so no change that was captured is missing there.
 fn repair(attachment: i32) {
-    is_followed(attachment, "j.kind in ('load', 'reindex')");
     match catalog::of_id(attachment) {
         Some(known) if known.live.is_none() => {
             for_build_of_all_rows(attachment);
@@ -140,8 +146,14 @@ fn comparison(attachment: i32, repair: bool, sample: f32, orphans_only: bool) ->
          select 'verify', a.id, a.relation::text, a.index_name, $2, $3, $4 from es_sync.attachment a where a.id = $1
          on conflict (attachment) where kind = 'verify' and state in ('queued', 'running') do update
          set state = 'queued',
-             -- It is what was to follow.
-             again = case when not excluded.repair or excluded.sample < 1
+             again = case
+                         -- While there is no live index, or another one is built, it may end without looking for them.
+                         when (j.orphans_only or j.again = 'orphans') and not excluded.orphans_only and exists (
+                             select from es_sync.job b
+                             where b.attachment = j.attachment and b.kind in ('load', 'reindex')
+                               and b.state in ('queued', 'running')) then 'orphans'
+                         -- Else it is what was to follow.
+                         when not excluded.repair or excluded.sample < 1
                             or (excluded.orphans_only and j.again = 'repair') then j.again end,
              repair = j.repair or excluded.repair,
              sample = greatest(j.sample, excluded.sample), orphans_only = j.orphans_only and excluded.orphans_only,

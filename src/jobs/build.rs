@@ -60,7 +60,6 @@ struct Filling {
     /// The last key read.
     after: Option<String>,
     exhausted: bool,
-    unreadable: Unreadable,
     pages: VecDeque<Sent>,
     /// Key of the last row of the last finished page, and how many rows that makes.
     position: Option<String>,
@@ -74,21 +73,6 @@ struct Filling {
     has_left_live: bool,
     /// The engine has refused to swap: nothing is behind the alias yet.
     swap_refused: bool,
-}
-
-/// Most keys that are passed over at once.
-const MAX_PASSED_OVER: i64 = 1_000;
-
-/// How many rows a load leaves to the changes' way where not a single one can be read: twice as many each time, for rows
-/// that the filter leaves out may lie before the one that fails.
-#[derive(Default)]
-struct Unreadable(i64);
-
-impl Unreadable {
-    fn next(&mut self) -> i64 {
-        self.0 = (self.0 * 2).clamp(1, MAX_PASSED_OVER);
-        self.0
-    }
 }
 
 struct Sent {
@@ -424,7 +408,6 @@ impl Build {
                     Ok(read) => read,
                     Err(error) => return self.page_failed(context, error, now),
                 };
-                self.filling.unreadable = Unreadable::default();
                 self.filling.exhausted = read.exhausted;
                 if let Some(last) = read.last.map(|last| last.to_string()) {
                     self.filling.after = Some(last.clone());
@@ -462,18 +445,14 @@ impl Build {
                 return Ok(Step::Again);
             }
             let page = self.page_number();
-            let (after, at_once) = (self.filling.after.as_deref(), self.filling.unreadable.next());
-            let keys = transaction::run_without_waiting(|| context.reader.next_keys(after, at_once))?;
-            match keys.last().cloned() {
+            let after = self.filling.after.as_deref();
+            match transaction::run_without_waiting(|| context.reader.next_key(after))? {
                 None => self.filling.exhausted = true,
                 Some(last) => {
                     let lane = self.lane.and_then(|lane| context.delivery.lane(lane));
-                    let alone = |lane: &mut Lane| {
-                        keys.iter().filter(|key| lane.backfill_alone(key.as_str().into(), page)).count()
-                    };
-                    let sent = Sent { page, left: lane.map_or(0, alone), rows: keys.len(), last: last.clone() };
-                    self.filling.pages.push_back(sent);
-                    self.filling.after = Some(last);
+                    let left = lane.is_some_and(|lane| lane.backfill_alone(last.as_str().into(), page));
+                    self.filling.after = Some(last.clone());
+                    self.filling.pages.push_back(Sent { page, left: usize::from(left), rows: 1, last });
                 }
             }
             return Ok(Step::Again);

@@ -90,12 +90,13 @@ pub fn next_target(attachment: i32) -> Option<String> {
     rows.first(1)
 }
 
-/// A build begins, or begins again, to fill a new target. From then on it is a first load only if `first`. It need not be
-/// followed by a repair for what happened before.
+/// A build begins, or begins again, to fill a new target. From then on it is a first load only if `first`. One that reads all
+/// rows need not be followed by a repair for what happened before; a first load may have none to read.
 pub fn begin(job: i64, target: &str, total: Option<i64>, first: bool) {
     spi::run(
         "update es_sync.job j
-         set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3, again = null,
+         set state = 'running', phase = 'create', target = $2, position = null, done = 0, total = $3,
+             again = case when $4 then j.again end,
              kind = case when $4 then j.kind else 'reindex' end,
              error = null, started_at = coalesce(j.started_at, pg_catalog.clock_timestamp())
          where j.id = $1 and j.state in ('queued', 'running')",

@@ -456,7 +456,7 @@ impl Verify {
             return Ok(());
         }
         let after = self.position.clone();
-        match transaction::run_without_waiting(|| context.reader.next_keys(after.as_deref(), 1))?.pop() {
+        match transaction::run_without_waiting(|| context.reader.next_key(after.as_deref()))? {
             None => self.phase = self.after_rows(),
             Some(key) => {
                 self.park(vec![key.clone()], context)?;

@@ -160,14 +160,15 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     let Difference { causes, ways, names, order } = old.as_ref().map(|old| old.compare(&new)).unwrap_or_default();
     let cause = causes.join("; ");
     let mut obstacle = obstacle;
-    // What kept the ways from being found before may be over.
-    let ways = (ways || obstructed) && obstacle.is_none();
+    // What kept the ways from being found before may be over; names that changed meanwhile are known already.
+    let (ways, names) = ((ways || obstructed) && obstacle.is_none(), names || obstructed);
     if ways {
         match renew_ways(attachment, names, !cause.is_empty()) {
             Ok(()) => {}
             Err(error) if error.passes_soon() => {
                 // Only the ways are missing: what is known to be wrong by then is shown.
-                let cause = if cause.is_empty() && is_misled(attachment, names)? { follow::MISLED } else { &cause };
+                let misled = misled || (cause.is_empty() && is_misled(attachment, names)?);
+                let cause = if misled { follow::MISLED } else { &cause };
                 if !cause.is_empty() {
                     transaction::run_without_waiting(|| state::mark_not_taken_in(id, cause))?;
                 }
@@ -184,6 +185,10 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         }
     }
     let written = transaction::run_without_waiting(|| {
+        if !misled && state::is_not_taken_in(id, follow::MISLED) {
+            // Since it was asked above.
+            return None;
+        }
         if old.as_ref() != Some(&new) {
             definition::remember(id, &new);
         }
@@ -197,14 +202,16 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
             definition::rebuild(id, &cause);
         } else if missed {
             record::restart(Some(id));
+            state::mark_taken_in(id);
             ask::for_repair(id, "its definitions were others for a while");
         } else if order {
             // Who pages through the rows has passed over some. He may also have ended by now.
             record::restart(Some(id));
             ask::for_repair(id, "the collation of its key was altered");
         }
-        news || missed || order || !cause.is_empty()
+        Some(news || missed || order || !cause.is_empty())
     })?;
+    let Some(written) = written else { return Ok(Looked::Again) };
     if !cause.is_empty() {
         pgrx::log!("index \"{}\" is built anew: {cause}", attachment.index);
     }

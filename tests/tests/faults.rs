@@ -175,6 +175,32 @@ fn a_row_that_cannot_be_read_behind_many_that_the_filter_leaves_out_keeps_no_loa
 }
 
 #[test]
+fn a_filter_that_leaves_out_rows_for_longer_than_a_read_may_take_keeps_them_all_in_the_load() {
+    let engine = Engine::elasticsearch();
+    let server = Server::builder().conf("es_sync.url", engine.url()).conf("es_sync.read_timeout", "500ms").start();
+    let mut client = server.create_database("app");
+    let name = unique("slow");
+    client
+        .batch_execute(&format!(
+            "create function kept(int) returns bool language plpgsql as 'begin perform pg_sleep(0.002); return $1 > 990; end';
+             create table {name} (id int primary key, title text);
+             insert into {name} select i, 'title ' || i from generate_series(1, 1000) i;
+             select es_sync.attach('{name}', filter => 'public.kept(id)')"
+        ))
+        .expect("set up");
+    expect::settled(&mut client);
+    let kept = format!("select id, row_to_json(t) from {name} t where id > 990");
+    expect::documents_equal(&mut client, &kept, &engine, &name);
+    let by_the_way: i64 = client.query_one("select deleted from es_sync.status", &[]).expect("status").get(0);
+    assert_eq!(by_the_way, 0, "no row was taken for one that cannot be read");
+    client.batch_execute(&format!("select es_sync.verify('{name}')")).expect("verify");
+    expect::settled(&mut client);
+    let counts = "select missing + different + orphaned from es_sync.jobs where kind = 'verify'";
+    let counts: i64 = client.query_one(counts, &[]).expect("jobs").get(0);
+    assert_eq!(counts, 0);
+}
+
+#[test]
 fn a_poison_document_is_parked_with_the_reason_and_the_others_flow() {
     for engine in [Engine::elasticsearch(), Engine::opensearch()] {
         let server = Server::with(&engine);

@@ -490,6 +490,25 @@ fn partitions_that_come_go_and_are_emptied_during_a_reindex_end_equal() {
 }
 
 #[test]
+fn a_comparison_that_is_asked_for_during_a_first_load_forgets_no_partition_that_was_emptied() {
+    let mut parted = Parted::without_attachment(REGIONS);
+    parted.proxy.set_for("_bulk", Fault::Hold);
+    parted.run("select es_sync.attach('{T}')");
+    wait::until("a page is on its way", wait::LONG, || !parted.proxy.seen("_bulk").is_empty());
+    parted.run("truncate {T}_b");
+    wait::until("its documents are to be taken out", wait::LONG, || {
+        parted.number("select count(*) from es_sync.job where kind = 'verify' and orphans_only") == 1
+    });
+    parted.run("select es_sync.verify('{T}')");
+    wait::until("there is nothing to compare", wait::LONG, || {
+        parted.number("select count(*) from es_sync.job where kind = 'verify' and state = 'done'") == 1
+    });
+    parted.proxy.set(Fault::Pass);
+    expect::settled(&mut parted.client);
+    parted.equal();
+}
+
+#[test]
 fn a_table_truncated_during_a_reindex_is_emptied() {
     let mut parted = Parted::new();
     for table in ["{T}", "{T}_b"] {
@@ -585,6 +604,23 @@ fn partitions_of_a_table_that_a_view_reads_come_change_and_go() {
         "truncate {T}_items_a",
         "drop table {T}_items_b",
     ]);
+}
+
+#[test]
+fn a_partition_of_a_table_that_a_view_reads_goes_during_a_reindex_which_goes_on() {
+    let mut shown = Shown::new();
+    shown.0.proxy.forget_seen();
+    shown.0.proxy.set_for("_bulk", Fault::Hold);
+    shown.0.run("select es_sync.reindex('{T}')");
+    wait::until("a page is on its way", wait::LONG, || !shown.0.proxy.seen("_bulk").is_empty());
+    shown.0.run("drop table {T}_items_b");
+    wait::until("the worker has noticed", wait::LONG, || {
+        shown.0.number("select count(*) from es_sync.job where kind = 'reindex' and again = 'repair'") == 1
+    });
+    shown.0.proxy.set(Fault::Pass);
+    expect::settled(&mut shown.0.client);
+    shown.equal();
+    assert_eq!(shown.0.engine.indexes_of(&shown.0.name), [format!("{}-2", shown.0.name)], "it did not begin again");
 }
 
 #[test]

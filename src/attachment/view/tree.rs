@@ -693,7 +693,8 @@ impl Reader {
         let parts = spi::run(
             "select f.oid
              from pg_catalog.pg_aggregate g
-             join pg_catalog.pg_proc f on f.oid in (g.aggtransfn::oid, g.aggfinalfn::oid)
+             join pg_catalog.pg_proc f on f.oid in (
+                 g.aggtransfn::oid, g.aggfinalfn::oid, g.aggmtransfn::oid, g.aggminvtransfn::oid, g.aggmfinalfn::oid)
              where g.aggfnoid = $1",
             &[spi::parameter(aggregate)],
         );
