@@ -246,7 +246,7 @@ const FACTS: &str = r"
                '|', p.prosrc, p.probin, p.prosqlbody, p.proargdefaults, p.proconfig, p.proisstrict, p.prosecdef,
                (select pg_catalog.concat_ws(
                     '|', g.aggtransfn::oid, g.aggfinalfn::oid, g.aggtranstype, g.agginitval, g.aggfinalextra,
-                    g.aggmtransfn::oid, g.aggminvtransfn::oid, g.aggmfinalfn::oid)
+                    nullif(g.aggmtransfn::oid, 0), nullif(g.aggminvtransfn::oid, 0), nullif(g.aggmfinalfn::oid, 0))
                 from pg_catalog.pg_aggregate g where g.aggfnoid = p.oid))),
            false, null
     from functions f join pg_catalog.pg_proc p on p.oid = f.oid and p.oid >= 16384

@@ -102,6 +102,11 @@ impl Shape {
         })
     }
 
+    /// True if a filter decides which of the table's rows have a document. That of a view is a part of it.
+    pub fn is_filtered(&self) -> bool {
+        matches!(self.template, Template::Fields { filtered: true, .. })
+    }
+
     /// True if a key is one integer.
     pub fn has_integer_key(&self) -> bool {
         matches!(self.key[..], [column] if column.is_integer())

@@ -61,6 +61,9 @@ pub struct Document {
 
 /// Says whether a row passes the filter.
 const PASSES: &str = "\"es_sync passes\"";
+/// True, and volatile, so that it is not evaluated before rows are merged and counted: a partition's first row may lie far
+/// behind the page.
+const WHEN_CHOSEN: &str = " and pg_catalog.random() operator(pg_catalog.>=) 0";
 /// The keys that are looked up; no table is called so.
 const KEYS: &str = "\"es_sync keys\"";
 
@@ -81,10 +84,12 @@ impl Statements {
         let one =
             |behind: &str| format!("select {own} from {} where {has_key}{behind} order by {own} limit 1", origin.table);
         let page = |behind: &str, limit: usize| match is_plain {
-            true => format!("{select} {} order by {order} limit ${limit}", origin.rows(&format!("{has_key}{behind}"))),
+            true => {
+                format!("{select} {} order by {order} limit ${limit}", origin.rows(&format!("{has_key}{behind}"), ""))
+            }
             // The rows of a page first: no filter and no view is evaluated for others.
             false => {
-                let rows = origin.rows(&format!("{has_key}{behind} order by {own} limit ${limit}"));
+                let rows = origin.rows(&format!("{has_key}{behind} order by {own} limit ${limit}"), WHEN_CHOSEN);
                 format!("{select} {rows} order by {order}")
             }
         };
@@ -104,10 +109,11 @@ impl Statements {
 impl Origin<'_> {
     /// The rows `t` of the table that a condition on its columns chooses. The filter is evaluated for those alone, whatever
     /// it does: in a WHERE it might come before the key is compared. OFFSET keeps it from being evaluated for each mention.
-    fn rows(&self, condition: &str) -> String {
+    /// `and` is added to it.
+    fn rows(&self, condition: &str, and: &str) -> String {
         match (self.view, self.filter) {
             (None, Some(filter)) => format!(
-                "(select *, (\n{filter}\n) is true as {PASSES} from {} where {condition} offset 0) t",
+                "(select *, (\n{filter}\n) is true{and} as {PASSES} from {} where {condition} offset 0) t",
                 self.table
             ),
             _ => format!("(select * from {} where {condition}) t", self.table),
@@ -204,7 +210,7 @@ impl Key {
     /// The rows `t` whose key, an integer, is not below $1 and not above $2.
     fn range(&self, origin: &Origin) -> String {
         let column = &self.columns[0];
-        origin.rows(&format!("{column} >= $1::pg_catalog.int8 and {column} <= $2::pg_catalog.int8"))
+        origin.rows(&format!("{column} >= $1::pg_catalog.int8 and {column} <= $2::pg_catalog.int8"), "")
     }
 
     /// The rows `t` that have one of the keys in the parameters.
@@ -215,7 +221,7 @@ impl Key {
                 true => "int8[]".to_owned(),
                 false => format!("text[]::{}", text_as(*kind, "[]")),
             };
-            return origin.rows(&format!("{column} {} any ($1::pg_catalog.{array})", equals[0]));
+            return origin.rows(&format!("{column} {} any ($1::pg_catalog.{array})", equals[0]), "");
         }
         let (mut parts, mut names, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
         for (place, (column, kind)) in self.columns.iter().zip(&self.kinds).enumerate() {
@@ -233,7 +239,7 @@ impl Key {
             "rows from (pg_catalog.unnest({})) {KEYS} ({}) cross join lateral {}",
             parts.join("), pg_catalog.unnest("),
             names.join(", "),
-            origin.rows(&conditions.join(" and "))
+            origin.rows(&conditions.join(" and "), "")
         )
     }
 }

@@ -60,11 +60,6 @@ pub const NOT_CAPTURED: &str = "changes were not captured one by one";
 /// it read, so no change that was captured is missing there.
 pub fn for_repair(attachment: i32, why: &str) {
     is_followed(attachment, "j.kind in ('load', 'reindex')");
-    for_repair_of_live(attachment, why);
-}
-
-/// The same where only the live index is wrong, and none that is being built.
-pub fn for_repair_of_live(attachment: i32, why: &str) {
     state::mark_stale(attachment, why);
     repair(attachment);
 }

@@ -161,6 +161,7 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
     let cause = causes.join("; ");
     let mut obstacle = obstacle;
     // What kept the ways from being found before may be over; names that changed meanwhile are known already.
+    let differs = ways || names;
     let (ways, names) = ((ways || obstructed) && obstacle.is_none(), names || obstructed);
     if ways {
         match renew_ways(attachment, names, !cause.is_empty()) {
@@ -198,6 +199,10 @@ fn look(attachment: &Attachment) -> Result<Looked, SqlError> {
         let news = definition::set_obstacle(id, obstacle.as_deref());
         // All is as it was before it could be taken in: nobody has mended what was missed meanwhile.
         let missed = obstacle.is_none() && state::is_not_taken_in(id, "");
+        if obstacle.is_some() && differs {
+            // All may be as it was once the obstacle is gone, and tells of nothing then.
+            state::mark_not_taken_in(id, follow::MISLED);
+        }
         if !cause.is_empty() {
             definition::rebuild(id, &cause);
         } else if missed {

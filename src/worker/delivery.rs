@@ -18,7 +18,7 @@ use super::batch::{Batch, Operation};
 use super::engine::{Engine, SLOW};
 use super::fan::Fans;
 use super::hold::Hold;
-use super::lane::{Change, Finished, Key, Lane, Page, Ticket};
+use super::lane::{Change, Finished, Key, Lane, MAX_OPERATIONS, Page, Ticket};
 use super::mapping::PutMapping;
 use super::outbox::Outbox;
 use super::process::RELATIONS_CHANGED;
@@ -37,6 +37,8 @@ use crate::queue::insert::Whole;
 use crate::settings;
 
 /// How long a table rests that somebody has locked, or is altering.
+/// How many rows a page of a filtered table has at the least, however large its documents are.
+const FILTERED_ROWS: usize = 1_000;
 const TABLE_REST: Duration = Duration::from_millis(500);
 
 /// Documents on their way over all lanes, beyond which nothing more is claimed.
@@ -472,9 +474,12 @@ impl Delivery {
         let target_bytes = engine.sizing.target_bytes();
         let max_content = engine.max_content;
         let in_flight = self.in_flight();
-        let limit = self
-            .lane(lane)
-            .map_or(1, |lane| engine.sizing.documents(lane.average_bytes, in_flight, left).min(lane.max_operations));
+        let limit = self.lane(lane).map_or(1, |lane| {
+            let documents = engine.sizing.documents(lane.average_bytes, in_flight, left);
+            // Rows that the filter leaves out cost next to nothing; the body has its own limit.
+            let rows = if reader.shape().is_filtered() { documents.max(FILTERED_ROWS) } else { documents };
+            rows.min(lane.max_operations)
+        });
         let mut batch = self.batch(reader.shape().routing.is_some());
         let mut read = PageRead { sent: 0, rows: 0, last: None, exhausted: false };
         let place = self.lanes.iter().position(|candidate| candidate.id == lane);
@@ -503,6 +508,10 @@ impl Delivery {
         read.sent = batch.operations.len() + batch.unfit.len();
         batch.rows = read.rows;
         if let Some(lane) = self.lane(lane) {
+            if read.sent == 0 && read.rows == lane.max_operations {
+                // No answer comes that would have it grow.
+                lane.max_operations = (lane.max_operations * 2).min(MAX_OPERATIONS);
+            }
             let unfit = batch.unfit.iter().map(|(key, ..)| key);
             for key in batch.operations.iter().map(|operation| &operation.key).chain(unfit) {
                 lane.backfill(key.clone(), page);

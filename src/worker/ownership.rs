@@ -303,7 +303,7 @@ impl Worker {
         transaction::run(|| {
             state::set_uuid(attachment, uuid);
             if replaced {
-                ask::for_repair_of_live(attachment, "the index was restored or replaced in the engine");
+                ask::for_repair(attachment, "the index was restored or replaced in the engine");
             }
         })
     }

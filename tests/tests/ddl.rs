@@ -1645,6 +1645,25 @@ fn tables_that_swap_their_names_while_their_view_is_somebody_elses_lose_no_chang
     });
     shop.run("alter view document owner to current_user");
     shop.is_fine();
+    // Once more, and back before anything is in order again.
+    shop.run("alter view document owner to stranger");
+    shop.says("another owner");
+    let swap = |shop: &mut Shop, looked: &str| {
+        shop.run(
+            "begin; alter table city rename to between; alter table city_old rename to city;
+             alter table between rename to city_old; commit",
+        );
+        let seen = format!("select count(*) from es_sync.definition where facts::text like '%{looked}\"%'");
+        wait::until("the worker has looked", wait::SHORT, || shop.count(&seen) == 1);
+    };
+    swap(&mut shop, "public.city");
+    shop.run("update country set name = 'changed again' where id = 1");
+    wait::until("it was followed to the other table", wait::SHORT, || {
+        shop.count("select count(*) from es_sync.queue") == 0
+    });
+    swap(&mut shop, "public.city_old");
+    shop.run("alter view document owner to current_user");
+    shop.is_fine();
 }
 
 #[test]
